@@ -1,0 +1,120 @@
+"""Token by token: the one loop that every answer, timing and score goes through."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from workbench.errors import InvalidInput
+
+
+class Decoding(BaseModel):
+    """How tokens are chosen.
+
+    Attributes:
+        max_new_tokens: how long an answer may be.
+        temperature: 0 takes the most likely token; higher values draw more freely.
+        top_p: draw only from the most likely tokens that together have this probability.
+        seed: of the draw; the same seed gives the same answer on the same device.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    max_new_tokens: int = Field(default=128, ge=1, le=100_000)
+    temperature: float = Field(default=0.0, ge=0.0, le=5.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int = 0
+
+    def but(self, **changes: Any) -> "Decoding":
+        """These settings with some changed.
+
+        Raises:
+            InvalidInput: an unknown setting, or a value out of range.
+        """
+        try:
+            return Decoding(**(self.model_dump() | changes))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InvalidInput(f"Decoding setting '{first['loc'][0]}': {first['msg'].lower()}.") from None
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: Decoding, prefix: "Prefix | None" = None
+) -> Iterator[list[int]]:
+    """Yield the next token of every prompt, `settings.max_new_tokens` times; the caller stops at end tokens.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids of each prompt, of any lengths; shorter ones are padded on the left.
+        prefix: a key-value cache of tokens that all prompts begin with; the prompts then hold only the rest.
+    """
+    device = model.device
+    ids, mask = pad_left(prompts, device)
+    start = prefix.length if prefix else 0
+    cache = prefix.expand(len(prompts)) if prefix else DynamicCache(config=model.config)
+    mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+    padded = not bool(mask.all())
+    draw = torch.Generator(device=device).manual_seed(settings.seed)
+    for _ in range(settings.max_new_tokens):
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask if padded else None,
+            position_ids=positions if padded else None,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        tokens = choose(logits, settings, draw)
+        yield tokens.tolist()
+        ids = tokens[:, None]
+        if padded:
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+
+def choose(logits: Tensor, settings: Decoding, draw: torch.Generator) -> Tensor:
+    """Next tokens ``(batch,)`` from logits ``(batch, vocabulary)``: greedy, or drawn from the top-p nucleus.
+
+    Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
+    """
+    if settings.temperature == 0:
+        return logits.argmax(dim=-1)
+    chances = torch.softmax(logits.float() / settings.temperature, dim=-1)
+    ranked, order = chances.sort(dim=-1, descending=True)
+    ranked[ranked.cumsum(dim=-1) - ranked >= settings.top_p] = 0.0
+    return order.gather(-1, torch.multinomial(ranked, 1, generator=draw)).squeeze(-1)
+
+
+class Prefix:
+    """Keys and values of tokens that many prompts begin with, computed once."""
+
+    def __init__(self, model: PreTrainedModel, ids: Sequence[int]) -> None:
+        self.length = len(ids)
+        self._config = model.config
+        with torch.no_grad():
+            cache = DynamicCache(config=model.config)
+            tokens = torch.tensor([list(ids)], device=model.device)
+            model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+
+    def expand(self, batch: int) -> DynamicCache:
+        """A cache for a batch that begins with the prefix; the stored tensors are shared, not written."""
+        cache = DynamicCache(config=self._config)
+        for index, (keys, values) in enumerate(self._layers):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        return cache
+
+
+def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both ``(rows, longest)``, rows aligned at their end."""
+    longest = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.long)
+    for index, row in enumerate(rows):
+        ids[index, longest - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, longest - len(row) :] = 1
+    return ids.to(device), mask.to(device)

@@ -1,0 +1,156 @@
+"""A step is a frozen value that makes a new variant; a recipe is the steps that made one."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from workbench.errors import InvalidInput
+from workbench.progress import Progress
+
+if TYPE_CHECKING:
+    from workbench.task import Task, Text
+    from workbench.variant import Variant
+
+REGISTRY: dict[str, type["Step"]] = {}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What applying a step is expected to cost, said before it is applied.
+
+    Attributes:
+        owned_bytes: memory the new variant will own beside what it shares.
+        weight_bytes: all the weights it will use, shared ones included.
+        seconds: time to apply, from a trial on one layer; None when unknown.
+    """
+
+    owned_bytes: int
+    weight_bytes: int
+    seconds: float | None
+
+
+class Step(BaseModel):
+    """One optimization: its fields are its knobs, its docstring its explanation, `apply` its only verb.
+
+    A concrete step names its `paper` (or reference) and, through its module, its family.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+    paper: ClassVar[str] = ""
+    needs_data: ClassVar[bool] = False
+
+    def __init__(self, **knobs: Any) -> None:
+        try:
+            super().__init__(**knobs)
+        except ValidationError as error:
+            raise InvalidInput(_describe(type(self), error)) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if cls.paper and not cls.__name__.startswith("_"):
+            REGISTRY[cls.full_name()] = cls
+
+    @classmethod
+    def family(cls) -> str:
+        """The family a step belongs to: the name of its module."""
+        return cls.__module__.removeprefix("workbench.steps.").split(".")[0]
+
+    @classmethod
+    def full_name(cls) -> str:
+        """``family.Class``, as written in code and in JSON."""
+        return f"{cls.family()}.{cls.__name__}"
+
+    @property
+    def label(self) -> str:
+        """Short name for a chart or a list."""
+        return type(self).__name__
+
+    def apply(self, variant: "Variant", task: "Task | Text | None", progress: Progress) -> "Variant":
+        """Make a new variant; the given one is left as it is."""
+        raise NotImplementedError
+
+    def forecast(self, variant: "Variant") -> Forecast:
+        """What applying this step to the variant would cost."""
+        return Forecast(owned_bytes=0, weight_bytes=variant.total_bytes, seconds=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """The step's name and all its knobs."""
+        return {"step": self.full_name(), **self.model_dump(mode="json")}
+
+    def __repr__(self) -> str:
+        changed = {k: getattr(self, k) for k, f in type(self).model_fields.items() if getattr(self, k) != f.default}
+        return f"{self.full_name()}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+
+def step_from_json(record: dict[str, Any]) -> Step:
+    """The step that `Step.to_json` wrote.
+
+    Raises:
+        InvalidInput: there is no such step, or a knob is out of range.
+    """
+    knobs = dict(record)
+    name = knobs.pop("step", None)
+    if name not in REGISTRY:
+        raise InvalidInput(f"There is no step '{name}': use one of {', '.join(sorted(REGISTRY))}.")
+    return REGISTRY[name](**knobs)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The ordered steps that made a variant; `repr` is runnable Python, `to_json` round-trips."""
+
+    steps: tuple[Step, ...] = ()
+
+    def __init__(self, steps: Iterable[Step] = ()) -> None:
+        object.__setattr__(self, "steps", tuple(steps))
+
+    def then(self, step: Step) -> "Recipe":
+        """This recipe with one more step."""
+        return Recipe((*self.steps, step))
+
+    def apply(
+        self, variant: "Variant", task: "Task | Text | None" = None, progress: Progress | None = None
+    ) -> "Variant":
+        """Apply every step in order; variants in between are dropped."""
+        for step in self.steps:
+            variant = variant.apply(step, task, progress)
+        return variant
+
+    def to_json(self) -> str:
+        """JSON text of the steps with all their knobs."""
+        return json.dumps([step.to_json() for step in self.steps])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Recipe":
+        """The recipe that `to_json` wrote."""
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(f"The recipe is not valid JSON: {error.msg}, line {error.lineno}.") from None
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+            raise InvalidInput("A recipe is a JSON list of steps, each an object with a 'step' name.")
+        return cls(step_from_json(record) for record in records)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __repr__(self) -> str:
+        return f"Recipe([{', '.join(map(repr, self.steps))}])"
+
+
+def _describe(step: type[Step], error: ValidationError) -> str:
+    """One sentence for the first thing wrong with the knobs, the same from code and from a panel."""
+    first = error.errors()[0]
+    knob = str(first["loc"][0]) if first["loc"] else "it"
+    if first["type"] == "extra_forbidden":
+        return f"{step.__name__} has no knob '{knob}': it has {', '.join(step.model_fields) or 'none'}."
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{step.__name__}: {knob} is {first['input']!r}, but {message}."

@@ -1,0 +1,271 @@
+"""Files: atomic writes, checked names, and exports (a folder of safetensors whose every file is hashed)."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.initialization import no_init_weights
+
+from workbench.errors import Corrupt, InvalidInput, WorkbenchError
+from workbench.packed import Packed, replace_module, unpack_module
+
+MANIFEST = "workbench.json"
+WEIGHTS = "model.safetensors"
+FORMAT = 1
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
+CHUNK = 1 << 22
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $WORKBENCH_CACHE, else llm-optimization-workbench in the user's cache."""
+    if given := os.environ.get("WORKBENCH_CACHE"):
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-optimization-workbench"
+
+
+def check_name(name: str) -> str:
+    """A name that is safe as a file name, unchanged.
+
+    Raises:
+        InvalidInput: it is empty, too long, or holds a separator or a control character.
+    """
+    if not SAFE_NAME.fullmatch(name) or name.endswith((" ", ".")):
+        raise InvalidInput(
+            f"'{name[:60]}' cannot be used as a name: use 1 to 100 letters, digits, spaces or . _ + -, "
+            "starting with a letter or digit."
+        )
+    return name
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a name typed by a user, kept inside the folder.
+
+    Raises:
+        InvalidInput: the name is unsafe, or the folder or the target is a symbolic link.
+    """
+    target = folder / check_name(name)
+    if folder.is_symlink() or target.is_symlink():
+        raise InvalidInput(f"'{target}' goes through a symbolic link: exports are written to a real folder only.")
+    return target
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise _write_refused(path, error) from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def is_export(path: Path) -> bool:
+    """Whether the folder is an export of ours."""
+    return (path / MANIFEST).is_file()
+
+
+def write_export(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], overwrite: bool
+) -> None:
+    """Write model, tokenizer and manifest to a folder, all or nothing; an older export there stays until the end.
+
+    Raises:
+        InvalidInput: the folder holds something that is not an export of ours and `overwrite` is False.
+        WorkbenchError: the disk is full or the folder cannot be written.
+    """
+    if folder.exists() and not overwrite and not is_export(folder) and (folder.is_file() or any(folder.iterdir())):
+        raise InvalidInput(
+            f"'{folder}' exists and is not an export of the workbench: choose another path or pass overwrite=True."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except (OSError, ValueError) as error:
+        raise _write_refused(folder, error) from None
+    try:
+        _write_files(temporary, model, tokenizer, record)
+        _swap(temporary, folder)
+    except (OSError, SafetensorError) as error:
+        raise _write_refused(folder, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_export(
+    folder: Path, device: torch.device, dtype: torch.dtype | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
+    """Load an export; every file is checked against its hash while it is read.
+
+    Raises:
+        Corrupt: a file is missing, truncated or changed; nothing is returned then.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        hashes, modules, aliases = manifest["sha256"], manifest["packed"], manifest["aliases"]
+        saved_dtype = getattr(torch, manifest["dtype"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Corrupt(f"'{folder / MANIFEST}' is damaged: save the export again, or delete the folder.") from None
+    if manifest["format"] != FORMAT:
+        raise InvalidInput(f"'{folder}' was written by another version of the workbench: save it again with this one.")
+    with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter lock, so it overlaps with loading
+        damaged = pool.submit(_damaged, folder, hashes)
+        try:
+            model = _read_model(folder, modules, aliases, device, dtype or saved_dtype)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception:
+            if not damaged.result():
+                raise
+        if name := damaged.result():
+            raise Corrupt(f"'{folder / name}' is damaged: delete the folder '{folder}' and make it again.")
+    return model, tokenizer, manifest
+
+
+def _damaged(folder: Path, hashes: dict[str, str]) -> str | None:
+    """The first file that is missing or differs from its hash."""
+    for name, wanted in hashes.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != wanted:
+            return name
+    return None
+
+
+def _write_files(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
+) -> None:
+    tensors, aliases = _unique(_state(model))
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    manifest = record | {
+        "format": FORMAT,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "packed": {
+            path: {"kind": type(module).__name__, "options": module.options}
+            for path, module in model.named_modules()
+            if isinstance(module, Packed)
+        },
+        "aliases": aliases,
+        "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    for file in folder.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The model's tensors by name, packed ones in their saved layout."""
+    state = dict(model.state_dict())
+    for path, module in model.named_modules():
+        if isinstance(module, Packed):
+            state |= {f"{path}.{name}": tensor for name, tensor in module.saved_tensors().items()}
+    return state
+
+
+def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors to write, and for every other name the one it shares memory with."""
+    first: dict[tuple[Any, ...], str] = {}
+    tensors, aliases = {}, {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if key in first:
+            aliases[name] = first[key]
+        else:
+            first[key] = name
+            tensors[name] = tensor.contiguous()
+    return tensors, aliases
+
+
+def _read_model(
+    folder: Path,
+    packed: dict[str, Any],
+    aliases: dict[str, str],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with no_init_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+    model.to(device)
+    with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    # A clone lives in torch's allocator and no longer depends on the file; a view of the mapped file would.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors |= {name: tensors[kept] for name, kept in aliases.items()}
+    for path, description in packed.items():
+        parts = {name.removeprefix(f"{path}."): tensors[name] for name in list(tensors) if name.rpartition(".")[0] == path}
+        replace_module(model, path, unpack_module(description["kind"], description["options"], parts))
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        value = torch.nn.Parameter(tensors[name].to(parameter.dtype), requires_grad=False)
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, value)
+    for name, buffer in model.named_buffers():
+        if name in tensors and not _inside_packed(name, packed):
+            buffer.copy_(tensors[name])
+    if not packed:
+        model.tie_weights()
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.eval()
+    return model.requires_grad_(False)
+
+
+def _inside_packed(name: str, packed: dict[str, Any]) -> bool:
+    return name.rpartition(".")[0] in packed
+
+
+def _swap(temporary: Path, folder: Path) -> None:
+    """Put the finished folder in place; whatever stood there is removed last."""
+    retired = temporary.with_name(f"{temporary.name}.old")
+    if folder.exists():
+        os.rename(folder, retired)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if retired.exists():
+            os.rename(retired, folder)
+        raise
+    if retired.is_dir():
+        shutil.rmtree(retired, ignore_errors=True)
+    else:
+        retired.unlink(missing_ok=True)
+
+
+def _write_refused(path: Path, error: Exception) -> WorkbenchError:
+    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    return WorkbenchError(f"Could not write '{str(path)[:200]}' ({reason}): nothing there was changed.")
