@@ -1,10 +1,40 @@
 """Feel what makes a language model fast and good: load, apply, measure, compare."""
 
 from workbench import steps
+from workbench.comparison import Comparison, compare, measure
+from workbench.diff import Diff, diff
 from workbench.errors import WorkbenchError
+from workbench.estimate import Estimate
+from workbench.jobs import Job, Worker
 from workbench.progress import Progress
+from workbench.runs import Run, RunStore
 from workbench.step import Recipe, Step
-from workbench.task import Task, Text, read_task, read_text
-from workbench.variant import Variant, load
+from workbench.task import Example, Task, Text, read_task, read_text
+from workbench.variant import Generation, Piece, Variant, load
 
-__all__ = ["Progress", "Recipe", "Step", "Task", "Text", "Variant", "WorkbenchError", "load", "read_task", "read_text", "steps"]
+__all__ = [
+    "Comparison",
+    "Diff",
+    "Estimate",
+    "Example",
+    "Generation",
+    "Job",
+    "Piece",
+    "Progress",
+    "Recipe",
+    "Run",
+    "RunStore",
+    "Step",
+    "Task",
+    "Text",
+    "Variant",
+    "Worker",
+    "WorkbenchError",
+    "compare",
+    "diff",
+    "load",
+    "measure",
+    "read_task",
+    "read_text",
+    "steps",
+]

@@ -7,8 +7,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from workbench.errors import InvalidInput
+
+SHORTEST_PREFIX = 8  # tokens; below this, reading them again is as fast
 
 
 class Decoding(BaseModel):
@@ -107,6 +110,20 @@ class Prefix:
         for index, (keys, values) in enumerate(self._layers):
             cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
         return cache
+
+
+def shared_prefix(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Prefix | None:
+    """The tokens that all rows begin with, read once; None when too few to be worth it or the cache cannot be shared.
+
+    At least one token of every row is left over.
+    """
+    length = min(len(row) for row in rows) - 1
+    first = rows[0]
+    while length and any(list(row[:length]) != list(first[:length]) for row in rows):
+        length = next(i for i in range(length) if any(row[i] != first[i] for row in rows))
+    # A sliding-window layer forgets its oldest keys, so only plain layers can be cut and continued anywhere.
+    plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    return Prefix(model, first[:length]) if plain and length >= SHORTEST_PREFIX and len(rows) > 1 else None
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

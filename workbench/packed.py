@@ -5,7 +5,9 @@ Every class packs a dense weight ``(out, in)`` with `pack`, multiplies in `forwa
 """
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import torch
@@ -166,7 +168,7 @@ class Bits4Linear(PackedLinear):
 
     def __init__(self, options: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__(options, tensors)
-        self.state = self._state()
+        self.state = self._state(self.scale)
         if self._fast_kernel():
             functional = bitsandbytes().functional
             self.weight, self.state = functional._convert_weight_packed_for_cpu(self.weight, self.state)
@@ -182,15 +184,14 @@ class Bits4Linear(PackedLinear):
     def saved_tensors(self) -> dict[str, Tensor]:
         tensors = super().saved_tensors()
         if self._fast_kernel():
-            weight, state = bitsandbytes().functional._convert_weight_packed_for_cpu_inverse(self.weight, self.state)
-            tensors |= {"weight": weight.view(-1, 1), "scale": state.absmax.float().reshape(-1)}
+            # The inverse restores the weight but leaves the scales (blocks, out), and it changes the state it is given.
+            weight, _ = bitsandbytes().functional._convert_weight_packed_for_cpu_inverse(self.weight, copy(self.state))
+            tensors |= {"weight": weight.view(-1, 1), "scale": self.scale.t().float().reshape(-1)}
         return tensors
 
     def dequantize(self) -> Tensor:
         saved = self.saved_tensors()
-        state = self._state()
-        state.absmax = saved["scale"]
-        weight: Tensor = bitsandbytes().functional.dequantize_4bit(saved["weight"], state)
+        weight: Tensor = bitsandbytes().functional.dequantize_4bit(saved["weight"], self._state(saved["scale"]))
         return weight.float()
 
     def multiply(self, rows: Tensor) -> Tensor:
@@ -198,10 +199,10 @@ class Bits4Linear(PackedLinear):
         product: Tensor = bitsandbytes().matmul_4bit(rows.to(kind), self.weight.t(), quant_state=self.state)
         return product
 
-    def _state(self) -> Any:
+    def _state(self, scale: Tensor) -> Any:
         functional = bitsandbytes().functional
         return functional.QuantState(
-            absmax=self.scale,
+            absmax=scale,
             shape=torch.Size(self.options["shape"]),
             code=functional.get_4bit_type(self.options["quant_type"], device=self.weight.device),
             blocksize=self.options["block_size"],
@@ -265,7 +266,8 @@ def unpack_module(kind: str, options: dict[str, Any], tensors: dict[str, Tensor]
 
 
 def bitsandbytes() -> Any:
-    """The library, imported where it is used."""
+    """The library, imported where it is used; its notice that it will not fetch kernels from the hub is left out."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes as library
     except ImportError:

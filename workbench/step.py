@@ -35,11 +35,13 @@ class Forecast:
 class Step(BaseModel):
     """One optimization: its fields are its knobs, its docstring its explanation, `apply` its only verb.
 
-    A concrete step names its `paper` (or reference) and, through its module, its family.
+    A concrete step names its `paper` (or reference) and, through its module, its family. Its `caveat` is the reason
+    given when a measurement shows that it did not get faster.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
     paper: ClassVar[str] = ""
+    caveat: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
 
     def __init__(self, **knobs: Any) -> None:
@@ -84,6 +86,8 @@ class Step(BaseModel):
     def __repr__(self) -> str:
         changed = {k: getattr(self, k) for k, f in type(self).model_fields.items() if getattr(self, k) != f.default}
         return f"{self.full_name()}({', '.join(f'{k}={v!r}' for k, v in changed.items())})"
+
+    __str__ = __repr__
 
 
 def step_from_json(record: dict[str, Any]) -> Step:

@@ -89,6 +89,8 @@ class Task(BaseModel):
         sizes = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
         return f"Task({self.name!r}: {sizes}; scored by {self.scorer})"
 
+    __str__ = __repr__
+
 
 class Text(BaseModel):
     """A text cut into token windows: the first calibrate, the last are scored by perplexity.
@@ -129,6 +131,8 @@ class Text(BaseModel):
 
     def __repr__(self) -> str:
         return f"Text({self.name!r}: windows of {self.window} tokens, {self.calibration} calibrate, {self.test} test)"
+
+    __str__ = __repr__
 
 
 def read_text(path: str | Path, window: int = 512, calibration: int = 16, test: int = 32) -> Text:

@@ -1,0 +1,178 @@
+"""Fixtures of the engine's tests: tiny models with random weights, and the embedded model."""
+
+import gc
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network; a missing model is then refused at once
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+import workbench as wb
+
+TEXT = """
+The tide comes in twice a day and goes out twice a day. A lighthouse keeper trims the lamp, winds the clock and writes
+the weather down: wind from the west, rain before noon, a red sky in the evening. What is a lobster? It is a large
+crustacean with two claws, and it lives on rocky ground. How many seats does the boat have? It has twelve seats, and
+the captain takes one of them. Answer in one short sentence. You are a helpful assistant. Ünïcödé: 猫 is a cat, 🦞 is a
+lobster, and naïve cafés serve both. 0 1 2 3 4 5 6 7 8 9 { } [ ] ( ) < > | / \\ " ' , . ; : ! ? - _ + * = & % $ # @ ~
+"""
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CONTEXT = 512  # tokens that every tiny model holds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "model: uses the embedded SmolLM2-135M-Instruct")
+
+
+def _train_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 400 tokens with ChatML control tokens."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator(
+        [TEXT],
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=SPECIAL,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def _configs(vocabulary: int, start: int, end: int) -> dict[str, PreTrainedConfig]:
+    # Wide weights make greedy choices clear cut: rounding in the last bit never decides a token.
+    common = {"vocab_size": vocabulary, "bos_token_id": start, "eos_token_id": end, "pad_token_id": 0}
+    block = common | {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+        "initializer_range": 0.2,
+    }
+    gated = block | {"intermediate_size": 128, "num_key_value_heads": 2}
+    return {
+        "llama": LlamaConfig(**gated, tie_word_embeddings=False),
+        "gpt2": GPT2Config(
+            **common, n_embd=64, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.2, tie_word_embeddings=True
+        ),
+        "qwen3": Qwen3Config(**gated, head_dim=16, tie_word_embeddings=True),
+        "gpt_neox": GPTNeoXConfig(**block, intermediate_size=128, tie_word_embeddings=False),
+        "opt": OPTConfig(
+            **common,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            ffn_dim=128,
+            max_position_embeddings=CONTEXT,
+            word_embed_proj_dim=64,
+            init_std=0.2,
+            tie_word_embeddings=True,
+        ),
+        "gemma": GemmaConfig(**gated, head_dim=16, tie_word_embeddings=True),
+    }
+
+
+ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox", "opt", "gemma")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _settled() -> None:
+    """Take everything that imports made out of the collector's sight, so that leak checks are exact and quick."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for tiny models: handing their work to a second one takes longer than doing it."""
+    before = torch.get_num_threads()
+    if request.node.get_closest_marker("model") is None:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return _train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> dict[str, Path]:
+    """Architecture to the folder of a tiny random model of it; read only."""
+    root = tmp_path_factory.mktemp("tiny")
+    made = {}
+    configs = _configs(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for name, config in configs.items():
+        torch.manual_seed(7)
+        folder = root / name
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        made[name] = folder
+    assert tuple(made) == ARCHITECTURES
+    return made
+
+
+@pytest.fixture(scope="session")
+def load_tiny(folders: dict[str, Path]) -> Callable[[str], wb.Variant]:
+    """Loads a fresh tiny model of an architecture, in float32 on the CPU."""
+    return lambda architecture: wb.load(folders[architecture], device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def base(load_tiny: Callable[[str], wb.Variant]) -> wb.Variant:
+    """A fresh tiny Llama."""
+    return load_tiny("llama")
+
+
+@pytest.fixture
+def tiny_task() -> wb.Task:
+    """Eight examples a split, of the kind that a 400-token vocabulary can spell."""
+    from workbench.task import Example
+
+    def split(name: str) -> tuple[Example, ...]:
+        return tuple(
+            Example(id=f"{name}-{i}", prompt=f"How many seats does boat {name} {i} have?", answer=f"It has {i} seats.")
+            for i in range(8)
+        )
+
+    return wb.Task(
+        name="boats", scorer="f1", max_new_tokens=8, train=split("a"), calibration=split("b"), test=split("c")
+    )
+
+
+@pytest.fixture
+def tiny_text() -> wb.Text:
+    return wb.Text(name="tides", text=TEXT * 4, window=32, calibration=4, test=4)
+
+
+@pytest.fixture(scope="session")
+def smollm() -> wb.Variant:
+    """The embedded model in float32; shared, so no test may close it."""
+    return wb.load(device="cpu", dtype="float32")

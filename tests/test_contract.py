@@ -1,0 +1,196 @@
+"""What every step keeps, whoever wrote it: read from `families()`, so a new step is tested by being there."""
+
+import gc
+import hashlib
+import re
+from collections.abc import Callable
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+import pytest
+import torch
+
+import workbench as wb
+from conftest import ARCHITECTURES
+from workbench import Progress, Recipe
+from workbench.errors import Cancelled, WorkbenchError
+from workbench.steps import families
+from workbench.step import step_from_json
+
+STEPS = [step for steps in families().values() for step in steps]
+IDS = torch.arange(3, 40)[None]
+
+every_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.full_name())
+every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def hashes(variant: wb.Variant) -> dict[str, str]:
+    state = dict(variant.model.state_dict()) | dict(variant.model.named_buffers())
+    return {
+        name: hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in state.items()
+    }
+
+
+def tensor_bytes() -> int:
+    """Bytes behind every tensor that is alive."""
+    gc.collect()
+    found = {}
+    for each in gc.get_objects():
+        if issubclass(type(each), torch.Tensor):
+            storage = each.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def variants() -> int:
+    gc.collect()
+    return sum(issubclass(type(each), wb.Variant) for each in gc.get_objects())
+
+
+class Stopped(Progress):
+    """Progress whose cancel button is pressed after a number of reports."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def advance(self, units: int = 1) -> None:
+        self.after -= 1
+        if self.after <= 0:
+            self.cancel()
+        super().advance(units)
+
+
+@pytest.fixture
+def data(tiny_task: wb.Task, tiny_text: wb.Text) -> list[wb.Task | wb.Text | None]:
+    return [tiny_task, tiny_text]
+
+
+def attempt(base: wb.Variant, step: wb.Step, data: list[Any], progress: Progress | None = None) -> wb.Variant | None:
+    """The child, with the first kind of data that the step takes; None when it refuses this model in a sentence."""
+    for task in data if step.needs_data else [None]:
+        try:
+            return base.apply(step, task, progress)
+        except Cancelled:
+            raise
+        except WorkbenchError as refused:
+            assert str(refused).endswith(".")
+            assert "\n" not in str(refused)
+    return None
+
+
+@every_step
+def test_documented_and_sourced(step: type[wb.Step]) -> None:
+    assert step.__doc__
+    summary, _, rest = step.__doc__.strip().partition("\n\n")
+    assert summary.endswith(".")
+    assert "\n" not in summary.strip(), "the first line is the tooltip"
+    assert len(rest.split()) >= 10, "the rest says when it helps and what it costs"
+    assert re.fullmatch(r"https://\S+", step.paper)
+    assert step.__doc__ != wb.Step.__doc__
+
+
+@every_step
+def test_every_knob_is_described_and_bounded(step: type[wb.Step]) -> None:
+    for name, field in step.model_fields.items():
+        where = f"{step.__name__}.{name}"
+        assert field.description, where
+        assert field.description.strip().endswith("."), where
+        assert not field.is_required(), f"{where}: a panel needs a first value"
+        kinds = {type(each) for each in field.metadata}
+        if field.annotation in (int, float):
+            assert kinds & {annotated_types.Ge, annotated_types.Gt}, where
+            assert kinds & {annotated_types.Le, annotated_types.Lt}, where
+        elif field.annotation is str:
+            assert annotated_types.MaxLen in kinds, where
+        else:
+            assert field.annotation is bool or get_origin(field.annotation) is Literal, where
+            assert field.annotation is bool or get_args(field.annotation), where
+
+
+@every_step
+def test_numbers_beyond_their_bounds_are_refused(step: type[wb.Step]) -> None:
+    for name, field in step.model_fields.items():
+        for bound in field.metadata:
+            beyond = {
+                annotated_types.Ge: lambda: bound.ge - 1,
+                annotated_types.Gt: lambda: bound.gt,
+                annotated_types.Le: lambda: bound.le + 1,
+                annotated_types.Lt: lambda: bound.lt,
+                annotated_types.MaxLen: lambda: "x" * (bound.max_length + 1),
+            }.get(type(bound))
+            if beyond:
+                with pytest.raises(wb.WorkbenchError, match=name):
+                    step(**{name: beyond()})
+
+
+@every_step
+def test_data_is_asked_for_before_any_work(step: type[wb.Step], base: wb.Variant) -> None:
+    if step.needs_data:
+        with pytest.raises(wb.WorkbenchError, match="pass a task"):
+            base.apply(step())
+    else:
+        assert base.apply(step()) is not base
+
+
+@every_step
+@every_model
+def test_works_or_refuses_and_leaves_the_parent_untouched(
+    step: type[wb.Step], architecture: str, load_tiny: Callable[[str], wb.Variant], data, tmp_path
+) -> None:
+    base = load_tiny(architecture)
+    before, answer = hashes(base), base.generate("Rain", max_new_tokens=3).token_ids
+    child = attempt(base, step(), data)
+    if child is not None:
+        tokens = child.generate("What is a lobster?", max_new_tokens=3)
+        assert 1 <= len(tokens.token_ids) <= 3
+        assert child.parent is base
+        assert child.recipe == Recipe([step()]) == Recipe.from_json(child.recipe.to_json())
+        assert step_from_json(step().to_json()) == step()
+        with torch.no_grad():
+            assert torch.isfinite(child.model(IDS).logits).all()
+        assert child.owned_bytes <= child.total_bytes
+        forecast = step().forecast(base)
+        assert forecast.weight_bytes > 0
+
+        again = wb.load(child.save(tmp_path / "export"), device="cpu")
+        assert again.recipe == child.recipe
+        assert again.total_bytes == child.total_bytes
+        with torch.no_grad():
+            assert torch.equal(again.model(IDS).logits, child.model(IDS).logits)
+        assert again.generate("What is a lobster?", max_new_tokens=3).token_ids == tokens.token_ids
+        child.close()
+    assert hashes(base) == before
+    assert base.generate("Rain", max_new_tokens=3).token_ids == answer
+    assert base.owned_bytes == base.total_bytes
+
+
+@every_step
+def test_the_same_recipe_gives_the_same_tensors(step: type[wb.Step], base: wb.Variant, data) -> None:
+    children = [attempt(base, step(), data) for _ in range(2)]
+    assert all(children), "every step works on a Llama"
+    assert hashes(children[0]) == hashes(children[1])
+
+
+@every_step
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_cancel_leaves_nothing_behind(step: type[wb.Step], after: int, base: wb.Variant, data) -> None:
+    attempt(base, step(), data)  # the first time pays for caches
+    before, count, memory, owned = hashes(base), variants(), tensor_bytes(), base.owned_bytes
+    progress = Stopped(after)
+    try:
+        attempt(base, step(), data, progress)
+        assert progress.after > 0, "a cancelled step went on to its end"
+    except Cancelled:
+        assert progress.cancelled
+    assert (variants(), tensor_bytes(), base.owned_bytes) == (count, memory, owned)
+    assert hashes(base) == before
+
+
+@every_step
+def test_a_cancelled_progress_starts_no_step(step: type[wb.Step], base: wb.Variant, data) -> None:
+    progress = Progress()
+    progress.cancel()
+    with pytest.raises(Cancelled):
+        base.apply(step(), data[0], progress)

@@ -1,0 +1,306 @@
+"""Variants measured side by side: interleaved, paired against the first, with a verdict in words."""
+
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import estimate as estimates
+from workbench import storage, units
+from workbench.device import environment
+from workbench.errors import Incomparable, InvalidInput
+from workbench.estimate import Estimate
+from workbench.measure.answers import scores
+from workbench.measure.latency import prompts, time_interleaved
+from workbench.measure.likelihood import Likelihood, likelihoods, task_spans
+from workbench.measure.memory import bits_per_weight, describe_layers, peak_memory
+from workbench.progress import Progress
+from workbench.runs import Run, RunStore, runs_from_json
+from workbench.task import Task, Text
+from workbench.variant import Variant
+from workbench.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+ROUNDS = 10
+NEW_TOKENS = 16
+Listener = Callable[["Comparison"], None]
+
+
+class Comparison:
+    """Several runs, the first of them the baseline.
+
+    Attributes:
+        runs: one a variant.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        if not runs:
+            raise InvalidInput("A comparison needs at least one run.")
+        for run in runs[1:]:
+            _check_comparable(runs[0], run)
+        self.runs = tuple(runs)
+
+    @property
+    def baseline(self) -> Run:
+        return self.runs[0]
+
+    def __getitem__(self, variant: str) -> Run:
+        for run in self.runs:
+            if run.variant == variant:
+                return run
+        raise InvalidInput(f"There is no run of '{variant}': there are {', '.join(run.variant for run in self.runs)}.")
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that any run has, in their usual order."""
+        return [metric for metric in units.METRICS if any(metric in run.estimates for run in self.runs)]
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """What changed against the baseline, for every other variant by name."""
+        return {run.variant: verdict(self.baseline, run) for run in self.runs[1:]}
+
+    def merge(self, other: "Comparison") -> "Comparison":
+        """This comparison with the other's further variants; pairs hold only within one session.
+
+        Raises:
+            Incomparable: they differ in device, versions, task or settings; the reason is named.
+        """
+        known = {run.variant for run in self.runs}
+        return Comparison([*self.runs, *(run for run in other.runs if run.variant not in known)])
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a variant: for every metric its value in SI units, `_low` and `_high`, and the verdict in words."""
+        import pandas
+
+        verdicts = self.verdicts()
+        rows = []
+        for run in self.runs:
+            row: dict[str, Any] = {"variant": run.variant}
+            for metric in self.metrics:
+                if metric in run.estimates:
+                    found = run.estimates[metric]
+                    row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+            rows.append(row | {"verdict": str(verdicts.get(run.variant, "baseline"))})
+        return pandas.DataFrame(rows).set_index("variant")
+
+    def figure(self) -> "plotly.graph_objects.Figure":
+        """One Plotly figure: latency and quality side by side, below them quality over latency."""
+        from workbench.figures import comparison_figure
+
+        return comparison_figure(self)
+
+    def to_json(self) -> str:
+        """All runs with their samples, as `from_json` reads them."""
+        return '{"runs": [' + ", ".join(run.model_dump_json() for run in self.runs) + "]}"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Comparison":
+        """The comparison that `to_json` wrote."""
+        return cls(runs_from_json(text))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the comparison as JSON, whole or not at all."""
+        storage.write_text(Path(path), self.to_json())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read a comparison that `save` wrote."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidInput(f"Cannot read '{path}': {error.strerror}.") from None
+
+    def _repr_html_(self) -> str:
+        from workbench.report import comparison_html
+
+        return comparison_html(self)
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison on {self.baseline.task}, baseline {self.baseline.variant}:"]
+        return "\n".join(lines + [f"  {name}: {said}" for name, said in self.verdicts().items()])
+
+
+def compare(
+    variants: Sequence[Variant],
+    task: Task | Text,
+    *,
+    examples: int | None = None,
+    rounds: int = ROUNDS,
+    new_tokens: int = NEW_TOKENS,
+    progress: Progress | None = None,
+    on_update: Listener | None = None,
+    store: RunStore | bool = True,
+) -> Comparison:
+    """Measure variants side by side on a task; the first is the baseline.
+
+    Text is scored first, then requests are timed (interleaved, never while anything is scored), then answers are
+    generated and scored.
+
+    Args:
+        examples: how many test examples or windows are scored; all by default.
+        rounds: timed requests of every variant.
+        new_tokens: length of a timed answer.
+        on_update: called with the comparison so far whenever there is more to see.
+        store: where the finished runs are appended; True for `RunStore()`, False for nowhere.
+
+    Raises:
+        InvalidInput: no variants, or a setting out of range.
+        Cancelled: the progress was cancelled; nothing is stored.
+    """
+    if not variants:
+        raise InvalidInput("compare() needs at least one variant.")
+    if rounds < 1 or new_tokens < 2 or (examples is not None and examples < 1):
+        raise InvalidInput("compare() needs at least one example, one round and two new tokens.")
+    devices = {str(variant.device) for variant in variants}
+    if len(devices) > 1:
+        raise InvalidInput(f"The variants are on different devices ({', '.join(sorted(devices))}): load them on one.")
+    progress = progress or Progress()
+    settings = {"examples": examples or 0, "rounds": rounds, "new_tokens": new_tokens}
+    runs = _blank_runs(variants, task, settings)
+
+    def tell(updated: list[Run]) -> list[Run]:
+        if on_update:
+            on_update(Comparison(updated))
+        return updated
+
+    runs = tell([_with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
+    scored = likelihoods(variants, [task_spans(variant, task, examples) for variant in variants], progress)
+    runs = tell([_with_likelihood(run, found, first=not i) for i, (run, found) in enumerate(zip(runs, scored, strict=True))])
+    for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
+        runs = [_with_timing(run, t.ttft, t.inter_token, t.tokens_per_second) for run, t in zip(runs, timings, strict=True)]
+        tell(runs)
+    if isinstance(task, Task):
+        for index, variant in enumerate(variants):
+            runs[index] = _with_scores(runs[index], scores(variant, task, examples, progress), runs[0])
+            tell(runs)
+    if store is not False:
+        keep = RunStore() if store is True else store
+        for run in runs:
+            keep.append(run)
+    return Comparison(runs)
+
+
+def measure(variant: Variant, task: Task | Text, **settings: Any) -> Run:
+    """Measure one variant alone; takes what `compare` takes."""
+    return compare([variant], task, **settings).runs[0]
+
+
+def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[str, int]) -> list[Run]:
+    names: list[str] = []
+    for variant in variants:
+        repeats = sum(name == variant.name or name.startswith(f"{variant.name} (") for name in names)
+        names.append(f"{variant.name} ({repeats + 1})" if repeats else variant.name)
+    session, now = secrets.token_hex(8), datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        Run(
+            variant=name,
+            source=variant.source,
+            recipe=[step.to_json() for step in variant.recipe],
+            task=task.name,
+            fingerprint=task.fingerprint,
+            environment=environment(variant.device),
+            settings=settings,
+            session=session,
+            measured_at=now,
+            notes=[f"weights: {describe_layers(variant)}", *_caveats(variant)],
+        )
+        for name, variant in zip(names, variants, strict=True)
+    ]
+
+
+def _caveats(variant: Variant) -> list[str]:
+    return [step.caveat for step in variant.recipe if step.caveat]
+
+
+def _with(run: Run, found: dict[str, Estimate], samples: dict[str, list[float]] | None = None) -> Run:
+    return run.model_copy(
+        update={"estimates": run.estimates | found, "samples": run.samples | (samples or {})}
+    )
+
+
+def _with_memory(run: Run, variant: Variant, task: Task | Text, new_tokens: int) -> Run:
+    prompt = prompts(variant, task, 1)[0]
+    return _with(
+        run,
+        {
+            "weight_bytes": Estimate.exact(variant.total_bytes, "bytes"),
+            "peak_memory": Estimate.exact(peak_memory(variant, prompt, new_tokens), "bytes"),
+            "bits_per_weight": Estimate.exact(bits_per_weight(variant), "bits"),
+        },
+    )
+
+
+def _with_likelihood(run: Run, found: Likelihood, first: bool) -> Run:
+    tokens = np.asarray(found.tokens, float)
+    columns = {"nll": found.nll, "kl": found.kl, "same_top": found.same_top}
+
+    def per_token(name: str, unit: str) -> Estimate:
+        values = np.asarray(columns[name], float)
+        pick = estimates.resample_indices(len(values), 0) if len(values) > 1 else np.zeros((1, 1), int)
+        drawn = values[pick].sum(axis=1) / tokens[pick].sum(axis=1)
+        tail = estimates.expanded_tail(len(values)) if len(values) > 1 else 0.5
+        low, high = np.quantile(drawn, [tail, 1 - tail])
+        return Estimate(
+            value=float(values.sum() / tokens.sum()), low=float(low), high=float(high), n=len(values), unit=unit
+        )
+
+    nll = per_token("nll", "nats/token")
+    measured = {"perplexity": _exponential(nll)}
+    if not first:
+        measured["kl_to_baseline"] = per_token("kl", "nats/token")
+        measured["same_top_token"] = per_token("same_top", "fraction")
+    return _with(run, measured, {name: list(map(float, each)) for name, each in columns.items()} | {"tokens": list(tokens)})
+
+
+def _exponential(nll: Estimate) -> Estimate:
+    value, low, high = (math.exp(min(each, 700.0)) for each in (nll.value, nll.low, nll.high))
+    return Estimate(value=value, low=low, high=high, n=nll.n, unit="ratio")
+
+
+def _with_timing(run: Run, ttft: float, inter_token: Sequence[float], throughput: float) -> Run:
+    old = run.samples
+    samples = {
+        "ttft": [*old.get("ttft", []), ttft],
+        "inter_token": [*old.get("inter_token", []), *inter_token],
+        "inter_token_median": [*old.get("inter_token_median", []), float(np.median(inter_token))],
+        "throughput": [*old.get("throughput", []), throughput],
+    }
+    measured = {
+        "ttft": estimates.median(samples["ttft"], "s"),
+        "inter_token_latency": estimates.median(samples["inter_token_median"], "s"),
+        "inter_token_latency_p95": estimates.quantile(samples["inter_token"], 0.95, "s"),
+        "throughput": estimates.median(samples["throughput"], "tokens/s"),
+    }
+    return _with(run, measured, samples)
+
+
+def _with_scores(run: Run, found: list[float], baseline: Run) -> Run:
+    measured = {"score": estimates.mean(found, "fraction")}
+    before = baseline.samples.get("score")
+    if before is not None:
+        flipped = [float((a >= 0.5) != (b >= 0.5)) for a, b in zip(found, before, strict=True)]
+        measured["flips"] = estimates.mean(flipped, "fraction")
+    return _with(run, measured, {"score": found})
+
+
+def _check_comparable(first: Run, other: Run) -> None:
+    if first.fingerprint != other.fingerprint:
+        raise Incomparable(f"'{other.variant}' was measured on another task ({other.task}, not {first.task}): measure it again.")
+    for name in sorted(first.environment.keys() | other.environment.keys()):
+        ours, theirs = first.environment.get(name, "none"), other.environment.get(name, "none")
+        if ours != theirs:
+            raise Incomparable(
+                f"'{other.variant}' was measured with {name} {theirs} and '{first.variant}' with {ours}: measure both again."
+            )
+    if first.settings != other.settings:
+        raise Incomparable(
+            f"'{other.variant}' was measured with other settings ({other.settings}, not {first.settings}): measure it again."
+        )

@@ -1,0 +1,142 @@
+"""Every Plotly figure: built from numbers, text from outside escaped, transparent when a page brings its own colours."""
+
+import html
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import units
+from workbench.estimate import Estimate
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from workbench.comparison import Comparison
+
+# Okabe and Ito's colours, told apart by colour-blind readers; the baseline is the grey one.
+COLOURS = ("#6e6e6e", "#0072b2", "#d55e00", "#009e73", "#b8860b", "#a64d8a", "#3a8fc7", "#7a5c00")
+QUALITY = ("score", "perplexity")
+HEIGHT = 620
+
+
+def plain(text: str) -> str:
+    """Text that Plotly shows as it is: no tags, no links, no formulas."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "go.Figure":
+    """Latency and quality side by side with their intervals; below, quality over latency with memory as bubble size.
+
+    Args:
+        transparent: leave background and text colours to the page, as the bench does.
+    """
+    from plotly.subplots import make_subplots
+
+    quality = next((name for name in QUALITY if name in comparison.metrics), "perplexity")
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        specs=[[{}, {}], [{"colspan": 2}, None]],
+        row_heights=[0.46, 0.54],
+        vertical_spacing=0.17,
+        horizontal_spacing=0.09,
+        subplot_titles=(
+            f"{units.title('inter_token_latency')}, lower is faster",
+            f"{units.title(quality)}, {'higher' if quality == 'score' else 'lower'} is better",
+            "Trade-off: bubble area is the size of the weights",
+        ),
+    )
+    runs = comparison.runs
+    names = [plain(run.variant) for run in runs]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
+    for column, metric in ((1, "inter_token_latency"), (2, quality)):
+        found = [run.estimates.get(metric) for run in runs]
+        figure.add_trace(_intervals(names, metric, found, colours), row=1, col=column)
+        figure.update_yaxes(autorange="reversed", row=1, col=column)
+        figure.update_xaxes(rangemode="tozero", row=1, col=column)
+    figure.update_yaxes(showticklabels=False, row=1, col=2)
+    figure.add_trace(_bubbles(comparison, names, colours, quality), row=2, col=1)
+    figure.update_xaxes(title_text=units.title("inter_token_latency"), row=2, col=1)
+    figure.update_yaxes(title_text=units.title(quality), row=2, col=1)
+    figure.update_layout(height=HEIGHT, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
+    return styled(figure, transparent)
+
+
+def _intervals(names: Sequence[str], metric: str, found: Sequence[Estimate | None], colours: Sequence[str]) -> Any:
+    import plotly.graph_objects as go
+
+    value = [units.shown(metric, each.value) if each else None for each in found]
+    above = [units.shown(metric, each.high - each.value) if each else 0 for each in found]
+    below = [units.shown(metric, each.value - each.low) if each else 0 for each in found]
+    return go.Scatter(
+        x=value,
+        y=names,
+        mode="markers",
+        marker={"size": 12, "color": list(colours)},
+        error_x={"type": "data", "array": above, "arrayminus": below, "thickness": 2, "width": 6},
+        hovertext=[f"{units.text(metric, each)}, n={each.n}" if each else "not measured yet" for each in found],
+        hovertemplate="%{y}: %{hovertext}<extra></extra>",
+    )
+
+
+def _bubbles(comparison: "Comparison", names: Sequence[str], colours: Sequence[str], quality: str) -> Any:
+    import plotly.graph_objects as go
+
+    shown = [
+        (index, run)
+        for index, run in enumerate(comparison.runs)
+        if {"inter_token_latency", quality, "weight_bytes"} <= run.estimates.keys()
+    ]
+    sizes = [run["weight_bytes"].value for _, run in shown]
+    return go.Scatter(
+        x=[units.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown],
+        y=[units.shown(quality, run[quality].value) for _, run in shown],
+        mode="markers+text",
+        text=[names[index] for index, _ in shown],
+        textposition="top center",
+        cliponaxis=False,
+        marker={
+            "size": sizes,
+            "sizemode": "area",
+            "sizeref": 2 * max(sizes, default=1) / 46**2,
+            "sizemin": 6,
+            "color": [colours[index] for index, _ in shown],
+            "opacity": 0.75,
+        },
+        customdata=[units.size(each) for each in sizes],
+        hovertemplate="%{text}: %{x:.1f} ms a token, %{y:.2f}, weights %{customdata}<extra></extra>",
+    )
+
+
+def diff_figure(relative: np.ndarray, layers: Sequence[str], modules: Sequence[str], transparent: bool = False) -> "go.Figure":
+    """Heat map of the relative change ``(layers, modules)``, NaN where a layer has no such module."""
+    import plotly.graph_objects as go
+
+    heat = go.Heatmap(
+        z=100 * relative,
+        x=[plain(name) for name in modules],
+        y=[plain(name) for name in layers],
+        colorscale="Viridis",
+        zmin=0,
+        colorbar={"title": "change (%)"},
+        hovertemplate="layer %{y}, %{x}: %{z:.2f} %<extra></extra>",
+    )
+    figure = go.Figure(heat)
+    figure.update_layout(
+        title="Relative change of each weight matrix",
+        height=max(320, 140 + 16 * len(layers)),
+        margin={"l": 60, "r": 20, "t": 60, "b": 90},
+        xaxis_title="module",
+        yaxis={"title": "layer", "type": "category", "autorange": "reversed"},
+    )
+    return styled(figure, transparent)
+
+
+def styled(figure: "go.Figure", transparent: bool) -> "go.Figure":
+    """The workbench's look: a white card that reads on any page, or transparent for a page with its own colours."""
+    figure.update_layout(template="plotly_white", font={"size": 13}, hoverlabel={"align": "left"})
+    figure.update_annotations(font_size=14)
+    if transparent:
+        figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+    return figure
