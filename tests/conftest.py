@@ -79,7 +79,13 @@ def _configs(vocabulary: int, start: int, end: int) -> dict[str, PreTrainedConfi
     return {
         "llama": LlamaConfig(**gated, tie_word_embeddings=False),
         "gpt2": GPT2Config(
-            **common, n_embd=64, n_layer=2, n_head=4, n_positions=CONTEXT, initializer_range=0.2, tie_word_embeddings=True
+            **common,
+            n_embd=64,
+            n_layer=2,
+            n_head=4,
+            n_positions=CONTEXT,
+            initializer_range=0.2,
+            tie_word_embeddings=True,
         ),
         "qwen3": Qwen3Config(**gated, head_dim=16, tie_word_embeddings=True),
         "gpt_neox": GPTNeoXConfig(**block, intermediate_size=128, tie_word_embeddings=False),

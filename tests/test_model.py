@@ -74,7 +74,11 @@ def test_weights_are_counted_once_packed_or_tied(load_tiny) -> None:
         assert models.weight_count(base.model) == count
         for step in (wb.steps.quantize.NF4(), wb.steps.quantize.Int8()):
             packed = base.apply(step).model
-            biases = sum(m.bias.numel() for m in packed.modules() if hasattr(m, "dequantize") and m._buffers.get("bias") is not None)
+            biases = sum(
+                m.bias.numel()
+                for m in packed.modules()
+                if hasattr(m, "dequantize") and m._buffers.get("bias") is not None
+            )
             assert models.weight_count(packed) + biases == count
 
 

@@ -86,7 +86,9 @@ def test_a_tied_embedding_reads_the_heads_own_bytes(
     head, embedding = child.model.get_output_embeddings(), child.model.get_input_embeddings()
     assert head.weight.dtype == torch.int8
     assert embedding.weight.data_ptr() == head.weight.data_ptr()
-    assert not any(tuple(p.shape) == tuple(head.weight.shape) for p in child.model.parameters()), "a dense table is left"
+    assert not any(tuple(p.shape) == tuple(head.weight.shape) for p in child.model.parameters()), (
+        "a dense table is left"
+    )
     with torch.no_grad():
         dense, ours = base.model.get_input_embeddings()(IDS), embedding(IDS)
     assert float((dense - ours).norm() / dense.norm()) < 0.01

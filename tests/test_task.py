@@ -79,7 +79,7 @@ def test_one_row_becomes_the_test_split(tmp_path: Path) -> None:
 
 
 def test_csv_and_parquet_read_the_same(tmp_path: Path) -> None:
-    lines = "id,prompt,answer\r\n" + "".join(f'{r["id"]},{r["prompt"]},{r["answer"]}\r\n' for r in ROWS)
+    lines = "id,prompt,answer\r\n" + "".join(f"{r['id']},{r['prompt']},{r['answer']}\r\n" for r in ROWS)
     by_csv = wb.read_task(csv(tmp_path / "quiz.csv", lines))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "quiz.parquet")
     by_parquet = wb.read_task(tmp_path / "quiz.parquet")

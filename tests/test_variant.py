@@ -50,7 +50,9 @@ def spelling(text: str, variant: wb.Variant) -> Callable[..., torch.Tensor]:
     return say
 
 
-@pytest.mark.parametrize("text", ["A 猫 and a 🦞!", "naïve cafés", " leading and trailing ", "a\n\nb\t", "👩‍🚀 é", "🦞"])
+@pytest.mark.parametrize(
+    "text", ["A 猫 and a 🦞!", "naïve cafés", " leading and trailing ", "a\n\nb\t", "👩‍🚀 é", "🦞"]
+)
 def test_streaming_gives_whole_characters_only(base: wb.Variant, text: str) -> None:
     with_hook = base.model.lm_head.register_forward_hook(spelling(text, base))
     pieces = [piece.text for piece in base.stream(QUESTION)]
@@ -206,8 +208,11 @@ def test_closing_the_parent_leaves_the_child_working(base: wb.Variant) -> None:
 
 def test_owned_bytes_are_those_that_no_other_variant_uses(base: wb.Variant) -> None:
     total = base.total_bytes
-    assert base.owned_bytes == total == sum(p.numel() * 4 for p in base.model.parameters()) + sum(
-        b.untyped_storage().nbytes() for b in base.model.buffers()
+    assert (
+        base.owned_bytes
+        == total
+        == sum(p.numel() * 4 for p in base.model.parameters())
+        + sum(b.untyped_storage().nbytes() for b in base.model.buffers())
     )
     request = base.apply(prompt.System(text="Hm."))
     assert (request.total_bytes, request.owned_bytes, base.owned_bytes) == (total, 0, 0)

@@ -49,6 +49,7 @@ class Comparison:
 
     @property
     def baseline(self) -> Run:
+        """The run that the others are compared with."""
         return self.runs[0]
 
     def __getitem__(self, variant: str) -> Run:
@@ -173,9 +174,13 @@ def compare(
 
     runs = tell([_with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
     scored = likelihoods(variants, [task_spans(variant, task, examples) for variant in variants], progress)
-    runs = tell([_with_likelihood(run, found, first=not i) for i, (run, found) in enumerate(zip(runs, scored, strict=True))])
+    runs = tell(
+        [_with_likelihood(run, found, first=not i) for i, (run, found) in enumerate(zip(runs, scored, strict=True))]
+    )
     for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
-        runs = [_with_timing(run, t.ttft, t.inter_token, t.tokens_per_second) for run, t in zip(runs, timings, strict=True)]
+        runs = [
+            _with_timing(run, t.ttft, t.inter_token, t.tokens_per_second) for run, t in zip(runs, timings, strict=True)
+        ]
         tell(runs)
     if isinstance(task, Task):
         for index, variant in enumerate(variants):
@@ -221,9 +226,7 @@ def _caveats(variant: Variant) -> list[str]:
 
 
 def _with(run: Run, found: dict[str, Estimate], samples: dict[str, list[float]] | None = None) -> Run:
-    return run.model_copy(
-        update={"estimates": run.estimates | found, "samples": run.samples | (samples or {})}
-    )
+    return run.model_copy(update={"estimates": run.estimates | found, "samples": run.samples | (samples or {})})
 
 
 def _with_memory(run: Run, variant: Variant, task: Task | Text, new_tokens: int) -> Run:
@@ -257,7 +260,9 @@ def _with_likelihood(run: Run, found: Likelihood, first: bool) -> Run:
     if not first:
         measured["kl_to_baseline"] = per_token("kl", "nats/token")
         measured["same_top_token"] = per_token("same_top", "fraction")
-    return _with(run, measured, {name: list(map(float, each)) for name, each in columns.items()} | {"tokens": list(tokens)})
+    return _with(
+        run, measured, {name: list(map(float, each)) for name, each in columns.items()} | {"tokens": list(tokens)}
+    )
 
 
 def _exponential(nll: Estimate) -> Estimate:
@@ -293,14 +298,18 @@ def _with_scores(run: Run, found: list[float], baseline: Run) -> Run:
 
 def _check_comparable(first: Run, other: Run) -> None:
     if first.fingerprint != other.fingerprint:
-        raise Incomparable(f"'{other.variant}' was measured on another task ({other.task}, not {first.task}): measure it again.")
+        raise Incomparable(
+            f"'{other.variant}' was measured on another task ({other.task}, not {first.task}): measure it again."
+        )
     for name in sorted(first.environment.keys() | other.environment.keys()):
         ours, theirs = first.environment.get(name, "none"), other.environment.get(name, "none")
         if ours != theirs:
             raise Incomparable(
-                f"'{other.variant}' was measured with {name} {theirs} and '{first.variant}' with {ours}: measure both again."
+                f"'{other.variant}' was measured with {name} {theirs} and '{first.variant}' with {ours}: "
+                "measure both again."
             )
     if first.settings != other.settings:
         raise Incomparable(
-            f"'{other.variant}' was measured with other settings ({other.settings}, not {first.settings}): measure it again."
+            f"'{other.variant}' was measured with other settings ({other.settings}, not {first.settings}): "
+            "measure it again."
         )

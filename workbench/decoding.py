@@ -102,7 +102,11 @@ class Prefix:
             cache = DynamicCache(config=model.config)
             tokens = torch.tensor([list(ids)], device=model.device)
             model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self._layers = [(layer.keys, layer.values) for layer in cache.layers]
+        self._layers: list[tuple[Tensor, Tensor]] = [
+            (layer.keys, layer.values)
+            for layer in cache.layers
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
+        ]
 
     def expand(self, batch: int) -> DynamicCache:
         """A cache for a batch that begins with the prefix; the stored tensors are shared, not written."""

@@ -62,7 +62,9 @@ def diff(before: Variant, after: Variant) -> Diff:
     """
     ours, theirs = dict(linear_layers(before.model, head=True)), dict(linear_layers(after.model, head=True))
     if ours.keys() != theirs.keys():
-        raise InvalidInput(f"'{before.name}' and '{after.name}' have different layers and cannot be compared one by one.")
+        raise InvalidInput(
+            f"'{before.name}' and '{after.name}' have different layers and cannot be compared one by one."
+        )
     cells: dict[tuple[str, str], float] = {}
     for path, layer in ours.items():
         other = theirs[path]

@@ -131,7 +131,7 @@ def student_t(probability: float, freedom: int) -> float:
 
     Within 1 % from five degrees of freedom at 99.5 %; too small below, where `Estimate.enough` is False anyway.
     """
-    z = NormalDist().inv_cdf(probability)
+    z: float = NormalDist().inv_cdf(probability)
     terms = (
         z,
         (z**3 + z) / 4,
@@ -139,7 +139,7 @@ def student_t(probability: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
 def _exp(logs: Estimate) -> Estimate:

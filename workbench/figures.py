@@ -1,4 +1,4 @@
-"""Every Plotly figure: built from numbers, text from outside escaped, transparent when a page brings its own colours."""
+"""Every Plotly figure: built from numbers, outside text escaped, transparent when a page brings its own colours."""
 
 import html
 from collections.abc import Sequence
@@ -109,7 +109,9 @@ def _bubbles(comparison: "Comparison", names: Sequence[str], colours: Sequence[s
     )
 
 
-def diff_figure(relative: np.ndarray, layers: Sequence[str], modules: Sequence[str], transparent: bool = False) -> "go.Figure":
+def diff_figure(
+    relative: np.ndarray, layers: Sequence[str], modules: Sequence[str], transparent: bool = False
+) -> "go.Figure":
     """Heat map of the relative change ``(layers, modules)``, NaN where a layer has no such module."""
     import plotly.graph_objects as go
 

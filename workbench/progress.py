@@ -52,6 +52,7 @@ class Progress:
 
     @property
     def cancelled(self) -> bool:
+        """Whether a cancel was requested."""
         return self._cancel.is_set()
 
     def check(self) -> None:

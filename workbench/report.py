@@ -14,7 +14,8 @@ STYLE = """
 .wb-report table { border-collapse: collapse; margin: 4px 0 8px; }
 .wb-report th, .wb-report td { text-align: right; padding: 4px 10px; white-space: nowrap; }
 .wb-report th:first-child, .wb-report td:first-child { text-align: left; font-weight: 600; }
-.wb-report thead th { border-bottom: 1px solid currentColor; vertical-align: bottom; white-space: normal; min-width: 5em; }
+.wb-report thead th { border-bottom: 1px solid currentColor; vertical-align: bottom; }
+.wb-report thead th { white-space: normal; min-width: 5em; }
 .wb-report tbody tr + tr td { border-top: 1px solid rgba(128, 128, 128, .35); }
 .wb-report small { opacity: .8; }
 .wb-report ul { margin: 4px 0; padding-left: 20px; }
@@ -27,8 +28,9 @@ def comparison_html(comparison: "Comparison") -> str:
     head = "".join(f"<th>{escape(units.title(metric))}</th>" for metric in comparison.metrics)
     rows = "".join(_row(comparison, index) for index in range(len(comparison.runs)))
     said = "".join(f"<li><b>{escape(name)}</b>: {escape(str(v))}</li>" for name, v in comparison.verdicts().items())
+    table = f"<table><thead><tr><th>Variant</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return (
-        f'{STYLE}<div class="wb-report"><table><thead><tr><th>Variant</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f'{STYLE}<div class="wb-report">{table}'
         f"{f'<ul>{said}</ul>' if said else ''}<small>{escape(footnote(comparison))}</small></div>"
     )
 

@@ -228,7 +228,9 @@ def _read_model(
     tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     tensors |= {name: tensors[kept] for name, kept in aliases.items()}
     for path, description in packed.items():
-        parts = {name.removeprefix(f"{path}."): tensors[name] for name in list(tensors) if name.rpartition(".")[0] == path}
+        parts = {
+            name.removeprefix(f"{path}."): tensors[name] for name in list(tensors) if name.rpartition(".")[0] == path
+        }
         replace_module(model, path, unpack_module(description["kind"], description["options"], parts))
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         value = torch.nn.Parameter(tensors[name].to(parameter.dtype), requires_grad=False)
@@ -242,7 +244,9 @@ def _read_model(
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.eval()
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def _inside_packed(name: str, packed: dict[str, Any]) -> bool:

@@ -63,6 +63,7 @@ class Task(BaseModel):
     test: tuple[Example, ...]
 
     def model_post_init(self, context: Any) -> None:
+        """Check what single fields cannot."""
         if self.scorer not in SCORERS:
             raise InvalidInput(f"Unknown scorer '{self.scorer}': use one of {', '.join(sorted(SCORERS))}.")
         if not self.test:
@@ -174,9 +175,9 @@ def read_task(
         NotAvailable: nothing on disk has that name and the hub cannot be reached.
     """
     path = Path(source)
-    settings: dict[str, Any] = {"name": path.stem}
+    fields: dict[str, Any] = {"name": path.stem}
     if path.is_dir():
-        settings |= _settings(path / "task.json")
+        fields |= _settings(path / "task.json")
         files = {split: file for split in SPLITS if (file := _split_file(path, split))}
         if "test" not in files:
             raise InvalidInput(f"'{path}' has no test.jsonl, test.csv or test.parquet: add the test split.")
@@ -186,9 +187,9 @@ def read_task(
     else:
         splits = _hub_splits(str(source), columns)
     given = {"name": name, "instruction": instruction, "scorer": scorer, "max_new_tokens": max_new_tokens}
-    settings |= {key: value for key, value in given.items() if value is not None}
+    fields |= {key: value for key, value in given.items() if value is not None} | splits
     try:
-        return Task(**settings, **splits)
+        return Task(**fields)
     except InvalidInput:
         raise
     except ValueError as error:
@@ -237,7 +238,9 @@ def _csv(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         for row in reader:
             if None in row or None in row.values():
-                raise InvalidInput(f"{file.name}, line {reader.line_num}: expected {len(reader.fieldnames or ())} cells.")
+                raise InvalidInput(
+                    f"{file.name}, line {reader.line_num}: expected {len(reader.fieldnames or ())} cells."
+                )
             yield reader.line_num, row
     except csv.Error as error:
         raise InvalidInput(f"{file.name}, line {reader.line_num}: {error}.") from None
@@ -302,7 +305,11 @@ def _divide(examples: tuple[Example, ...]) -> dict[str, tuple[Example, ...]]:
     train = round(len(shuffled) * SHARES["train"])
     held = round(len(shuffled) * (SHARES["train"] + SHARES["calibration"]))
     held = min(held, max(0, len(shuffled) - 1))
-    return {"train": tuple(shuffled[:train]), "calibration": tuple(shuffled[train:held]), "test": tuple(shuffled[held:])}
+    return {
+        "train": tuple(shuffled[:train]),
+        "calibration": tuple(shuffled[train:held]),
+        "test": tuple(shuffled[held:]),
+    }
 
 
 def _read(file: Path) -> str:

@@ -33,7 +33,9 @@ def shown(metric: str, value: float) -> float:
 def text(metric: str, estimate: Estimate) -> str:
     """Value and interval in the shown unit, such as ``61.5 [60.2, 63.0]``; exact values stand alone."""
     decimals = METRICS[metric][4]
-    value, low, high = (f"{shown(metric, each):,.{decimals}f}" for each in (estimate.value, estimate.low, estimate.high))
+    value, low, high = (
+        f"{shown(metric, each):,.{decimals}f}" for each in (estimate.value, estimate.low, estimate.high)
+    )
     return value if estimate.low == estimate.high else f"{value} [{low}, {high}]"
 
 

@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Request:
         if isinstance(prompt, str):
             prompt = [Message(role="user", content=prompt)]
         try:
-            messages = tuple(Message(**m) if isinstance(m, dict) else m for m in prompt)
+            messages = tuple(Message.model_validate(m) for m in prompt)
         except ValidationError:
             raise InvalidInput("A message needs a role (system, user or assistant) and a content text.") from None
         if not any(message.content.strip() for message in messages):
@@ -90,7 +91,7 @@ class Generation:
     @property
     def inter_token(self) -> tuple[float, ...]:
         """Seconds between one token and the next."""
-        return tuple(after - before for before, after in zip(self.times, self.times[1:], strict=False))
+        return tuple(after - before for before, after in pairwise(self.times))
 
     @property
     def tokens_per_second(self) -> float:
@@ -129,6 +130,7 @@ class Variant:
 
     @property
     def device(self) -> torch.device:
+        """Where it runs."""
         return self.model.device
 
     @property
@@ -138,6 +140,7 @@ class Variant:
 
     @property
     def closed(self) -> bool:
+        """Whether its memory was given back."""
         return "model" not in vars(self)
 
     @property
@@ -176,7 +179,7 @@ class Variant:
             raise InvalidInput(f"apply() takes a step such as quantize.NF4(), not {type(step).__name__}.")
         if step.needs_data and task is None:
             raise InvalidInput(f"{step.label} needs data: pass a task, as in variant.apply({step!r}, task).")
-        self.model  # raises `Closed` before any work
+        _ = self.model  # raises `Closed` before any work
         progress = progress or Progress()
         progress.check()
         try:
@@ -224,9 +227,7 @@ class Variant:
                 f"'{self.name}' holds {self.context_length}: shorten the prompt or lower max_new_tokens."
             )
 
-    def stream(
-        self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any
-    ) -> Iterator[Piece]:
+    def stream(self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any) -> Iterator[Piece]:
         """Answer token by token.
 
         Args:
@@ -264,12 +265,16 @@ class Variant:
         pieces = list(self.stream(prompt, **decoding))
         tokens = tuple(piece.token_id for piece in pieces)
         return Generation(
-            text=self.tokenizer.decode(tokens, skip_special_tokens=True),
+            text=self.decode(tokens),
             token_ids=tokens,
             prompt_tokens=len(self.encode(prompt)),
             times=tuple(piece.elapsed for piece in pieces),
             finish_reason="length" if len(tokens) >= settings.max_new_tokens else "stop",
         )
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -350,4 +355,6 @@ def _out_of_memory(label: str, error: BaseException) -> OutOfMemory:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
-    return OutOfMemory(f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing changed.")
+    return OutOfMemory(
+        f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing changed."
+    )

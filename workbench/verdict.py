@@ -56,7 +56,7 @@ def _ratio(baseline: Run, run: Run, name: str) -> Estimate | None:
 
 
 def _same(ratio: Estimate) -> bool:
-    return ratio.covers(1.0) or (1 - EQUIVALENT < ratio.low and ratio.high < 1 + EQUIVALENT)
+    return ratio.covers(1.0) or (ratio.low > 1 - EQUIVALENT and ratio.high < 1 + EQUIVALENT)
 
 
 def _speed_words(ratio: Estimate | None, better: str, worse: str, what: str) -> str:
@@ -96,7 +96,8 @@ def _score_words(baseline: Run, run: Run) -> str:
     surely = estimates.mcnemar(gained, lost) < 1 - CONFIDENCE if binary else not change.covers(0.0)
     if not surely:
         return f"no measurable quality change, n={n}"
-    return f"score {'up' if change.value > 0 else 'down'} {100 * abs(change.value):.1f} points ({gained} won, {lost} lost, n={n})"
+    direction, points = "up" if change.value > 0 else "down", 100 * abs(change.value)
+    return f"score {direction} {points:.1f} points ({gained} won, {lost} lost, n={n})"
 
 
 def _perplexity_words(baseline: Run, run: Run) -> str:

@@ -49,9 +49,7 @@ def draw_record(rng: random.Random, issue: str) -> Record:
 
 
 def high_reason(rng: random.Random, product: str, issue: str) -> str:
-    reasons = (
-        ["deadline"] + ["danger"] * 2 * (issue in P["danger"]) + ["overcharged"] * 2 * (issue == "billing")
-    )
+    reasons = ["deadline"] + ["danger"] * 2 * (issue in P["danger"]) + ["overcharged"] * 2 * (issue == "billing")
     if product in P["lost"] and issue in ("overheating", "no_power", "connection"):
         reasons += ["data"] * 2
     return rng.choice(reasons)
@@ -84,9 +82,7 @@ def terse_message(rng: random.Random, record: Record, fill: dict[str, str], reas
     elif reason == "data":
         parts.append(f"lost {fill['lost']}")
     elif reason == "deadline":
-        parts.append(
-            rng.choice(["need it sorted by tomorrow", "must be fixed today", "need an answer today"])
-        )
+        parts.append(rng.choice(["need it sorted by tomorrow", "must be fixed today", "need an answer today"]))
     elif record["priority"] == "low":
         parts.append(rng.choice(["no rush", "not urgent", "no hurry"]))
     elif rng.random() < 0.3:
@@ -104,9 +100,7 @@ def terse_message(rng: random.Random, record: Record, fill: dict[str, str], reas
     return rng.choice([". ", ", ", " - ", "\n"]).join([parts[0], *tail])
 
 
-def full_message(
-    rng: random.Random, record: Record, fill: dict[str, str], reason: str | None, american: bool
-) -> str:
+def full_message(rng: random.Random, record: Record, fill: dict[str, str], reason: str | None, american: bool) -> str:
     tone, issue, order = rng.choice(["polite", "angry", "chatty"]), str(record["issue"]), record["order"]
     core_text = rng.choice(P["overcharged"] if reason == "overcharged" else P["issues"][issue])
     place = rng.choice(["inline", "sentence", "sentence", "subject", "signature"]) if order else "none"

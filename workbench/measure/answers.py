@@ -49,7 +49,7 @@ def generate_answers(
                 if not open_rows:
                     break
         for row, index in enumerate(batch):
-            answers[index] = variant.tokenizer.decode(tokens[row], skip_special_tokens=True).strip()
+            answers[index] = variant.decode(tokens[row]).strip()
         progress.advance(len(batch))
     return answers
 

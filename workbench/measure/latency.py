@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from workbench.decoding import decode
 from workbench.device import synchronize
@@ -51,7 +52,7 @@ def time_request(variant: Variant, prompt: str, new_tokens: int) -> Timing:
         clock = [time.perf_counter()]
         for _ in decode(variant.model, [ids], settings):  # reading the token waits for the device
             clock.append(time.perf_counter())
-    gaps = [after - before for before, after in zip(clock, clock[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(clock)]
     return Timing(gaps[0], tuple(gaps[1:]))
 
 

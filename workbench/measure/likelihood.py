@@ -87,7 +87,9 @@ def likelihoods(
     progress = progress or Progress()
     order = sorted(range(len(spans[0])), key=lambda index: -max(len(each[index].ids) for each in spans))
     batches = list(_batches(variants[0], [[each[index] for index in order] for each in spans]))
-    prefixes = [shared_prefix(v.model, [span.context for span in each]) for v, each in zip(variants, spans, strict=True)]
+    prefixes = [
+        shared_prefix(v.model, [span.context for span in each]) for v, each in zip(variants, spans, strict=True)
+    ]
     rows: list[list[tuple[float, ...]]] = [[] for _ in variants]
     progress.start("Scoring text", len(batches) * len(variants))
     for batch in batches:
@@ -97,7 +99,8 @@ def likelihoods(
                 logits = target_logits(variant, batch[index], prefixes[index])
                 baseline = baseline or logits
                 rows[index] += [
-                    _compare_rows(*item) for item in zip(logits, baseline, (s.target for s in batch[index]), strict=True)
+                    _compare_rows(*item)
+                    for item in zip(logits, baseline, (s.target for s in batch[index]), strict=True)
                 ]
             progress.advance()
     return [_in_order(each, order, spans[0]) for each in rows]

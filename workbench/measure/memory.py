@@ -12,6 +12,7 @@ from workbench.variant import Variant, model_lock
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print its stages into the notebook
 
+
 def peak_memory(variant: Variant, prompt: str, new_tokens: int) -> int:
     """Bytes of the weights and of everything allocated on top of them at the fullest moment of a request.
 

@@ -92,7 +92,7 @@ class NF4(_Quantize):
     """Stores each weight as one of 16 levels placed at the quantiles of a normal distribution.
 
     Trained weights are close to normal, so these levels waste fewer codes than evenly spaced ones. Every block has its
-    own scale. The output head stays dense. About a seventh of the float32 size; how fast depends on the device's kernel.
+    own scale. The output head stays dense. About a seventh of the float32 size; its speed depends on the kernel.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.14314"
@@ -135,7 +135,10 @@ class LLMInt8(_Quantize):
     caveat: ClassVar[str] = "not faster: every layer looks for outliers and converts to 16 bits, for every token"
     kind = LLMInt8Linear
     threshold: float = Field(
-        default=6.0, ge=0.0, le=100.0, description="Activation columns that exceed this stay in 16 bits; 0 turns it off."
+        default=6.0,
+        ge=0.0,
+        le=100.0,
+        description="Activation columns that exceed this stay in 16 bits; 0 turns it off.",
     )
 
     def options(self) -> dict[str, Any]:
@@ -195,4 +198,5 @@ def _tie(model: Any, head: PackedLinear) -> None:
 
 
 def _path_of(model: nn.Module, wanted: nn.Module) -> str:
-    return next(path for path, module in model.named_modules() if module is wanted)
+    paths: dict[int, str] = {id(module): path for path, module in model.named_modules()}
+    return paths[id(wanted)]

@@ -1,0 +1,78 @@
+"""Settings as code: the call that makes a variant, and a button that copies it."""
+
+import keyword
+import re
+
+import anywidget
+import traitlets
+
+from workbench.step import Recipe, Step
+
+ESM = """
+function render({ model, el }) {
+  const code = document.createElement("pre");
+  code.className = "wb-code";
+  code.tabIndex = 0;
+  code.setAttribute("aria-label", "The same as code");
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "wb-copy";
+  const show = () => { code.textContent = model.get("code"); button.textContent = "Copy as code"; };
+  const select = () => {
+    const range = document.createRange();
+    range.selectNodeContents(code);
+    const selection = window.getSelection();
+    selection.removeAllRanges();
+    selection.addRange(range);
+  };
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(model.get("code"));
+      button.textContent = "Copied";
+    } catch {
+      select();
+      button.textContent = "Selected: press Ctrl+C";
+    }
+  });
+  model.on("change:code", show);
+  show();
+  el.classList.add("wb-snippet");
+  el.append(code, button);
+  return () => model.off("change:code", show);
+}
+export default { render };
+"""
+
+
+class Snippet(anywidget.AnyWidget):
+    """Code that can be selected, with a button that copies it.
+
+    Attributes:
+        code: the text.
+    """
+
+    _esm = ESM
+    code = traitlets.Unicode("").tag(sync=True)
+
+
+def call(base: Recipe, made: Recipe, step: Step, target: str) -> str:
+    """The statement that applies a step; from the base if the target was made from it, else from the bench's list.
+
+    Args:
+        base: the base's recipe.
+        made: the target's recipe.
+        target: the target's name.
+    """
+    own = made.steps[len(base) :]
+    if made.steps[: len(base)] == base.steps:
+        source, steps = "base", [*own, step]
+    else:
+        source, steps = f"bench.variants[{target!r}]", [step]
+    applied = "".join(f".apply({each!r}{', task' if each.needs_data else ''})" for each in steps)
+    return f"{variable(step.label)} = {source}{applied}"
+
+
+def variable(label: str) -> str:
+    """A step's label as a variable name."""
+    name = re.sub(r"\W+", "_", label).strip("_").lower() or "variant"
+    return f"{name}_" if keyword.iskeyword(name) or name[0].isdigit() or name in {"base", "task", "bench"} else name

@@ -1,0 +1,272 @@
+"""What a bench knows and does, without a screen: its variants, its worker, what is chosen, what was measured."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench import storage, units
+from workbench.comparison import Comparison
+from workbench.errors import InvalidInput
+from workbench.figures import COLOURS
+from workbench.jobs import Job, Worker
+from workbench.progress import Progress
+from workbench.task import Task, Text
+from workbench.variant import Variant
+
+EXPORTS = Path("exports")
+SCREEN_INTERVAL = 0.2  # seconds between two updates of one part of the screen
+
+
+class Throttle:
+    """Lets something through at most five times a second."""
+
+    def __init__(self) -> None:
+        self._last = 0.0
+
+    def due(self) -> bool:
+        """Whether enough time has passed; if so, the clock starts again."""
+        now = time.monotonic()
+        if now - self._last < SCREEN_INTERVAL:
+            return False
+        self._last = now
+        return True
+
+
+class Session:
+    """Variants by name and one worker. Safe to use from callbacks, the worker and notebook cells at once.
+
+    Attributes:
+        base: the first variant; it cannot be removed.
+        task: what steps calibrate on and comparisons measure, or None.
+        comparison: the last one measured, or None.
+        lock: held while variants or what is on screen change; never while a model works.
+    """
+
+    def __init__(self, base: Variant, task: Task | Text | None = None) -> None:
+        if not isinstance(base, Variant):
+            raise InvalidInput(f"Bench() takes a variant, such as workbench.load(), not {type(base).__name__}.")
+        self.base = base
+        self.task = task
+        self.comparison: Comparison | None = None
+        self.lock = threading.RLock()
+        self._quiet_lock = threading.Condition(self.lock)
+        self._variants = {base.name: base}
+        self._colours = {base.name: COLOURS[0]}
+        self._palette = itertools.cycle(COLOURS[1:])
+        self._chosen = {base.name}
+        self._watchers: list[Callable[[], None]] = []
+        self._open: dict[Job, str] = {}  # jobs whose end is not on screen yet, and what each would make
+        self._wanted: dict[Any, Callable[[], None]] = {}
+        self._computing: Job | None = None
+        self._worker = Worker()
+        self.closed = False
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """The variants by name, the base first; a copy."""
+        with self.lock:
+            return dict(self._variants)
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Names of the variants chosen for chat and comparison, in the order of the list."""
+        with self.lock:
+            return tuple(name for name in self._variants if name in self._chosen)
+
+    def choose(self, name: str, chosen: bool = True) -> None:
+        """Choose a variant for chat and comparison, or no longer."""
+        with self.lock:
+            self[name]
+            (self._chosen.add if chosen else self._chosen.discard)(name)
+            self._changed()
+
+    def colour(self, name: str) -> str:
+        """The colour that a variant keeps in lists and charts."""
+        return self._colours.get(name, COLOURS[0])
+
+    def __getitem__(self, name: str) -> Variant:
+        with self.lock:
+            if name not in self._variants:
+                raise InvalidInput(f"There is no variant '{name}' in this bench: it has {', '.join(self._variants)}.")
+            return self._variants[name]
+
+    def add(self, variant: Variant) -> str:
+        """Put a variant on the list; returns its name, with a number added if the name is taken."""
+        if not isinstance(variant, Variant):
+            raise InvalidInput(f"bench.add() takes a variant, not {type(variant).__name__}.")
+        with self.lock:
+            self._check_open()
+            if variant in self._variants.values():
+                return next(name for name, each in self._variants.items() if each is variant)
+            name = self._free_name(variant.name)
+            if name != variant.name:
+                variant = replace(variant, name=name, model=variant.model)
+            self._variants[name] = variant
+            self._colours[name] = next(self._palette)
+            self._chosen.add(name)
+            self._changed()
+        return name
+
+    def remove(self, name: str) -> None:
+        """Take a variant off the list; its memory returns once nothing else uses it.
+
+        Raises:
+            InvalidInput: it is the base, or there is no such variant.
+        """
+        with self.lock:
+            if self[name] is self.base:
+                raise InvalidInput(f"'{name}' is the baseline of this bench and cannot be removed.")
+            del self._variants[name], self._colours[name]
+            self._chosen.discard(name)
+            self._changed()
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a variant another name.
+
+        Raises:
+            InvalidInput: the name is taken or unsafe, or there is no such variant.
+        """
+        with self.lock:
+            variant = self[old]
+            new = storage.check_name(new.strip())
+            if new == old:
+                return
+            if new in self._variants:
+                raise InvalidInput(f"There is already a variant '{new}': choose another name.")
+            renamed = variant.renamed(new)
+            if variant is self.base:
+                self.base = renamed
+            self._variants = {new if name == old else name: each for name, each in self._variants.items()}
+            self._variants[new] = renamed
+            self._colours[new] = self._colours.pop(old)
+            if old in self._chosen:
+                self._chosen.remove(old)
+                self._chosen.add(new)
+            self._changed()
+
+    def save(self, name: str, folder_name: str) -> str:
+        """Write a variant to a folder under exports/; returns a sentence that says where."""
+        path = self[name].save(storage.inside(EXPORTS, folder_name.strip()))
+        size = sum(file.stat().st_size for file in path.iterdir())
+        return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call this whenever the list of variants, or what is chosen, has changed."""
+        self._watchers.append(changed)
+
+    def submit(
+        self, label: str, work: Callable[[Progress], Any], show: Callable[[Job], None] | None = None, key: str = ""
+    ) -> Job:
+        """Queue work for the worker.
+
+        Args:
+            label: what it does, for people.
+            work: what to do; it may use models.
+            show: called at most five times a second while it is queued or runs, and once when it has ended.
+            key: what it would make; a second job for the same is refused while the first is open.
+
+        Raises:
+            InvalidInput: too many jobs wait, the same is under way already, or the bench was closed.
+        """
+        throttle = Throttle()
+        shown = ["queued"]
+
+        def listen(job: Job) -> None:
+            with self.lock:
+                if not (job.ended or job.status != shown[0] or throttle.due()):
+                    return
+                shown[0] = job.status
+                if job.ended:
+                    self._open.pop(job, None)
+                try:
+                    if not self.closed:
+                        if show:
+                            show(job)
+                        self._show_status()
+                finally:
+                    self._quiet_lock.notify_all()
+
+        with self.lock:
+            self._check_open()
+            if key and key in self._open.values():
+                raise InvalidInput(f"{label} is under way already: wait for it or cancel it.")
+            job = self._worker.submit(label, work, listen)
+            self._open[job] = key
+            self._show_status()
+        return job
+
+    def compute(self, key: Any, work: Callable[[], None]) -> None:
+        """Run something short on the worker when it is free; only the newest for a key is run, and nobody sees it."""
+        with self.lock:
+            if self.closed:
+                return
+            self._wanted[key] = work
+            if self._computing is None:
+                try:
+                    self._computing = self._worker.submit("", self._compute_wanted)
+                except InvalidInput:  # the queue is full: the next change asks again
+                    self._wanted.clear()
+
+    def _compute_wanted(self, progress: Progress) -> None:
+        while True:
+            with self.lock:
+                if not self._wanted or self.closed:
+                    self._computing = None
+                    self._quiet_lock.notify_all()
+                    return
+                work = self._wanted.pop(next(iter(self._wanted)))
+            try:
+                work()
+            except Exception as error:  # what a forecast cannot say must not stop the next one
+                self.trouble = error
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """Jobs that people wait for, the running one first."""
+        return tuple(job for job in self._worker.jobs if job.label)
+
+    def cancel(self) -> None:
+        """Cancel the running job; it stops at its next report and changes nothing."""
+        if jobs := self.jobs:
+            jobs[0].cancel()
+            with self.lock:
+                self._show_status()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until every job has ended and is on screen; False when the timeout (seconds) passed first."""
+        with self._quiet_lock:
+            return self._quiet_lock.wait_for(lambda: not self._open and self._computing is None, timeout)
+
+    def close(self) -> None:
+        """Stop the worker and let go of every variant but the base."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            self._worker.close()
+            self._watchers.clear()
+            self._wanted.clear()
+            self._open.clear()
+            self._computing = None
+            self._variants = {self.base.name: self.base}
+            self._chosen = {self.base.name}
+            self._quiet_lock.notify_all()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise InvalidInput("This bench was closed: run its cell again.")
+
+    def _free_name(self, name: str) -> str:
+        numbered = (f"{name} {number}" for number in itertools.count(2))
+        return next(each for each in itertools.chain([name], numbered) if each not in self._variants)
+
+    def _changed(self) -> None:
+        for watcher in self._watchers:
+            watcher()
+
+    def _show_status(self) -> None:
+        """Say what is running; the bench overrides it."""

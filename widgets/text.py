@@ -1,0 +1,106 @@
+"""Text to HTML: everything that is not ours is escaped, here and nowhere else."""
+
+import inspect
+from html import escape
+
+from workbench import units
+from workbench.jobs import Job
+from workbench.step import Forecast, Step
+from workbench.variant import Variant
+
+__all__ = ["escape"]
+
+
+def words(name: str) -> str:
+    """A field, step family or other identifier as a title: ``block_size`` becomes ``Block size``."""
+    return name.replace("_", " ").capitalize()
+
+
+def message(text: str, kind: str = "info", details: str = "") -> str:
+    """A line of news: kind is info, done or error; details fold."""
+    if not text:
+        return ""
+    folded = f"<details><summary>Details</summary><pre>{escape(details)}</pre></details>" if details else ""
+    return f'<div class="wb-message wb-{kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}{folded}</div>'
+
+
+def job_message(job: Job, done: str) -> str:
+    """How a job is going, or how it ended."""
+    if job.status == "done":
+        return message(done, "done")
+    if job.status == "failed":
+        return message(job.error, "error", job.details)
+    if job.status == "cancelled":
+        return message(f"{job.label}: cancelled, nothing was changed.")
+    if job.status == "queued":
+        return message(f"{job.label}: queued.")
+    return message(f"{job.label}: running.")
+
+
+def status(jobs: "tuple[Job, ...]") -> str:
+    """The running job with its bar and remaining time, and how many wait."""
+    if not jobs:
+        return '<div class="wb-status" role="status"><span>Ready</span></div>'
+    job = jobs[0]
+    progress = job.progress
+    said = [f"<b>{escape(job.label)}</b>"]
+    if progress.cancelled:
+        said.append("cancelling")
+    elif job.status == "queued":
+        said.append("starting")
+    elif progress.total:
+        said.append(escape(progress.label))
+        said.append(f"{progress.done} of {progress.total}")
+        if progress.eta is not None and progress.eta >= 1:
+            said.append(f"about {units.duration(progress.eta)} left")
+    waiting = f'<span class="wb-badge">{len(jobs) - 1} queued</span>' if len(jobs) > 1 else ""
+    bar = (
+        f'<div class="wb-bar" role="progressbar" aria-label="Progress of the running job" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{100 * progress.fraction:.0f}">'
+        f'<div style="width:{100 * progress.fraction:.1f}%"></div></div>'
+    )
+    return f'<div class="wb-status wb-busy" role="status"><span>{" · ".join(said)}</span>{waiting}{bar}</div>'
+
+
+def header(base: Variant, task: object) -> str:
+    """The bench's title line."""
+    said = [escape(base.source), escape(f"{base.device} {str(base.dtype).removeprefix('torch.')}")]
+    name = getattr(task, "name", None)
+    said.append(f"task {escape(name)}" if name else "no task")
+    return f'<div class="wb-title"><h2>Bench</h2><p>{" · ".join(said)}</p></div>'
+
+
+def variant_line(variant: Variant, is_base: bool) -> str:
+    """Sizes and recipe of a variant."""
+    recipe = " → ".join(map(repr, variant.recipe)) or "as loaded"
+    owned = units.size(variant.owned_bytes)
+    badge = '<span class="wb-badge">baseline</span>' if is_base else ""
+    return (
+        f'<div class="wb-facts"><span>{units.size(variant.total_bytes)} weights</span>'
+        f'<span title="Memory that no other variant shares: what removing it would return">{owned} its own</span>{badge}'
+        f"<code>{escape(recipe)}</code></div>"
+    )
+
+
+def explanation(step: type[Step]) -> str:
+    """A step's docstring, folded after its first sentence, and its source."""
+    summary, _, rest = inspect.cleandoc(step.__doc__ or "").partition("\n\n")
+    link = f'<a href="{escape(step.paper)}" target="_blank" rel="noopener noreferrer">Source</a>'
+    folded = f"<details><summary>Why and when</summary><p>{escape(rest)}</p><p>{link}</p></details>" if rest else link
+    return f'<div class="wb-explanation"><p>{escape(summary)}</p>{folded}</div>'
+
+
+def forecast(expected: Forecast) -> str:
+    """What applying would cost, in one line."""
+    if not expected.owned_bytes:
+        return "Expected: no new weights, no waiting."
+    seconds = "unknown" if expected.seconds is None else units.duration(expected.seconds)
+    return (
+        f"Expected: {units.size(expected.owned_bytes)} of new memory, {units.size(expected.weight_bytes)} of weights "
+        f"in all, {seconds} to apply."
+    )
+
+
+def help_line(text: str) -> str:
+    """Small text under a control."""
+    return f'<div class="wb-help">{escape(text)}</div>'
