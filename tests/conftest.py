@@ -40,10 +40,6 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CONTEXT = 512  # tokens that every tiny model holds
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "model: uses the embedded SmolLM2-135M-Instruct")
-
-
 def _train_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of 400 tokens with ChatML control tokens."""
     backend = Tokenizer(models.BPE())

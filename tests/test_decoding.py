@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import ARCHITECTURES
 
 import workbench as wb
-from conftest import ARCHITECTURES
 from workbench.decoding import Decoding, Prefix, choose, decode, pad_left
 from workbench.errors import InvalidInput
 

@@ -2,14 +2,14 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
+from test_contract import hashes, tensor_bytes, variants
 from torch.overrides import TorchFunctionMode
 
 import workbench as wb
-from test_contract import hashes, tensor_bytes, variants
 from workbench import Progress
 from workbench.errors import OutOfMemory
 from workbench.steps import prompt, quantize
@@ -52,8 +52,8 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
 
 
 @pytest.fixture
-def others(base: wb.Variant) -> Iterator[list[wb.Variant]]:
-    yield [base, base.apply(prompt.System(text="Hm.")), base.apply(quantize.FP4())]
+def others(base: wb.Variant) -> list[wb.Variant]:
+    return [base, base.apply(prompt.System(text="Hm.")), base.apply(quantize.FP4())]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.label)

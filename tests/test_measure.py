@@ -21,7 +21,11 @@ def text() -> Text:
 
 @pytest.fixture
 def questions() -> Task:
-    rows = [("What is a lobster?", "a crustacean"), ("How many seats?", "12"), ("Rain before noon, or after it?", "before")]
+    rows = [
+        ("What is a lobster?", "a crustacean"),
+        ("How many seats?", "12"),
+        ("Rain before noon, or after it?", "before"),
+    ]
     test = tuple(Example(id=str(i), prompt=p, answer=a) for i, (p, a) in enumerate(rows * 3))
     test = tuple(e.model_copy(update={"id": str(i)}) for i, e in enumerate(test))
     return Task(name="questions", instruction="Answer in one short sentence.", max_new_tokens=5, scorer="f1", test=test)

@@ -35,11 +35,15 @@ def test_track_yields_every_item_and_counts() -> None:
 def test_cancel_takes_effect_at_the_next_report() -> None:
     made = Progress()
     seen = []
-    with pytest.raises(Cancelled):
+
+    def work() -> None:
         for item in made.track("reading", range(10), 10):
             seen.append(item)
             if item == 2:
                 made.cancel()
+
+    with pytest.raises(Cancelled):
+        work()
     assert seen == [0, 1, 2]
     assert made.cancelled
 

@@ -91,7 +91,7 @@ def test_write_text_replaces_whole(tmp_path: Path) -> None:
 
 def test_write_text_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "note.txt").mkdir()
-    with pytest.raises(WorkbenchError, match="note.txt"):
+    with pytest.raises(WorkbenchError, match=r"note\.txt"):
         storage.write_text(tmp_path / "note.txt", "text")
     assert [each.name for each in tmp_path.iterdir()] == ["note.txt"]
 

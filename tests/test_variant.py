@@ -159,7 +159,7 @@ def test_names_recipes_and_parents(base: wb.Variant) -> None:
 def test_apply_takes_steps_only(base: wb.Variant) -> None:
     with pytest.raises(InvalidInput, match="str"):
         base.apply("NF4")
-    with pytest.raises(InvalidInput, match="type|NF4"):
+    with pytest.raises(InvalidInput, match="not "):
         base.apply(quantize.NF4)
 
 
@@ -206,7 +206,7 @@ def test_closing_the_parent_leaves_the_child_working(base: wb.Variant) -> None:
     assert child.generate(QUESTION, max_new_tokens=4).token_ids == wanted
 
 
-def test_owned_bytes_are_those_that_no_other_variant_uses(base: wb.Variant) -> None:
+def test_owned_bytes_are_those_that_no_older_variant_holds(base: wb.Variant) -> None:
     total = base.total_bytes
     assert (
         base.owned_bytes
@@ -215,7 +215,7 @@ def test_owned_bytes_are_those_that_no_other_variant_uses(base: wb.Variant) -> N
         + sum(b.untyped_storage().nbytes() for b in base.model.buffers())
     )
     request = base.apply(prompt.System(text="Hm."))
-    assert (request.total_bytes, request.owned_bytes, base.owned_bytes) == (total, 0, 0)
+    assert (request.total_bytes, request.owned_bytes, base.owned_bytes) == (total, 0, total)
     request.close()
     assert base.owned_bytes == total
     packed = base.apply(quantize.Int8(head=False))
@@ -223,17 +223,20 @@ def test_owned_bytes_are_those_that_no_other_variant_uses(base: wb.Variant) -> N
     assert packed.owned_bytes == sum(m.weight.nbytes + m.scale.nbytes for m in linear)
     union = models.total_bytes([base.model, packed.model])
     assert union == packed.owned_bytes + base.total_bytes
-    packed.close()
-    assert base.owned_bytes == total
+    base.close()
+    assert packed.owned_bytes == packed.total_bytes
 
 
-def test_a_variant_that_is_dropped_owns_nothing(base: wb.Variant) -> None:
-    total = base.owned_bytes
+def test_what_a_dropped_variant_held_is_owned_by_the_next(base: wb.Variant) -> None:
     child = base.apply(prompt.System(text="Hm."))
-    assert base.owned_bytes == 0
+    elder = base.renamed("elder")
+    total = base.total_bytes
+    assert (base.owned_bytes, child.owned_bytes, elder.owned_bytes) == (total, 0, 0)
+    base.close()
+    assert (child.owned_bytes, elder.owned_bytes) == (total, 0)
     del child
     gc.collect()
-    assert base.owned_bytes == total
+    assert elder.owned_bytes == total
 
 
 def allocated(record: profile) -> int:
@@ -252,7 +255,7 @@ def test_bytes_are_what_the_allocator_says() -> None:
         made += [base.apply(quantize.Int8()), base.apply(prompt.System(text="Be brief."))]
         made.append(base.apply(quantize.NF4()))
         gc.collect()
-    assert models.total_bytes([variant.model for variant in made]) == pytest.approx(allocated(record), rel=0.05)
+    assert sum(variant.owned_bytes for variant in made) == pytest.approx(allocated(record), rel=0.05)
     assert made[2].owned_bytes < 1_000_000
     assert made[2].total_bytes == base.total_bytes
     for number in (1, 3):

@@ -7,6 +7,7 @@ import anywidget
 import traitlets
 
 from workbench.step import Recipe, Step
+from workbench.steps import families
 
 ESM = """
 function render({ model, el }) {
@@ -75,4 +76,4 @@ def call(base: Recipe, made: Recipe, step: Step, target: str) -> str:
 def variable(label: str) -> str:
     """A step's label as a variable name."""
     name = re.sub(r"\W+", "_", label).strip("_").lower() or "variant"
-    return f"{name}_" if keyword.iskeyword(name) or name[0].isdigit() or name in {"base", "task", "bench"} else name
+    return f"{name}_" if keyword.iskeyword(name) or name[0].isdigit() or name in {"base", "task", "bench", *families()} else name

@@ -1,5 +1,6 @@
 """What a bench knows and does, without a screen: its variants, its worker, what is chosen, what was measured."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -53,11 +54,12 @@ class Session:
         self.task = task
         self.comparison: Comparison | None = None
         self.lock = threading.RLock()
-        self._quiet_lock = threading.Condition(self.lock)
+        self._idle = threading.Condition(self.lock)
         self._variants = {base.name: base}
         self._colours = {base.name: COLOURS[0]}
         self._palette = itertools.cycle(COLOURS[1:])
         self._chosen = {base.name}
+        self.panels: list[Any] = []
         self._watchers: list[Callable[[], None]] = []
         self._open: dict[Job, str] = {}  # jobs whose end is not on screen yet, and what each would make
         self._wanted: dict[Any, Callable[[], None]] = {}
@@ -174,6 +176,7 @@ class Session:
         """
         throttle = Throttle()
         shown = ["queued"]
+        todo = [work]  # emptied at the end: an ended job must not keep a variant's memory
 
         def listen(job: Job) -> None:
             with self.lock:
@@ -182,19 +185,20 @@ class Session:
                 shown[0] = job.status
                 if job.ended:
                     self._open.pop(job, None)
+                    todo.clear()
                 try:
                     if not self.closed:
                         if show:
                             show(job)
                         self._show_status()
                 finally:
-                    self._quiet_lock.notify_all()
+                    self._idle.notify_all()
 
         with self.lock:
             self._check_open()
             if key and key in self._open.values():
                 raise InvalidInput(f"{label} is under way already: wait for it or cancel it.")
-            job = self._worker.submit(label, work, listen)
+            job = self._worker.submit(label, lambda progress: todo.pop()(progress), listen)
             self._open[job] = key
             self._show_status()
         return job
@@ -216,13 +220,11 @@ class Session:
             with self.lock:
                 if not self._wanted or self.closed:
                     self._computing = None
-                    self._quiet_lock.notify_all()
+                    self._idle.notify_all()
                     return
                 work = self._wanted.pop(next(iter(self._wanted)))
-            try:
+            with contextlib.suppress(Exception):  # a forecast that fails must not stop the next one
                 work()
-            except Exception as error:  # what a forecast cannot say must not stop the next one
-                self.trouble = error
 
     @property
     def jobs(self) -> Sequence[Job]:
@@ -238,8 +240,8 @@ class Session:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until every job has ended and is on screen; False when the timeout (seconds) passed first."""
-        with self._quiet_lock:
-            return self._quiet_lock.wait_for(lambda: not self._open and self._computing is None, timeout)
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._open and self._computing is None, timeout)
 
     def close(self) -> None:
         """Stop the worker and let go of every variant but the base."""
@@ -254,7 +256,7 @@ class Session:
             self._computing = None
             self._variants = {self.base.name: self.base}
             self._chosen = {self.base.name}
-            self._quiet_lock.notify_all()
+            self._idle.notify_all()
 
     def _check_open(self) -> None:
         if self.closed:

@@ -1,14 +1,13 @@
 """Text to HTML: everything that is not ours is escaped, here and nowhere else."""
 
 import inspect
+from collections.abc import Iterable
 from html import escape
 
 from workbench import units
 from workbench.jobs import Job
 from workbench.step import Forecast, Step
 from workbench.variant import Variant
-
-__all__ = ["escape"]
 
 
 def words(name: str) -> str:
@@ -49,7 +48,7 @@ def status(jobs: "tuple[Job, ...]") -> str:
     elif job.status == "queued":
         said.append("starting")
     elif progress.total:
-        said.append(escape(progress.label))
+        said.append(escape(progress.label.partition(": ")[2] or progress.label))
         said.append(f"{progress.done} of {progress.total}")
         if progress.eta is not None and progress.eta >= 1:
             said.append(f"about {units.duration(progress.eta)} left")
@@ -74,10 +73,10 @@ def variant_line(variant: Variant, is_base: bool) -> str:
     """Sizes and recipe of a variant."""
     recipe = " → ".join(map(repr, variant.recipe)) or "as loaded"
     owned = units.size(variant.owned_bytes)
-    badge = '<span class="wb-badge">baseline</span>' if is_base else ""
+    recipe = f"baseline, {recipe}" if is_base else recipe
     return (
         f'<div class="wb-facts"><span>{units.size(variant.total_bytes)} weights</span>'
-        f'<span title="Memory that no other variant shares: what removing it would return">{owned} its own</span>{badge}'
+        f'<span title="Memory that no other variant shares: what removing it would return">{owned} its own</span>'
         f"<code>{escape(recipe)}</code></div>"
     )
 
@@ -104,3 +103,18 @@ def forecast(expected: Forecast) -> str:
 def help_line(text: str) -> str:
     """Small text under a control."""
     return f'<div class="wb-help">{escape(text)}</div>'
+
+
+def static(variants: Iterable[Variant], base: Variant) -> str:
+    """The list of variants as a plain table, for a notebook without a kernel."""
+    rows = "".join(
+        f"<tr><td>{escape(each.name)}</td><td>{units.size(each.total_bytes)}</td>"
+        f"<td>{escape(' → '.join(map(repr, each.recipe)) or 'as loaded')}</td></tr>"
+        for each in variants
+    )
+    return f"<table><thead><tr><th>Variant</th><th>Weights</th><th>Recipe</th></tr></thead><tbody>{rows}</tbody></table>"
+
+
+def wide(table: str) -> str:
+    """A table that scrolls sideways when there is too little room, by keyboard too."""
+    return f'<div class="wb-wide" role="region" aria-label="Comparison" tabindex="0">{table}</div>'

@@ -7,10 +7,12 @@ from workbench.errors import WorkbenchError
 from workbench.estimate import Estimate
 from workbench.jobs import Job, Worker
 from workbench.progress import Progress
+from workbench.reading import read_task, read_text
+from workbench.request import Generation, Piece
 from workbench.runs import Run, RunStore
 from workbench.step import Recipe, Step
-from workbench.task import Example, Task, Text, read_task, read_text
-from workbench.variant import Generation, Piece, Variant, load
+from workbench.task import Example, Task, Text
+from workbench.variant import Variant, load
 
 __all__ = [
     "Comparison",

@@ -1,23 +1,18 @@
 """Variants measured side by side: interleaved, paired against the first, with a verdict in words."""
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from workbench import estimate as estimates
-from workbench import storage, units
+from workbench import metrics, storage, units
 from workbench.device import environment
 from workbench.errors import Incomparable, InvalidInput
-from workbench.estimate import Estimate
 from workbench.measure.answers import scores
-from workbench.measure.latency import prompts, time_interleaved
-from workbench.measure.likelihood import Likelihood, likelihoods, task_spans
-from workbench.measure.memory import bits_per_weight, describe_layers, peak_memory
+from workbench.measure.latency import Timing, time_interleaved
+from workbench.measure.likelihood import likelihoods, task_spans
+from workbench.measure.memory import describe_layers
 from workbench.progress import Progress
 from workbench.runs import Run, RunStore, runs_from_json
 from workbench.task import Task, Text
@@ -172,19 +167,20 @@ def compare(
             on_update(Comparison(updated))
         return updated
 
-    runs = tell([_with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
+    runs = tell([metrics.with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
     scored = likelihoods(variants, [task_spans(variant, task, examples) for variant in variants], progress)
-    runs = tell(
-        [_with_likelihood(run, found, first=not i) for i, (run, found) in enumerate(zip(runs, scored, strict=True))]
-    )
+    pairs = enumerate(zip(runs, scored, strict=True))
+    runs = tell([metrics.with_likelihood(run, found, baseline=not index) for index, (run, found) in pairs])
+    timed: list[list[Timing]] = [[] for _ in variants]
     for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
-        runs = [
-            _with_timing(run, t.ttft, t.inter_token, t.tokens_per_second) for run, t in zip(runs, timings, strict=True)
-        ]
-        tell(runs)
+        for each, timing in zip(timed, timings, strict=True):
+            each.append(timing)
+        if on_update:
+            tell([metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)])
+    runs = [metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)]
     if isinstance(task, Task):
         for index, variant in enumerate(variants):
-            runs[index] = _with_scores(runs[index], scores(variant, task, examples, progress), runs[0])
+            runs[index] = metrics.with_scores(runs[index], scores(variant, task, examples, progress), runs[0])
             tell(runs)
     if store is not False:
         keep = RunStore() if store is True else store
@@ -223,77 +219,6 @@ def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[s
 
 def _caveats(variant: Variant) -> list[str]:
     return [step.caveat for step in variant.recipe if step.caveat]
-
-
-def _with(run: Run, found: dict[str, Estimate], samples: dict[str, list[float]] | None = None) -> Run:
-    return run.model_copy(update={"estimates": run.estimates | found, "samples": run.samples | (samples or {})})
-
-
-def _with_memory(run: Run, variant: Variant, task: Task | Text, new_tokens: int) -> Run:
-    prompt = prompts(variant, task, 1)[0]
-    return _with(
-        run,
-        {
-            "weight_bytes": Estimate.exact(variant.total_bytes, "bytes"),
-            "peak_memory": Estimate.exact(peak_memory(variant, prompt, new_tokens), "bytes"),
-            "bits_per_weight": Estimate.exact(bits_per_weight(variant), "bits"),
-        },
-    )
-
-
-def _with_likelihood(run: Run, found: Likelihood, first: bool) -> Run:
-    tokens = np.asarray(found.tokens, float)
-    columns = {"nll": found.nll, "kl": found.kl, "same_top": found.same_top}
-
-    def per_token(name: str, unit: str) -> Estimate:
-        values = np.asarray(columns[name], float)
-        pick = estimates.resample_indices(len(values), 0) if len(values) > 1 else np.zeros((1, 1), int)
-        drawn = values[pick].sum(axis=1) / tokens[pick].sum(axis=1)
-        tail = estimates.expanded_tail(len(values)) if len(values) > 1 else 0.5
-        low, high = np.quantile(drawn, [tail, 1 - tail])
-        return Estimate(
-            value=float(values.sum() / tokens.sum()), low=float(low), high=float(high), n=len(values), unit=unit
-        )
-
-    nll = per_token("nll", "nats/token")
-    measured = {"perplexity": _exponential(nll)}
-    if not first:
-        measured["kl_to_baseline"] = per_token("kl", "nats/token")
-        measured["same_top_token"] = per_token("same_top", "fraction")
-    return _with(
-        run, measured, {name: list(map(float, each)) for name, each in columns.items()} | {"tokens": list(tokens)}
-    )
-
-
-def _exponential(nll: Estimate) -> Estimate:
-    value, low, high = (math.exp(min(each, 700.0)) for each in (nll.value, nll.low, nll.high))
-    return Estimate(value=value, low=low, high=high, n=nll.n, unit="ratio")
-
-
-def _with_timing(run: Run, ttft: float, inter_token: Sequence[float], throughput: float) -> Run:
-    old = run.samples
-    samples = {
-        "ttft": [*old.get("ttft", []), ttft],
-        "inter_token": [*old.get("inter_token", []), *inter_token],
-        "inter_token_median": [*old.get("inter_token_median", []), float(np.median(inter_token))],
-        "throughput": [*old.get("throughput", []), throughput],
-    }
-    measured = {
-        "ttft": estimates.median(samples["ttft"], "s"),
-        "inter_token_latency": estimates.median(samples["inter_token_median"], "s"),
-        "inter_token_latency_p95": estimates.quantile(samples["inter_token"], 0.95, "s"),
-        "throughput": estimates.median(samples["throughput"], "tokens/s"),
-    }
-    return _with(run, measured, samples)
-
-
-def _with_scores(run: Run, found: list[float], baseline: Run) -> Run:
-    measured = {"score": estimates.mean(found, "fraction")}
-    before = baseline.samples.get("score")
-    if before is not None:
-        flipped = [float((a >= 0.5) != (b >= 0.5)) for a, b in zip(found, before, strict=True)]
-        measured["flips"] = estimates.mean(flipped, "fraction")
-    return _with(run, measured, {"score": found})
 
 
 def _check_comparable(first: Run, other: Run) -> None:

@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from workbench.errors import InvalidInput
+from workbench.value import Value
 
 SHORTEST_PREFIX = 8  # tokens; below this, reading them again is as fast
 
 
-class Decoding(BaseModel):
+class Decoding(Value):
     """How tokens are chosen.
 
     Attributes:
@@ -24,11 +24,10 @@ class Decoding(BaseModel):
         seed: of the draw; the same seed gives the same answer on the same device.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     max_new_tokens: int = Field(default=128, ge=1, le=100_000)
     temperature: float = Field(default=0.0, ge=0.0, le=5.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
 
     def but(self, **changes: Any) -> "Decoding":
         """These settings with some changed.
@@ -36,11 +35,7 @@ class Decoding(BaseModel):
         Raises:
             InvalidInput: an unknown setting, or a value out of range.
         """
-        try:
-            return Decoding(**(self.model_dump() | changes))
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InvalidInput(f"Decoding setting '{first['loc'][0]}': {first['msg'].lower()}.") from None
+        return Decoding(**(self.model_dump() | changes))
 
 
 @torch.no_grad()

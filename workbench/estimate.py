@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 CONFIDENCE = 0.99
 RESAMPLES = 4000
 ENOUGH = 6  # below this many samples an interval says nothing
-Statistic = Callable[[np.ndarray], np.ndarray]  # (resamples, n) -> (resamples,)
+Statistic = Callable[[np.ndarray], np.ndarray]  # (resamples, n) or (resamples, n, columns) -> (resamples,)
 
 
 class Estimate(BaseModel):
@@ -68,16 +68,27 @@ def quantile(samples: Sequence[float], q: float, unit: str, seed: int = 0) -> Es
 
 def bootstrap(samples: Sequence[float], statistic: Statistic, unit: str, seed: int = 0) -> Estimate:
     """A statistic of independent samples, with its expanded-percentile bootstrap interval."""
-    data = np.asarray(samples, dtype=float)
-    if data.size == 0:
+    return _bootstrap(np.asarray(samples, dtype=float), statistic, unit, seed)
+
+
+def _bootstrap(data: np.ndarray, statistic: Statistic, unit: str, seed: int) -> Estimate:
+    """The same for data ``(n,)`` or ``(n, columns)`` whose rows are resampled whole."""
+    n = len(data)
+    if n == 0:
         raise ValueError("an estimate needs at least one sample")
     value = float(statistic(data[None])[0])
-    if data.size == 1:
+    if n == 1:
         return Estimate(value=value, low=value, high=value, n=1, unit=unit)
-    drawn = statistic(data[resample_indices(data.size, seed)])
-    tail = expanded_tail(data.size)
+    drawn = statistic(data[resample_indices(n, seed)])
+    tail = expanded_tail(n)
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Estimate(value=value, low=float(low), high=float(high), n=data.size, unit=unit)
+    return Estimate(value=value, low=float(low), high=float(high), n=n, unit=unit)
+
+
+def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], unit: str, seed: int = 0) -> Estimate:
+    """Sum of the numerators over sum of the denominators, pairs resampled together (nats over tokens of each text)."""
+    pairs = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)], axis=-1)
+    return _bootstrap(pairs, lambda rows: rows[..., 0].sum(axis=-1) / rows[..., 1].sum(axis=-1), unit, seed)
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Estimate:
@@ -91,6 +102,8 @@ def unpaired_ratio(numerator: Sequence[float], denominator: Sequence[float], see
     top, bottom = np.log(np.asarray(numerator, float)), np.log(np.asarray(denominator, float))
     n = min(top.size, bottom.size)
     value = float(np.median(top) - np.median(bottom))
+    if n < 2:
+        return _exp(Estimate(value=value, low=value, high=value, n=n, unit="ratio"))
     drawn = np.median(top[resample_indices(top.size, seed)], axis=-1) - np.median(
         bottom[resample_indices(bottom.size, seed + 1)], axis=-1
     )

@@ -85,6 +85,7 @@ class Worker:
     def __init__(self) -> None:
         self._queue: queue.Queue[Job | None] = queue.Queue()
         self._jobs: list[Job] = []
+        self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="workbench-worker", daemon=True)
         self._thread.start()
@@ -105,7 +106,7 @@ class Worker:
             self._jobs = [job for job in self._jobs if not job.ended]
             if len(self._jobs) >= QUEUE_LIMIT:
                 raise InvalidInput(f"{QUEUE_LIMIT} jobs are waiting already: let some finish or cancel them.")
-            if not self._thread.is_alive():
+            if self._closed:
                 raise InvalidInput("This bench was closed: run its cell again.")
             job = Job(label, work, listener)
             self._jobs.append(job)
@@ -114,8 +115,10 @@ class Worker:
 
     def close(self) -> None:
         """Cancel everything and end the thread after the running job's next report."""
-        for job in self.jobs:
-            job.cancel()
+        with self._lock:
+            self._closed = True
+            for job in self._jobs:
+                job.cancel()
         self._queue.put(None)
 
     def _loop(self) -> None:

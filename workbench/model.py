@@ -47,14 +47,14 @@ def read_model(source: str | Path | None, device: torch.device, dtype: str | tor
     if storage.is_export(path):
         model, tokenizer, record = storage.read_export(path, device, None if dtype is None else wanted)
         return Loaded(model, tokenizer, record.get("name", path.name), record)
-    if path.suffix == ".gguf" and not path.is_file():
+    if path.suffix == ".gguf" and not storage.is_kind(path, Path.is_file):
         raise NotAvailable(f"There is no file '{path}': check the path.")
     if path.suffix == ".gguf":
         model, tokenizer = _gguf(path, wanted)
-    elif path.is_file():
+    elif storage.is_kind(path, Path.is_file):
         raise InvalidInput(f"'{path}' is neither a model folder nor a .gguf file.")
     else:
-        model, tokenizer = _pretrained(str(path if path.is_dir() else source), wanted)
+        model, tokenizer = _pretrained(str(path if storage.is_kind(path, Path.is_dir) else source), wanted)
     _check_finite(model)
     name = path.stem if path.suffix == ".gguf" else path.name
     nn.Module.to(model, device)
@@ -106,15 +106,27 @@ def _pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTra
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=False, use_safetensors=True, use_kernels=False, **options
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            use_kernels=False,
+            output_loading_info=True,
+            **options,
         )
+        model, report = loaded
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a broken file fails in whatever library reads it first
         raise _refusal(source, error) from None
     finally:
         transformers_logging.set_verbosity(level)
         transformers_logging.enable_progress_bar()
+    # transformers fills what is missing with random numbers and goes on.
+    for name in sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])]):
+        raise InvalidInput(f"'{source}' is not a whole causal language model: it lacks the weight '{name}'.")
     return model, tokenizer
 
 
@@ -123,7 +135,7 @@ def _refusal(source: str, error: Exception) -> Exception:
     reason = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
     if "AutoModelForCausalLM" in text or "Unrecognized" in text:
         return InvalidInput(f"'{source}' is not a causal language model that transformers knows: {reason}.")
-    if Path(source).exists():
+    if storage.is_kind(Path(source), Path.exists):
         return InvalidInput(f"'{source}' cannot be loaded as a causal language model: {reason}.")
     return NotAvailable(
         f"There is no model folder '{source}' here and the hub did not give it: check the name and the network, or "

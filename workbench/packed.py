@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from workbench.errors import InvalidInput, NotAvailable
 
 KINDS: dict[str, type["Packed"]] = {}
+KERNEL_COLUMNS = 32  # torch's int8 weight kernel reads whole blocks of columns, past the end of others
 FEW_ROWS = 16  # below this a product is bound by reading the weight, above it by arithmetic
 
 
@@ -68,7 +69,13 @@ class PackedLinear(Packed):
 
     @classmethod
     def pack(cls, weight: Tensor, bias: Tensor | None, **options: Any) -> Self:
-        """Pack a dense weight ``(out, in)``."""
+        """Pack a dense weight ``(out, in)``.
+
+        Raises:
+            InvalidInput: the weight has a single column, which no kernel takes.
+        """
+        if weight.shape[1] < 2:
+            raise InvalidInput(f"A weight of shape {tuple(weight.shape)} is too narrow to pack: keep it dense.")
         tensors = cls.pack_weight(weight, **options)
         if bias is not None:
             tensors["bias"] = bias.detach()
@@ -80,8 +87,9 @@ class PackedLinear(Packed):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, self.in_features)
-        out = self.multiply(rows)
+        if not x.numel():  # the kernels divide by the number of rows
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        out = self.multiply(x.reshape(-1, self.in_features))
         if self.bias is not None:
             out = out + self.bias
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -106,7 +114,7 @@ class Int8Linear(PackedLinear):
         peak = weight.detach().abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12)
         scale = _round_up_bfloat16(peak / 127)
         quantized = weight.detach().float().div(scale).round_().clamp_(-127, 127)
-        return {"weight": quantized.to(torch.int8), "scale": scale.squeeze(1)}
+        return {"weight": quantized.to(torch.int8).contiguous(), "scale": scale.squeeze(1)}
 
     def dequantize(self) -> Tensor:
         return self.weight.float() * self.scale.unsqueeze(1)
@@ -114,7 +122,7 @@ class Int8Linear(PackedLinear):
     def multiply(self, rows: Tensor) -> Tensor:
         if rows.device.type != "cpu":
             return F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
-        if rows.shape[0] <= FEW_ROWS:
+        if rows.shape[0] <= FEW_ROWS and self.in_features % KERNEL_COLUMNS == 0:
             ones = self.scale.to(torch.bfloat16)
             return torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, ones)
         kind = torch.bfloat16 if fast_bfloat16() else torch.float32

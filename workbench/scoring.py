@@ -45,9 +45,14 @@ def same_json(answer: str, gold: str) -> float:
     """1 when the answer is JSON, bare or in one code fence, equal to the gold record."""
     fenced = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", answer, re.DOTALL)
     try:
-        return float(json.loads(fenced[1] if fenced else answer) == json.loads(gold))
-    except (json.JSONDecodeError, RecursionError):
+        return float(_canonical(fenced[1] if fenced else answer) == _canonical(gold))
+    except (ValueError, RecursionError):  # not JSON, numbers of absurd length, or nested without end
         return 0.0
+
+
+def _canonical(text: str) -> str:
+    """JSON in one spelling; unlike in Python, true is not 1 there."""
+    return json.dumps(json.loads(text), sort_keys=True)
 
 
 SCORERS: dict[str, Callable[[str, str], float]] = {

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from workbench.errors import InvalidInput
 from workbench.progress import Progress
+from workbench.value import Value
 
 if TYPE_CHECKING:
     from workbench.task import Task, Text
@@ -32,23 +31,16 @@ class Forecast:
     seconds: float | None
 
 
-class Step(BaseModel):
+class Step(Value):
     """One optimization: its fields are its knobs, its docstring its explanation, `apply` its only verb.
 
     A concrete step names its `paper` (or reference) and, through its module, its family. Its `caveat` is the reason
     given when a measurement shows that it did not get faster.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
     paper: ClassVar[str] = ""
     caveat: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
-
-    def __init__(self, **knobs: Any) -> None:
-        try:
-            super().__init__(**knobs)
-        except ValidationError as error:
-            raise InvalidInput(_describe(type(self), error)) from None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -98,7 +90,7 @@ def step_from_json(record: dict[str, Any]) -> Step:
     """
     knobs = dict(record)
     name = knobs.pop("step", None)
-    if name not in REGISTRY:
+    if not isinstance(name, str) or name not in REGISTRY:
         raise InvalidInput(f"There is no step '{name}': use one of {', '.join(sorted(REGISTRY))}.")
     return REGISTRY[name](**knobs)
 
@@ -133,8 +125,9 @@ class Recipe:
         """The recipe that `to_json` wrote."""
         try:
             records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InvalidInput(f"The recipe is not valid JSON: {error.msg}, line {error.lineno}.") from None
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply or a number too long")
+            raise InvalidInput(f"The recipe is not valid JSON: {reason}.") from None
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise InvalidInput("A recipe is a JSON list of steps, each an object with a 'step' name.")
         return cls(step_from_json(record) for record in records)
@@ -147,14 +140,3 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe([{', '.join(map(repr, self.steps))}])"
-
-
-def _describe(step: type[Step], error: ValidationError) -> str:
-    """One sentence for the first thing wrong with the knobs, the same from code and from a panel."""
-    first = error.errors()[0]
-    knob = str(first["loc"][0]) if first["loc"] else "it"
-    if first["type"] == "extra_forbidden":
-        return f"{step.__name__} has no knob '{knob}': it has {', '.join(step.model_fields) or 'none'}."
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{step.__name__}: {knob} is {first['input']!r}, but {message}."

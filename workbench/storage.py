@@ -1,11 +1,14 @@
 """Files: atomic writes, checked names, and exports (a folder of safetensors whose every file is hashed)."""
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -69,17 +72,26 @@ def inside(folder: Path, name: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
         raise _write_refused(path, error) from None
+
+
+def is_kind(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """Whether a path is of a kind, such as `Path.is_file`; what cannot be a path at all is not."""
+    try:
+        return kind(path)
+    except (OSError, ValueError):
+        return False
 
 
 def sha256(path: Path) -> str:
@@ -93,7 +105,7 @@ def sha256(path: Path) -> str:
 
 def is_export(path: Path) -> bool:
     """Whether the folder is an export of ours."""
-    return (path / MANIFEST).is_file()
+    return is_kind(path / MANIFEST, Path.is_file)
 
 
 def write_export(
@@ -105,22 +117,22 @@ def write_export(
         InvalidInput: the folder holds something that is not an export of ours and `overwrite` is False.
         WorkbenchError: the disk is full or the folder cannot be written.
     """
-    if folder.exists() and not overwrite and not is_export(folder) and (folder.is_file() or any(folder.iterdir())):
-        raise InvalidInput(
-            f"'{folder}' exists and is not an export of the workbench: choose another path or pass overwrite=True."
-        )
+    temporary = folder.with_name(f".{folder.name[:100]}.{secrets.token_hex(6)}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except (OSError, ValueError) as error:
-        raise _write_refused(folder, error) from None
-    try:
+        if folder.exists() and not overwrite and not is_export(folder) and (folder.is_file() or any(folder.iterdir())):
+            raise InvalidInput(
+                f"'{folder}' exists and is not an export of the workbench: choose another path or pass overwrite=True."
+            )
+        temporary.mkdir(parents=True)
         _write_files(temporary, model, tokenizer, record)
         _swap(temporary, folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, InvalidInput):
+            raise
         raise _write_refused(folder, error) from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError, ValueError):
+            _remove(temporary)
 
 
 def read_export(
@@ -131,25 +143,35 @@ def read_export(
     Raises:
         Corrupt: a file is missing, truncated or changed; nothing is returned then.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        hashes, modules, aliases = manifest["sha256"], manifest["packed"], manifest["aliases"]
-        saved_dtype = getattr(torch, manifest["dtype"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise Corrupt(f"'{folder / MANIFEST}' is damaged: save the export again, or delete the folder.") from None
-    if manifest["format"] != FORMAT:
-        raise InvalidInput(f"'{folder}' was written by another version of the workbench: save it again with this one.")
+    manifest = _read_manifest(folder)
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter lock, so it overlaps with loading
-        damaged = pool.submit(_damaged, folder, hashes)
+        damaged = pool.submit(_damaged, folder, manifest["sha256"])
         try:
-            model = _read_model(folder, modules, aliases, device, dtype or saved_dtype)
+            model = _read_model(folder, manifest, device, dtype or getattr(torch, manifest["dtype"]))
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception:
+        except Exception:  # whatever a damaged file broke; the damage is the reason to name
             if not damaged.result():
                 raise
         if name := damaged.result():
             raise Corrupt(f"'{folder / name}' is damaged: delete the folder '{folder}' and make it again.")
     return model, tokenizer, manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        whole = manifest.pop("digest") == _digest(manifest)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise Corrupt(f"'{folder / MANIFEST}' is damaged: delete the folder '{folder}' and make it again.")
+    if manifest["format"] != FORMAT:
+        raise InvalidInput(f"'{folder}' was written by another version of the workbench: save it again with this one.")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(folder: Path, hashes: dict[str, str]) -> str | None:
@@ -181,8 +203,9 @@ def _write_files(
         "aliases": aliases,
         "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    write_text(folder / MANIFEST, json.dumps(manifest | {"digest": _digest(manifest)}, indent=1))
     for file in folder.iterdir():
+        file.chmod((folder / MANIFEST).stat().st_mode)  # safetensors lets only its user read what it writes
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
@@ -211,13 +234,8 @@ def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return tensors, aliases
 
 
-def _read_model(
-    folder: Path,
-    packed: dict[str, Any],
-    aliases: dict[str, str],
-    device: torch.device,
-    dtype: torch.dtype,
-) -> PreTrainedModel:
+def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    packed, aliases = manifest["packed"], manifest["aliases"]
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
@@ -255,21 +273,36 @@ def _inside_packed(name: str, packed: dict[str, Any]) -> bool:
 
 def _swap(temporary: Path, folder: Path) -> None:
     """Put the finished folder in place; whatever stood there is removed last."""
-    retired = temporary.with_name(f"{temporary.name}.old")
-    if folder.exists():
-        os.rename(folder, retired)
-    try:
+    if not folder.exists() and not folder.is_symlink():
         os.rename(temporary, folder)
-    except OSError:
-        if retired.exists():
+    elif not _exchange(temporary, folder):  # a kernel or file system without it: a kill in between leaves `.old`
+        retired = temporary.with_name(f"{temporary.name}.old")
+        os.rename(folder, retired)
+        try:
+            os.rename(temporary, folder)
+        except OSError:
             os.rename(retired, folder)
-        raise
-    if retired.is_dir():
-        shutil.rmtree(retired, ignore_errors=True)
+            raise
+        _remove(retired)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths in one step (renameat2 with RENAME_EXCHANGE); False where that does not exist."""
+    current_folder, exchange = -100, 2
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    return bool(rename(current_folder, os.fsencode(one), current_folder, os.fsencode(other), exchange) == 0)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink()
     else:
-        retired.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_refused(path: Path, error: Exception) -> WorkbenchError:
-    reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+    reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or ["no reason given"])[0]
     return WorkbenchError(f"Could not write '{str(path)[:200]}' ({reason}): nothing there was changed.")

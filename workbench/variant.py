@@ -1,16 +1,17 @@
 """A variant answers requests: a model, its tokenizer, its decoding settings and the recipe that made it."""
 
+import itertools
 import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench import model as models
@@ -20,83 +21,14 @@ from workbench.device import resolve_device
 from workbench.errors import Closed, InvalidInput, OutOfMemory
 from workbench.progress import Progress
 from workbench.prompting import Message, encode_chat
+from workbench.request import Generation, Piece, Request
 from workbench.step import Recipe, Step, step_from_json
 from workbench.task import Task, Text
 
 # One forward at a time in the process: a variant's timing would be wrong, and a GPU's memory unpredictable, otherwise.
 model_lock = threading.RLock()
 _live: "weakref.WeakSet[Variant]" = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a variant is asked: the messages so far. Request steps rewrite it; nothing else does."""
-
-    messages: tuple[Message, ...]
-
-    @classmethod
-    def of(cls, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> "Request":
-        """A request from a user's text, or from messages with role and content."""
-        if isinstance(prompt, Request):
-            return prompt
-        if isinstance(prompt, str):
-            prompt = [Message(role="user", content=prompt)]
-        try:
-            messages = tuple(Message.model_validate(m) for m in prompt)
-        except ValidationError:
-            raise InvalidInput("A message needs a role (system, user or assistant) and a content text.") from None
-        if not any(message.content.strip() for message in messages):
-            raise InvalidInput("The prompt is empty: type a question.")
-        return cls(messages)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token of an answer as it arrives.
-
-    Attributes:
-        text: what it adds to the answer; empty while a character is incomplete.
-        token_id: the token.
-        elapsed: seconds since the request was made.
-    """
-
-    text: str
-    token_id: int
-    elapsed: float
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An answer.
-
-    Attributes:
-        text: the answer, special tokens left out.
-        token_ids: its tokens, an end token included.
-        prompt_tokens: length of the prompt.
-        times: seconds from the request to each token.
-        finish_reason: "stop" (the model ended), "length" (the limit was reached).
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_tokens: int
-    times: tuple[float, ...]
-    finish_reason: str
-
-    @property
-    def ttft(self) -> float:
-        """Seconds to the first token."""
-        return self.times[0]
-
-    @property
-    def inter_token(self) -> tuple[float, ...]:
-        """Seconds between one token and the next."""
-        return tuple(after - before for before, after in pairwise(self.times))
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoding speed after the first token; 0 when there is only one."""
-        return (len(self.times) - 1) / (self.times[-1] - self.times[0]) if len(self.times) > 1 else 0.0
+_births = itertools.count()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -119,6 +51,7 @@ class Variant:
     recipe: Recipe = field(default_factory=Recipe)
     decoding: Decoding = field(default_factory=Decoding)
     _parent: "weakref.ref[Variant] | None" = None
+    _born: int = field(default_factory=_births.__next__, init=False)
 
     def __post_init__(self) -> None:
         _live.add(self)
@@ -150,12 +83,12 @@ class Variant:
 
     @property
     def owned_bytes(self) -> int:
-        """Bytes of its tensors that no other live variant uses: what closing it would return."""
+        """Bytes of its tensors that no older live variant holds: over all live variants they add up to the total."""
         if self.closed:
             return 0
         mine = models.storages(self.model)
         for other in list(_live):
-            if other is not self and not other.closed:
+            if other._born < self._born and not other.closed:
                 for address in models.storages(other.model):
                     mine.pop(address, None)
         return sum(mine.values())
@@ -182,15 +115,8 @@ class Variant:
         _ = self.model  # raises `Closed` before any work
         progress = progress or Progress()
         progress.check()
-        try:
-            with torch.no_grad():
-                return step.apply(self, task, progress)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise _out_of_memory(step.label, error) from None
-        except RuntimeError as error:
-            if "can't allocate memory" in str(error) or "out of memory" in str(error):
-                raise _out_of_memory(step.label, error) from None
-            raise
+        with torch.no_grad(), _memory_guard(step.label):
+            return step.apply(self, task, progress)
 
     def derive(self, step: Step, model: PreTrainedModel | None = None) -> "Variant":
         """The variant that a step made: this one with the step on its recipe and, if given, another model."""
@@ -244,32 +170,34 @@ class Variant:
         return self._stream(ids, settings, started)
 
     def _stream(self, ids: list[int], settings: Decoding, started: float) -> Iterator[Piece]:
-        from tokenizers.decoders import DecodeStream
-
         text = DecodeStream(skip_special_tokens=True)
         backend = self.tokenizer.backend_tokenizer
         steps = decode(self.model, [ids], settings)
-        while True:
-            with model_lock:
-                tokens = next(steps, None)
-            if tokens is None:
-                return
-            token = tokens[0]
-            yield Piece(text.step(backend, token) or "", token, time.perf_counter() - started)
-            if token in self.end_tokens:
+        tokens: list[int] = []
+        emitted = ""
+        while len(tokens) < settings.max_new_tokens:
+            with model_lock, _memory_guard(self.name):
+                _ = self.model  # raises `Closed` when it was closed meanwhile
+                tokens.append(next(steps)[0])
+            last = tokens[-1] in self.end_tokens or len(tokens) == settings.max_new_tokens
+            # The last piece brings whatever was held back in hope of the rest of a character.
+            piece = self.decode(tokens)[len(emitted) :] if last else text.step(backend, tokens[-1]) or ""
+            emitted += piece
+            yield Piece(piece, tokens[-1], time.perf_counter() - started)
+            if last:
                 return
 
     def generate(self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any) -> Generation:
         """Answer in one piece; takes and raises what `stream` does."""
-        settings = self.decoding.but(**decoding)
-        pieces = list(self.stream(prompt, **decoding))
+        request = Request.of(prompt)
+        pieces = list(self.stream(request, **decoding))
         tokens = tuple(piece.token_id for piece in pieces)
         return Generation(
             text=self.decode(tokens),
             token_ids=tokens,
-            prompt_tokens=len(self.encode(prompt)),
+            prompt_tokens=len(self.encode(request)),
             times=tuple(piece.elapsed for piece in pieces),
-            finish_reason="length" if len(tokens) >= settings.max_new_tokens else "stop",
+            finish_reason="stop" if tokens[-1] in self.end_tokens else "length",
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -351,10 +279,18 @@ def load(
     )
 
 
-def _out_of_memory(label: str, error: BaseException) -> OutOfMemory:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
-    return OutOfMemory(
-        f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing changed."
-    )
+@contextmanager
+def _memory_guard(label: str) -> Iterator[None]:
+    """Turn the ways to run out of memory into one error in words."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
+        raise OutOfMemory(
+            f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing was changed."
+        ) from None

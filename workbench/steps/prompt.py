@@ -6,9 +6,10 @@ from pydantic import Field
 
 from workbench.progress import Progress
 from workbench.prompting import Message
+from workbench.request import Request
 from workbench.step import Step
 from workbench.task import Task, Text
-from workbench.variant import Request, Variant
+from workbench.variant import Variant
 
 
 class System(Step):

@@ -1,0 +1,114 @@
+"""The whole workbench in one output cell."""
+
+import weakref
+from typing import Any
+
+import ipywidgets as ipw
+
+from widgets import text
+from widgets.chat import Chat
+from widgets.compare import Compare
+from widgets.listing import Listing
+from widgets.panel import Panel
+from widgets.session import Session
+from widgets.style import close_tree, framed
+from workbench.step import Recipe
+from workbench.steps import families
+from workbench.task import Task, Text
+from workbench.variant import Variant
+
+_last: "weakref.ref[Bench] | None" = None  # running a bench's cell again must not leave the old one behind
+
+
+class Bench(Session):
+    """Variants on the left; on the right a tab for every step family, the chat and the comparison.
+
+    A kernel has one bench: making another closes the one before.
+
+    Args:
+        base: the variant to start from.
+        task: what steps calibrate on and comparisons measure.
+
+    Example:
+        >>> bench = Bench(workbench.load(), workbench.read_task("data/tickets"))
+        >>> bench
+    """
+
+    def __init__(self, base: Variant, task: Task | Text | None = None) -> None:
+        global _last
+        if _last and (old := _last()):
+            old.close()
+        super().__init__(base, task)
+        self.status = ipw.HTML(text.status(()))
+        self.stop = ipw.Button(description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True)
+        self.stop.on_click(lambda _: self.cancel())
+        self.listing = Listing(self)
+        self.family_panels = {family: Panel(self, family) for family in families()}
+        self.chat = Chat(self)
+        self.compare = Compare(self)
+        self.tabs = ipw.Tab(
+            [*(panel.widget for panel in self.family_panels.values()), self.chat.widget, self.compare.widget],
+            titles=[*map(text.words, self.family_panels), "Chat", "Compare"],
+        )
+        self.tabs.add_class("wb-tabs")
+        self._open_family = next(iter(self.family_panels))
+        self.tabs.observe(lambda change: self._opened(change["new"]), "selected_index")
+        self.widget = framed(self._card())
+        _last = weakref.ref(self)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the panel opened last is set to: its target's recipe and its step.
+
+        Raises:
+            InvalidInput: a knob is out of range.
+        """
+        return self.family_panels[self._open_family].recipe
+
+    def close(self) -> None:
+        """Stop the worker, take everything off the page and let go of the variants."""
+        with self.lock:
+            if self.closed:
+                return
+            super().close()
+            for panel in self.panels:
+                panel.close()
+            self.panels.clear()
+            close_tree(self.widget)
+
+    def _card(self) -> ipw.Box:
+        head = ipw.HBox([ipw.HTML(text.header(self.base, self.task)), self.status, self.stop])
+        head.add_class("wb-head")
+        main = ipw.VBox([self.tabs])
+        main.add_class("wb-main")
+        body = ipw.HBox([self.listing.widget, main])
+        body.add_class("wb-body")
+        card = ipw.VBox([head, body])
+        card.add_class("wb-card")
+        return card
+
+    def _opened(self, index: int | None) -> None:
+        names = list(self.family_panels)
+        if index is not None and index < len(names):
+            self._open_family = names[index]
+        with self.lock:
+            self.compare.visible = index == len(names) + 1
+            self.compare.show_estimate()
+
+    def _show_status(self) -> None:
+        jobs = self.jobs
+        self.status.value = text.status(jobs)
+        if self.stop.disabled == bool(jobs):
+            self.stop.disabled = not jobs
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = self.widget._repr_mimebundle_(**kwargs)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        data["text/plain"] = repr(self)
+        data["text/html"] = text.static(self.variants.values(), self.base) + (
+            self.comparison._repr_html_() if self.comparison else ""
+        )
+        return bundle
+
+    def __repr__(self) -> str:
+        return f"<Bench: {', '.join(self.variants)}>"

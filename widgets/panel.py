@@ -1,0 +1,178 @@
+"""The panel of one step family, drawn from the steps themselves: a new step needs no line here."""
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, ref
+
+import ipywidgets as ipw
+
+from widgets import text
+from widgets.code import Snippet, call
+from widgets.fields import Form
+from widgets.style import close_tree, framed
+from workbench.errors import InvalidInput, WorkbenchError
+from workbench.progress import Progress
+from workbench.step import Recipe, Step
+from workbench.steps import families
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from widgets.session import Session
+
+MOST_BUTTONS = 6  # methods; a longer list is a drop-down
+
+
+class Panel:
+    """Method, knobs, forecast and code of one family, on a bench.
+
+    Attributes:
+        bench: where variants come from and go to.
+        family: the family's name.
+        widget: what is shown.
+        forms: the controls of every method opened so far, by class.
+    """
+
+    def __init__(self, bench: "Session", family: str) -> None:
+        if family not in families():
+            raise InvalidInput(f"There is no step family '{family}': use one of {', '.join(families())}.")
+        self.bench = bench
+        self.family = family
+        self.forms: dict[type[Step], Form] = {}
+        self._forecasts: "WeakKeyDictionary[Variant, dict[Step, str]]" = WeakKeyDictionary()
+        self._frame: ipw.Box | None = None
+        self._build(families()[family])
+        self._list_targets()
+        self._show_method()
+        bench.watch(self._list_targets)
+        bench.panels.append(self)
+
+    def _build(self, steps: list[type[Step]]) -> None:
+        kind = ipw.ToggleButtons if len(steps) <= MOST_BUTTONS else ipw.Dropdown
+        self.method = kind(
+            options=[(step.__name__, step) for step in steps],
+            description="Method",
+            tooltip="The method to apply",
+        )
+        self.target = ipw.Dropdown(options=[self.bench.base.name], description="Apply to", tooltip="The variant to start from")
+        self.explanation, self.forecast, self.message = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.form_place = ipw.VBox()
+        self.button = ipw.Button(description="Apply", button_style="primary", tooltip="Make a new variant with these settings")
+        self.code = Snippet()
+        footer = ipw.HBox([self.button, self.forecast])
+        footer.add_class("wb-footer")
+        self.widget = ipw.VBox(
+            [self.method, self.explanation, self.target, self.form_place, footer, self.message, self.code]
+        )
+        self.widget.add_class("wb-panel")
+        self.method.observe(lambda _: self._show_method(), "value")
+        self.target.observe(lambda _: self._changed(), "value")
+        self.button.on_click(lambda _: self.apply())
+
+    @property
+    def form(self) -> Form:
+        """The controls of the chosen method."""
+        kind = self.method.value
+        if kind not in self.forms:
+            self.forms[kind] = Form(kind)
+            for each in self.forms[kind].controls.values():
+                each.observe(lambda _: self._changed(), "value")
+        return self.forms[kind]
+
+    @property
+    def step(self) -> Step:
+        """The step that the panel is set to.
+
+        Raises:
+            InvalidInput: a knob is out of range.
+        """
+        return self.form.step()
+
+    @property
+    def recipe(self) -> Recipe:
+        """What Apply would make: the target's recipe and the step."""
+        return self.bench[self.target.value].recipe.then(self.step)
+
+    def set(self, step: Step) -> None:
+        """Show a step's method and knobs."""
+        self.method.value = type(step)
+        self.form.set(step)
+
+    def apply(self) -> None:
+        """Queue what the panel is set to; the new variant appears on the list when it is made."""
+        try:
+            step, variant = self.step, self.bench[self.target.value]
+        except WorkbenchError as error:
+            self._say(text.message(str(error), "error"))
+            return
+        label = f"{step.label} on {variant.name}"
+
+        def work(progress: Progress) -> str:
+            return self.bench.add(variant.apply(step, self.bench.task, progress))
+
+        def show(job: Any) -> None:
+            self._say(text.job_message(job, f"Made '{job.result}': it is on the list of variants."))
+
+        with self.bench.lock:
+            try:
+                self._say(text.message(f"{label}: queued."))
+                self.bench.submit(label, work, show, key=f"{variant.name}\n{step!r}")
+            except WorkbenchError as error:
+                self._say(text.message(str(error), "error"))
+
+    def close(self) -> None:
+        """Remove the panel and all its controls from the page."""
+        for form in self.forms.values():
+            close_tree(form.widget)
+        close_tree(self.widget)
+        if self._frame:
+            close_tree(self._frame)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        self._frame = self._frame or framed(self.widget)
+        return self._frame._repr_mimebundle_(**kwargs)
+
+    def _say(self, html: str) -> None:
+        self.message.value = html
+
+    def _list_targets(self) -> None:
+        names = tuple(self.bench.variants)
+        if self.target.options != names:
+            kept = self.target.value if self.target.value in names else self.bench.base.name
+            self.target.options = names
+            self.target.value = kept
+
+    def _show_method(self) -> None:
+        self.explanation.value = text.explanation(self.method.value)
+        self.form_place.children = [self.form.widget]
+        self._changed()
+
+    def _changed(self) -> None:
+        """Follow a changed knob, method or target: code at once, forecast when the worker is free."""
+        try:
+            step, variant = self.step, self.bench[self.target.value]
+        except WorkbenchError as error:
+            self.forecast.value = text.message(str(error), "error")
+            return
+        self.code.code = call(self.bench.base.recipe, variant.recipe, step, variant.name)
+        if said := self._forecasts.get(variant, {}).get(step):
+            self.forecast.value = said
+            return
+        self.forecast.value = text.help_line("Expected: a forecast follows when the worker is free.")
+
+        waiting = ref(variant)
+
+        def work() -> None:
+            variant = waiting()
+            if variant is None:
+                return
+            try:
+                said = text.help_line(text.forecast(step.forecast(variant)))
+            except WorkbenchError as error:
+                said = text.help_line(str(error))
+            with self.bench.lock:
+                self._forecasts.setdefault(variant, {})[step] = said
+                if not self.bench.closed and self.target.value == variant.name and self.step == step:
+                    self.forecast.value = said
+
+        self.bench.compute(self, work)
+
+
