@@ -20,15 +20,15 @@ from workbench.measure import likelihood
 from workbench.measure.likelihood import Span
 from workbench.task import Example, Task
 
-HFLM_BATCHES = (1, 4, 16, 32)
-OUR_BATCHES = (512, 1024, 2048, 4096)
+HFLM_BATCHES = (1, 4, 8)
+OUR_BATCHES = (1024, 2048)
 ROUNDS = 6
 
 
 def workloads(base: wb.Variant) -> dict[str, list[Span]]:
     """Spans of each kind of text."""
-    text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=6)
-    rows = [json.loads(line) for line in public_data("piqa-valid-900.jsonl").read_text().splitlines()[:60]]
+    text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=4)
+    rows = [json.loads(line) for line in public_data("piqa-valid-900.jsonl").read_text().splitlines()[:40]]
     test = tuple(
         Example(id=f"{i}-{j}", prompt=row["goal"], answer=row[f"sol{j}"]) for i, row in enumerate(rows) for j in (1, 2)
     )
@@ -36,7 +36,7 @@ def workloads(base: wb.Variant) -> dict[str, list[Span]]:
     return {
         "windows of prose": likelihood.task_spans(base, text),
         "multiple choice": likelihood.task_spans(base, Task(name="piqa", scorer="f1", test=test)),
-        "shared instruction": likelihood.task_spans(base, tickets, 60),
+        "shared instruction": likelihood.task_spans(base, tickets, 20),
     }
 
 
@@ -71,7 +71,7 @@ def _common(rows: list[tuple[int, ...]]) -> list[int]:
 
 def run(base: wb.Variant, spans: list[Span]) -> dict[str, Any]:
     """Tune both, time both in turn, compare the values."""
-    few = spans[: max(2, len(spans) // 3)]
+    few = spans[: max(2, len(spans) // 4)]
     theirs_best = min(HFLM_BATCHES, key=lambda b: seconds(lambda: hflm(base, few, b)))
     ours_best = min(OUR_BATCHES, key=lambda b: seconds(lambda: ours(base, few, b)))
     works = {"hflm": lambda: hflm(base, spans, theirs_best), "workbench": lambda: ours(base, spans, ours_best)}

@@ -202,9 +202,14 @@ def test_no_difference_at_least_95_times_in_100() -> None:
 
 @pytest.mark.model
 def test_the_real_model_against_itself(smollm: wb.Variant) -> None:
+    """What does not depend on the clock; how often the clock fools the verdict is measured in benchmarks/same.py."""
     text = wb.read_text("data/prose", window=64, calibration=0, test=6)
-    result = wb.compare([smollm, smollm], text, rounds=8, new_tokens=4, store=False)
-    assert result.verdicts()[f"{smollm.name} (2)"].no_difference, result
+    result = wb.compare([smollm, smollm], text, rounds=6, new_tokens=3, store=False)
+    again = f"{smollm.name} (2)"
+    assert result[again]["kl_to_baseline"].value == pytest.approx(0, abs=1e-6)
+    assert result[again]["same_top_token"].value == 1
+    assert result[again]["perplexity"] == result[smollm.name]["perplexity"]
+    assert {"same size", "no measurable quality change, n=6"} <= set(result.verdicts()[again].words)
 
 
 def test_store_round_trip_and_torn_lines(base: wb.Variant, text: Text, tmp_path: Path) -> None:

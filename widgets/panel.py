@@ -39,6 +39,7 @@ class Panel:
         self.forms: dict[type[Step], Form] = {}
         self._forecasts: "WeakKeyDictionary[Variant, dict[Step, str]]" = WeakKeyDictionary()
         self._frame: ipw.Box | None = None
+        self._news = self._refusal = ""
         self._build(families()[family])
         self._list_targets()
         self._show_method()
@@ -101,7 +102,7 @@ class Panel:
         try:
             step, variant = self.step, self.bench[self.target.value]
         except WorkbenchError as error:
-            self._say(text.message(str(error), "error"))
+            self._refuse(error)
             return
         label = f"{step.label} on {variant.name}"
 
@@ -111,12 +112,13 @@ class Panel:
         def show(job: Any) -> None:
             self._say(text.job_message(job, f"Made '{job.result}': it is on the list of variants."))
 
-        with self.bench.lock:
+        with self.bench.lock:  # so that the worker cannot say "running" before this says "queued"
             try:
-                self._say(text.message(f"{label}: queued."))
                 self.bench.submit(label, work, show, key=f"{variant.name}\n{step!r}")
+                self._refusal = ""
+                self._say(text.message(f"{label}: queued."))
             except WorkbenchError as error:
-                self._say(text.message(str(error), "error"))
+                self._refuse(error)
 
     def close(self) -> None:
         """Remove the panel and all its controls from the page."""
@@ -131,7 +133,13 @@ class Panel:
         return self._frame._repr_mimebundle_(**kwargs)
 
     def _say(self, html: str) -> None:
-        self.message.value = html
+        self._news = html
+        self.message.value = html + self._refusal
+
+    def _refuse(self, error: Exception) -> None:
+        """Say why a click did nothing; news of earlier clicks must not wipe it away."""
+        self._refusal = text.message(str(error), "error")
+        self._say(self._news)
 
     def _list_targets(self) -> None:
         names = tuple(self.bench.variants)

@@ -113,7 +113,9 @@ CSS = """
 .wb-bench .js-plotly-plot .modebar-btn path { fill: var(--jp-ui-font-color2) !important; }
 .wb-bench .js-plotly-plot .hoverlayer text { fill: #fff !important; }
 .wb-bench .js-plotly-plot .errorbars path { stroke: var(--jp-ui-font-color1) !important; }
-.wb-bench .js-plotly-plot .modebar { background: transparent !important; }
+.wb-bench .js-plotly-plot .modebar-group, .wb-bench .js-plotly-plot .modebar { background: transparent !important; }
+
+.wb-bench .wb-report th, .wb-bench .wb-report td { padding: 4px 8px; } .wb-bench .wb-report tr > :first-child { position: sticky; left: 0; background: var(--jp-layout-color1); padding-left: 0; }
 .wb-wide { overflow-x: auto; } .wb-bench .wb-wide .wb-report { overflow: visible; }
 .wb-bench .wb-report { color: var(--jp-ui-font-color1); } .wb-bench .wb-report small { opacity: 1; color: var(--wb-quiet); }
 
@@ -125,40 +127,52 @@ CSS = """
 
 
 # ipywidgets gives its sliders no name that a screen reader could say: each takes the text of its own label.
-NAMES = """
+# Plotly draws before its place has a width, and then listens to the window only: a change of width is passed on.
+CARE = """
 function render({ el }) {
   let observer;
   const name = (root) => {
     for (const handle of root.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])"))
       handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector(".widget-label").textContent);
   };
+  const widths = new Map();
+  const sizes = new ResizeObserver((changes) => {
+    const changed = changes.filter((each) => each.contentRect.width !== widths.get(each.target));
+    for (const each of changed) widths.set(each.target, each.contentRect.width);
+    if (changed.length) window.dispatchEvent(new Event("resize"));
+  });
+  const care = (root) => {
+    name(root);
+    for (const plot of root.querySelectorAll(".js-plotly-plot"))
+      if (!widths.has(plot.parentElement)) { widths.set(plot.parentElement, 0); sizes.observe(plot.parentElement); }
+  };
   const begin = () => {
     const root = el.closest(".wb-bench");
     if (!root) return;
-    observer = new MutationObserver(() => name(root));
+    observer = new MutationObserver(() => care(root));
     observer.observe(root, { childList: true, subtree: true });
-    name(root);
+    care(root);
   };
   const frame = requestAnimationFrame(begin);
-  return () => { cancelAnimationFrame(frame); observer?.disconnect(); };
+  return () => { cancelAnimationFrame(frame); observer?.disconnect(); sizes.disconnect(); };
 }
 export default { render };
 """
 
 
-class Names(anywidget.AnyWidget):
-    """Nothing to see: gives a name to every slider beside it."""
+class Care(anywidget.AnyWidget):
+    """Nothing to see: gives a name to every slider beside it, and its place's width to every figure."""
 
-    _esm = NAMES
+    _esm = CARE
 
 
 def framed(widget: ipw.Widget) -> ipw.Box:
     """A widget in the bench's look, ready to be displayed alone."""
     sheet = ipw.HTML(f"<style>{CSS}</style>")
     sheet.add_class("wb-sheet")
-    names = Names()
-    names.add_class("wb-sheet")
-    frame = ipw.VBox([sheet, names, widget])
+    care = Care()
+    care.add_class("wb-sheet")
+    frame = ipw.VBox([sheet, care, widget])
     frame.add_class("wb-bench")
     return frame
 

@@ -1,6 +1,7 @@
 """Every Plotly figure: built from numbers, outside text escaped, transparent when a page brings its own colours."""
 
 import html
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from workbench.comparison import Comparison
+    from workbench.verdict import Verdict
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is the grey one.
 COLOURS = ("#6e6e6e", "#0072b2", "#d55e00", "#009e73", "#b8860b", "#a64d8a", "#3a8fc7", "#7a5c00")
 QUALITY = ("score", "perplexity")
+NEUTRAL = "#808080"  # lines that read on light and on dark
 HEIGHT = 620
 
 
@@ -26,7 +29,10 @@ def plain(text: str) -> str:
 
 
 def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "go.Figure":
-    """Latency and quality side by side with their intervals; below, quality over latency with memory as bubble size.
+    """Latency and quality side by side; below, quality over latency with the weights as bubble size.
+
+    Bars are 99 % intervals of the paired change against the baseline (dotted): a bar that meets the line is no
+    difference.
 
     Args:
         transparent: leave background and text colours to the page, as the bench does.
@@ -51,33 +57,64 @@ def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "g
     names = [plain(run.variant) for run in runs]
     colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
     for column, metric in ((1, "inter_token_latency"), (2, quality)):
-        found = [run.estimates.get(metric) for run in runs]
-        figure.add_trace(_intervals(names, metric, found, colours), row=1, col=column)
+        figure.add_trace(_intervals(comparison, names, metric, colours), row=1, col=column)
+        if metric in runs[0].estimates:
+            figure.add_vline(
+                units.shown(metric, runs[0][metric].value),
+                line={"dash": "dot", "width": 1.5, "color": NEUTRAL},
+                row=1,
+                col=column,
+            )
         figure.update_yaxes(autorange="reversed", row=1, col=column)
         figure.update_xaxes(rangemode="tozero", row=1, col=column)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
     figure.add_trace(_bubbles(comparison, names, colours, quality), row=2, col=1)
-    figure.update_xaxes(title_text=units.title("inter_token_latency"), row=2, col=1)
-    figure.update_yaxes(title_text=units.title(quality), row=2, col=1)
+    # From zero, so that a small difference looks small.
+    figure.update_xaxes(title_text=units.title("inter_token_latency"), rangemode="tozero", row=2, col=1)
+    figure.update_yaxes(title_text=units.title(quality), rangemode="tozero", row=2, col=1)
     figure.update_layout(height=HEIGHT, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
     return styled(figure, transparent)
 
 
-def _intervals(names: Sequence[str], metric: str, found: Sequence[Estimate | None], colours: Sequence[str]) -> Any:
+def _intervals(comparison: "Comparison", names: Sequence[str], metric: str, colours: Sequence[str]) -> Any:
     import plotly.graph_objects as go
 
-    value = [units.shown(metric, each.value) if each else None for each in found]
-    above = [units.shown(metric, each.high - each.value) if each else 0 for each in found]
-    below = [units.shown(metric, each.value - each.low) if each else 0 for each in found]
+    verdicts = comparison.verdicts()
+    found = [run.estimates.get(metric) for run in comparison.runs]
+    paired = [_paired(found[0], verdicts.get(run.variant), metric) for run in comparison.runs]
+    spans = [(own, change or own) for own, change in zip(found, paired, strict=True)]
+    above = [units.shown(metric, max(0, span.high - own.value)) if own and span else 0 for own, span in spans]
+    below = [units.shown(metric, max(0, own.value - span.low)) if own and span else 0 for own, span in spans]
     return go.Scatter(
-        x=value,
+        x=[units.shown(metric, own.value) if own else None for own in found],
         y=names,
         mode="markers",
         marker={"size": 12, "color": list(colours)},
-        error_x={"type": "data", "array": above, "arrayminus": below, "thickness": 2, "width": 6},
-        hovertext=[f"{units.text(metric, each)}, n={each.n}" if each else "not measured yet" for each in found],
+        error_x={"type": "data", "array": above, "arrayminus": below, "thickness": 2, "width": 6, "color": NEUTRAL},
+        hovertext=[f"{units.text(metric, own)}, n={own.n}" if own else "not measured yet" for own in found],
         hovertemplate="%{y}: %{hovertext}<extra></extra>",
     )
+
+
+def _paired(baseline: Estimate | None, verdict: "Verdict | None", metric: str) -> Estimate | None:
+    """Where a variant lies, with the uncertainty of its change against the baseline, which is what a reader compares.
+
+    The spread of the prompts or texts themselves, which both share, is left out; the baseline has no bar.
+    """
+    if baseline is None:
+        return None
+    if verdict is None:
+        return Estimate.exact(baseline.value, baseline.unit)
+    change = verdict.speed if metric == "inter_token_latency" else verdict.quality
+    if change is None:
+        return None
+    if metric == "inter_token_latency":  # `speed` says how many times faster, so its high end is the low end here
+        low, high = baseline.value / change.high, baseline.value / change.low
+    elif metric == "perplexity":
+        low, high = (baseline.value * math.exp(min(each, 50.0)) for each in (change.low, change.high))
+    else:
+        low, high = baseline.value + change.low, baseline.value + change.high
+    return Estimate(value=baseline.value, low=low, high=high, n=change.n, unit=baseline.unit)
 
 
 def _bubbles(comparison: "Comparison", names: Sequence[str], colours: Sequence[str], quality: str) -> Any:

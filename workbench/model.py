@@ -63,7 +63,7 @@ def read_model(source: str | Path | None, device: torch.device, dtype: str | tor
 
 def default_folder() -> Path:
     """The cache folder of the embedded default model, converted from its .gguf file on first use (about 20 s)."""
-    folder = storage.cache_folder() / f"{DEFAULT_NAME}-{DEFAULT_SHA256[:12]}"
+    folder = storage.cache_folder() / f"{DEFAULT_NAME}-{DEFAULT_SHA256[:12]}-v{storage.FORMAT}"
     if not storage.is_export(folder):
         model, tokenizer = _gguf(embedded_file(), torch.float32)
         _check_finite(model)

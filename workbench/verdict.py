@@ -18,11 +18,13 @@ class Verdict:
     Attributes:
         speed: how many times faster each token comes, if timed.
         ttft: how many times sooner the first token comes, if timed.
+        quality: change of the score, or of the perplexity's logarithm (nats a token), if both were scored.
         words: the parts of the verdict.
     """
 
     speed: Estimate | None
     ttft: Estimate | None
+    quality: Estimate | None
     words: tuple[str, ...]
 
     @property
@@ -41,10 +43,12 @@ def verdict(baseline: Run, run: Run) -> Verdict:
     parts = [_speed_words(speed, "faster", "slower", "speed")]
     if ttft and not _same(ttft):
         parts.append(_speed_words(ttft, "sooner first token", "later first token", "time to first token"))
-    parts += [_size_words(baseline, run), _quality_words(baseline, run)]
+    quality = _score_change(baseline, run) if "score" in run.samples else _perplexity_change(baseline, run)
+    said = _score_words(baseline, run, quality) if "score" in run.samples else _perplexity_words(quality)
+    parts += [_size_words(baseline, run), said]
     if speed and speed.enough and not speed.low > 1 and run.recipe != baseline.recipe:
         parts += [note for note in run.notes if note.startswith("not faster")]
-    return Verdict(speed, ttft, tuple(part for part in parts if part))
+    return Verdict(speed, ttft, quality, tuple(part for part in parts if part))
 
 
 def _ratio(baseline: Run, run: Run, name: str) -> Estimate | None:
@@ -80,33 +84,38 @@ def _size_words(baseline: Run, run: Run) -> str:
     return f"{ratio:.2f}x smaller" if ratio > 1 else f"{1 / ratio:.2f}x larger"
 
 
-def _quality_words(baseline: Run, run: Run) -> str:
-    return _score_words(baseline, run) if "score" in run.samples else _perplexity_words(baseline, run)
-
-
-def _score_words(baseline: Run, run: Run) -> str:
+def _score_change(baseline: Run, run: Run) -> Estimate | None:
     before, after = baseline.samples.get("score"), run.samples["score"]
     if before is None or len(before) != len(after):
+        return None
+    return estimates.paired_difference(after, before, "fraction")
+
+
+def _score_words(baseline: Run, run: Run, change: Estimate | None) -> str:
+    if change is None:
         return ""
-    n = len(after)
-    change = estimates.paired_difference(after, before, "fraction")
+    before, after = baseline.samples["score"], run.samples["score"]
     gained = sum(a > b for a, b in zip(after, before, strict=True))
     lost = sum(a < b for a, b in zip(after, before, strict=True))
     binary = set(before) | set(after) <= {0.0, 1.0}
     surely = estimates.mcnemar(gained, lost) < 1 - CONFIDENCE if binary else not change.covers(0.0)
     if not surely:
-        return f"no measurable quality change, n={n}"
+        return f"no measurable quality change, n={change.n}"
     direction, points = "up" if change.value > 0 else "down", 100 * abs(change.value)
-    return f"score {direction} {points:.1f} points ({gained} won, {lost} lost, n={n})"
+    return f"score {direction} {points:.1f} points ({gained} won, {lost} lost, n={change.n})"
 
 
-def _perplexity_words(baseline: Run, run: Run) -> str:
+def _perplexity_change(baseline: Run, run: Run) -> Estimate | None:
     before, after = baseline.samples.get("nll"), run.samples.get("nll")
     if not before or not after or len(before) != len(after):
-        return ""
+        return None
     tokens = run.samples["tokens"]
-    changes = [(a - b) / t for a, b, t in zip(after, before, tokens, strict=True)]
-    change = estimates.mean(changes, "nats/token")
+    return estimates.mean([(a - b) / t for a, b, t in zip(after, before, tokens, strict=True)], "nats/token")
+
+
+def _perplexity_words(change: Estimate | None) -> str:
+    if change is None:
+        return ""
     if change.n >= 2 and not change.enough:
         return f"too little text to tell the quality (n={change.n})"
     if change.covers(0.0):
