@@ -28,7 +28,7 @@ CHROMIUM_FLAGS = (
 
 @contextmanager
 def lab(folder: Path) -> Iterator[str]:
-    """Start JupyterLab on a folder, with settings, workspaces and run files of its own; yields its address with token."""
+    """Start JupyterLab on a folder, with settings and run files of its own; yields its address with the token."""
     settings = folder / ".jupyter" / "settings" / "@jupyterlab"
     for name, values in {
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},

@@ -20,6 +20,7 @@ XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 SECONDS = 1000  # in Playwright's milliseconds
 # What JupyterLab says by itself, with no notebook of ours open.
 KNOWN_NOISE: tuple[str, ...] = ()
+FITS = "[...document.querySelectorAll('.wb-bench')].every((bench) => bench.scrollWidth <= bench.clientWidth + 1)"
 # Clicks, and gives the milliseconds until the element changes.
 CLICK_TO_CHANGE = """([button, watched]) => new Promise((resolve) => {
   const started = performance.now();
@@ -51,7 +52,9 @@ def window() -> Iterator["playwright_api.BrowserContext"]:
 
 
 def command(page: Page, name: str, **arguments: str) -> None:
-    page.evaluate("([name, given]) => window.jupyterapp.commands.execute(name, given).then(() => null)", [name, arguments])
+    page.evaluate(
+        "([name, given]) => window.jupyterapp.commands.execute(name, given).then(() => null)", [name, arguments]
+    )
 
 
 def open_notebook(window: "playwright_api.BrowserContext", address: str, name: str) -> Page:
@@ -60,7 +63,7 @@ def open_notebook(window: "playwright_api.BrowserContext", address: str, name: s
     page.set_default_timeout(60 * SECONDS)
     page.said = []
     page.on("console", lambda line: line.type == "error" and page.said.append(line.text))
-    page.on("pageerror", lambda error: page.said.append(str(error)))
+    page.on("pageerror", lambda error: page.said.append(f"{error}\n{error.stack}"))
     page.goto(address.replace("/lab?", f"/lab/tree/notebooks/{name}?"))
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
@@ -192,17 +195,43 @@ def test_two_answers_stream_side_by_side(page: Page) -> None:
     idle(page)
 
 
+def test_the_keyboard_is_enough(page: Page) -> None:
+    tab(page, "Prompt")
+    page.locator(".wb-tabs").get_by_role("tab", name="Prompt").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.wait_for()
+    for _ in range(30):
+        if prompt.evaluate("(box) => box === document.activeElement"):
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.type("What is a boat?")
+    for _ in range(10):
+        if page.evaluate("document.activeElement.textContent") == "Send":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".wb-busy")
+    page.locator(".wb-asked", has_text="What is a boat?").wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    idle(page)
+
+
 def test_an_interrupted_kernel_leaves_the_bench_alive(page: Page) -> None:
     panel = tab(page, "Chat")
+    panel.get_by_role("button", name="New conversation").click()
+    panel.locator(".wb-empty").wait_for()
+    panel.locator(".wb-message").wait_for(state="hidden")
     panel.get_by_label("Prompt").fill("Tell a long story.")
     panel.get_by_role("button", name="Send").click()
-    page.wait_for_selector(".wb-busy")
+    panel.locator(".wb-asked", has_text="Tell a long story.").wait_for()
     command(page, "notebook:interrupt-kernel")
     page.wait_for_function("document.querySelector('.wb-turn:last-child .wb-said')?.textContent.length > 40")
     panel.get_by_role("button", name="Stop").click()
     idle(page)
-    panel.get_by_role("button", name="New conversation").click()
-    panel.locator(".wb-empty").wait_for()
+    panel.locator(".wb-message", has_text="Stopped").wait_for()
 
 
 def test_comparison_is_drawn(page: Page) -> None:
@@ -235,7 +264,11 @@ def test_every_tab_is_accessible(page: Page) -> None:
         for name in ("Prompt", "Quantize", "Chat", "Compare"):
             tab(page, name)
             found = Axe().run(page, context=".wb-bench").response["violations"]
-            bad = [f"{each['id']}: {each['nodes'][0]['html'][:200]}" for each in found if each["impact"] in ("serious", "critical")]
+            bad = [
+                f"{each['id']}: {each['nodes'][0]['html'][:200]}"
+                for each in found
+                if each["impact"] in ("serious", "critical")
+            ]
             assert bad == [], f"{theme}, {name}"
     command(page, "apputils:change-theme", theme="JupyterLab Light")
     row(page, "SmolLM2-135M-Instruct").locator(".wb-icon").click()
@@ -251,7 +284,7 @@ def test_looks(page: Page, width: int, theme: str) -> None:
         tab(page, name)
         show(page)
         bench = page.locator(".wb-bench")
-        assert bench.evaluate("(bench) => bench.scrollWidth <= bench.clientWidth + 1"), "wider than its cell"
+        page.wait_for_function(FITS)  # figures follow their place's width a moment later
         bench.screenshot(path=SHOTS / f"{name.lower()}-{theme.lower()}-{width}.png")
     command(page, "apputils:change-theme", theme="JupyterLab Light")
     page.set_viewport_size({"width": 1280, "height": 1100})
@@ -276,7 +309,9 @@ wb.Variant.stream = lambda variant, text, **settings: iter([wb.Piece(xss, 1, 0.1
 bench = Bench(base, task)
 bench.add(base.apply(prompt.System(text=xss)))
 """
-    write_notebook(site[0] / "notebooks" / "hostile.ipynb", setup, "bench", "wb.diff(base, bench.variants['System']).before")
+    write_notebook(
+        site[0] / "notebooks" / "hostile.ipynb", setup, "bench", "wb.diff(base, bench.variants['System']).before"
+    )
     page = open_notebook(window, site[1], "hostile.ipynb")
     run_all(page, 90)
     panel = tab(page, "Chat")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.measure import answers, latency, likelihood, memory
+from workbench import model as models
+from workbench.measure import answers, kernels, latency, likelihood, memory
 from workbench.steps import prompt, quantize
 from workbench.task import Example, Task, Text
 
@@ -122,3 +123,13 @@ def test_perplexity_equals_the_models_own_loss(smollm: wb.Variant) -> None:
         loss = smollm.model(input_ids=windows, labels=windows).loss.item()
     run = wb.measure(smollm, text, rounds=1, new_tokens=2, store=False)
     assert run["perplexity"].value == pytest.approx(math.exp(loss), rel=1e-4)
+
+
+def test_the_other_kernel_gives_the_same_product(base: wb.Variant) -> None:
+    shared = kernels.for_reading(base.model)
+    layers = [m for m in shared.modules() if isinstance(m, kernels.OneDNNLinear)]
+    assert bool(layers) == kernels.onednn_is_faster()
+    dense = base.model.model.layers[0].mlp.up_proj
+    x = torch.randn(3, 7, dense.in_features)
+    torch.testing.assert_close(kernels.OneDNNLinear(dense)(x), dense(x))
+    assert models.storages(shared).keys() == models.storages(base.model).keys()

@@ -162,7 +162,13 @@ def test_code_of_a_second_step_starts_from_the_base(bench: Bench) -> None:
 def test_code_of_a_stranger_starts_from_the_list() -> None:
     made = call(Recipe([quantize.NF4()]), Recipe(), quantize.Int8(), "mine")
     assert made == "int8 = bench.variants['mine'].apply(quantize.Int8())"
-    assert [variable(name) for name in ("Int8", "Lambda", "2x", "prompt", "A-b")] == ["int8", "lambda_", "2x_", "prompt_", "a_b"]
+    assert [variable(name) for name in ("Int8", "Lambda", "2x", "prompt", "A-b")] == [
+        "int8",
+        "lambda_",
+        "2x_",
+        "prompt_",
+        "a_b",
+    ]
 
 
 def test_recipe_is_what_the_open_panel_is_set_to(bench: Bench) -> None:
@@ -239,17 +245,17 @@ def test_twenty_clicks_and_the_api_at_once(bench: Bench) -> None:
     panel = bench.family_panels["prompt"]
     troubles: list[Exception] = []
 
-    def api() -> None:
+    def api(whose: str) -> None:
         try:
             for number in range(10):
                 name = bench.add(bench.base.apply(prompt.System(text=f"Say {number}.")))
-                bench.rename(name, f"{name} renamed")
+                bench.rename(name, f"{whose} {number}")
                 list(bench.variants.values())
-                bench.remove(f"{name} renamed")
+                bench.remove(f"{whose} {number}")
         except Exception as error:
             troubles.append(error)
 
-    threads = [threading.Thread(target=api) for _ in range(2)]
+    threads = [threading.Thread(target=api, args=(whose,)) for whose in ("Ann", "Ben")]
     for thread in threads:
         thread.start()
     for number in range(20):

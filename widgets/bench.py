@@ -40,7 +40,9 @@ class Bench(Session):
             old.close()
         super().__init__(base, task)
         self.status = ipw.HTML(text.status(()))
-        self.stop = ipw.Button(description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True)
+        self.stop = ipw.Button(
+            description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True
+        )
         self.stop.on_click(lambda _: self.cancel())
         self.listing = Listing(self)
         self.family_panels = {family: Panel(self, family) for family in families()}

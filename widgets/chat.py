@@ -47,22 +47,21 @@ class Answer:
         self.state = "answering"
 
     @property
-    def speed(self) -> str:
-        """Tokens, speed after the first and time to it, for people."""
+    def facts(self) -> list[str]:
+        """Speed after the first token, time to it, and how many there are, for people."""
         if not self.tokens:
-            return self.state
-        said = [f"{self.tokens} tokens", f"first after {1000 * self.first:.0f} ms"]
+            return [self.state]
+        said = [f"first after {1000 * self.first:.0f} ms", f"{self.tokens} tokens"]
         if self.tokens > 1:
-            said.append(f"{(self.tokens - 1) / (self.seconds - self.first):.1f} tokens/s")
-        if self.state not in ("answering", "done"):
-            said.append(self.state)
-        return " · ".join(said)
+            said.insert(0, f"{(self.tokens - 1) / (self.seconds - self.first):.1f} tokens/s")
+        return said if self.state in ("answering", "done") else [*said, self.state]
 
     def html(self) -> str:
         """A column; the answer is escaped."""
+        facts = " ".join(f"<span>{escape(each)}</span>" for each in self.facts)
         return (
             f'<div class="wb-answer" style="border-color:{self.colour}"><b>{escape(self.name)}</b>'
-            f'<span class="wb-speed">{escape(self.speed)}</span><div class="wb-said">{escape(self.text)}</div></div>'
+            f'<span class="wb-speed">{facts}</span><div class="wb-said">{escape(self.text)}</div></div>'
         )
 
 
@@ -76,7 +75,8 @@ class Turn:
     def html(self) -> str:
         """The question above the answers in columns."""
         columns = "".join(answer.html() for answer in self.answers.values())
-        return f'<div class="wb-turn"><div class="wb-asked">{escape(self.prompt)}</div><div class="wb-answers">{columns}</div></div>'
+        asked = f'<div class="wb-asked">{escape(self.prompt)}</div>'
+        return f'<div class="wb-turn">{asked}<div class="wb-answers">{columns}</div></div>'
 
 
 class Chat:
@@ -101,7 +101,12 @@ class Chat:
         )
         self.length = ipw.IntSlider(128, 1, 512, description="Most tokens", tooltip="How long an answer may be")
         self.temperature = ipw.FloatSlider(
-            0.0, min=0.0, max=2.0, step=0.05, description="Temperature", tooltip="0 takes the most likely token; more is freer"
+            0.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            description="Temperature",
+            tooltip="0 takes the most likely token; more is freer",
         )
         self.send = ipw.Button(description="Send", button_style="primary", tooltip="Ask the chosen variants")
         self.stop = ipw.Button(description="Stop", tooltip="Stop answering and keep what was said", disabled=True)
@@ -149,7 +154,7 @@ class Chat:
             if self._job and not self._job.ended:
                 self._job.cancel()
             self.turns = []
-            self.past.value, self.live.value, self.message.value = EMPTY, "", ""
+            self.message.value, self.live.value, self.past.value = "", "", EMPTY
 
     def _answer(self, variants: dict[str, Variant], prompt: str, settings: dict, progress: Progress) -> None:
         """One token of each variant in turn, until all have ended; runs on the worker."""
@@ -222,4 +227,6 @@ def _messages(past: list[Turn], name: str, prompt: str) -> list[dict[str, str]]:
     return [*messages, {"role": "user", "content": prompt}]
 
 
-EMPTY = '<div class="wb-empty">Ask one question of several variants and watch them answer in turn, one token each.</div>'
+EMPTY = (
+    '<div class="wb-empty">Ask one question of several variants and watch them answer in turn, one token each.</div>'
+)

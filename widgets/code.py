@@ -2,47 +2,13 @@
 
 import keyword
 import re
+from pathlib import Path
 
 import anywidget
 import traitlets
 
 from workbench.step import Recipe, Step
 from workbench.steps import families
-
-ESM = """
-function render({ model, el }) {
-  const code = document.createElement("pre");
-  code.className = "wb-code";
-  code.tabIndex = 0;
-  code.setAttribute("aria-label", "The same as code");
-  const button = document.createElement("button");
-  button.type = "button";
-  button.className = "wb-copy";
-  const show = () => { code.textContent = model.get("code"); button.textContent = "Copy as code"; };
-  const select = () => {
-    const range = document.createRange();
-    range.selectNodeContents(code);
-    const selection = window.getSelection();
-    selection.removeAllRanges();
-    selection.addRange(range);
-  };
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(model.get("code"));
-      button.textContent = "Copied";
-    } catch {
-      select();
-      button.textContent = "Selected: press Ctrl+C";
-    }
-  });
-  model.on("change:code", show);
-  show();
-  el.classList.add("wb-snippet");
-  el.append(code, button);
-  return () => model.off("change:code", show);
-}
-export default { render };
-"""
 
 
 class Snippet(anywidget.AnyWidget):
@@ -52,7 +18,7 @@ class Snippet(anywidget.AnyWidget):
         code: the text.
     """
 
-    _esm = ESM
+    _esm = Path(__file__).with_name("snippet.js")
     code = traitlets.Unicode("").tag(sync=True)
 
 
@@ -76,4 +42,8 @@ def call(base: Recipe, made: Recipe, step: Step, target: str) -> str:
 def variable(label: str) -> str:
     """A step's label as a variable name."""
     name = re.sub(r"\W+", "_", label).strip("_").lower() or "variant"
-    return f"{name}_" if keyword.iskeyword(name) or name[0].isdigit() or name in {"base", "task", "bench", *families()} else name
+    return (
+        f"{name}_"
+        if keyword.iskeyword(name) or name[0].isdigit() or name in {"base", "task", "bench", *families()}
+        else name
+    )

@@ -12,7 +12,7 @@ from workbench import units
 from workbench.comparison import NEW_TOKENS, ROUNDS, Comparison, compare
 from workbench.diff import diff
 from workbench.errors import InvalidInput, WorkbenchError
-from workbench.figures import COLOURS, comparison_figure
+from workbench.figures import comparison_figure
 from workbench.jobs import Job
 from workbench.measure.latency import Timing, prompts, time_request
 from workbench.progress import Progress
@@ -39,7 +39,7 @@ class Compare:
         self.bench = bench
         self.figure: Any = None
         self.changes: Any = None
-        self._trials: "WeakKeyDictionary[Variant, tuple[Timing, int]]" = WeakKeyDictionary()
+        self._trials: WeakKeyDictionary[Variant, tuple[Timing, int]] = WeakKeyDictionary()
         self._throttle = Throttle()
         most = _count(bench.task) if bench.task else 1
         self.examples = ipw.IntSlider(
@@ -57,9 +57,7 @@ class Compare:
         knobs.add_class("wb-grid")
         footer = ipw.HBox([self.button, self.diff, self.estimate])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox(
-            [self.who, knobs, footer, self.message, self._place, self.report, self._changes_place]
-        )
+        self.widget = ipw.VBox([self.who, knobs, footer, self.message, self._place, self.report, self._changes_place])
         self.widget.add_class("wb-panel")
         for knob in (self.examples, self.rounds, self.tokens):
             knob.observe(lambda _: self.show_estimate(), "value")
@@ -157,19 +155,10 @@ class Compare:
     def _draw(self, comparison: Comparison) -> None:
         if self.bench.closed:
             return
-        figure = comparison_figure(comparison, transparent=True)
-        self._recolour(figure, comparison)
+        colours = [self.bench.colour(run.variant) for run in comparison.runs]
+        figure = comparison_figure(comparison, transparent=True, colours=colours)
         self.figure = self._shown(self.figure, figure, self._place)
         self.report.value = text.wide(comparison._repr_html_())
-
-    def _recolour(self, figure: Any, comparison: Comparison) -> None:
-        """Give each variant the colour it has in the list."""
-        swap = {
-            COLOURS[index % len(COLOURS)]: self.bench.colour(run.variant) for index, run in enumerate(comparison.runs)
-        }
-        for trace in figure.data:
-            trace.marker.color = [swap[each] for each in trace.marker.color]
-        figure.update_yaxes(ticklabelstandoff=6)
 
     def _shown(self, shown: Any, figure: Any, place: ipw.Box) -> Any:
         """The figure on screen, brought up to date in one message, or a new one where there was none."""

@@ -41,10 +41,7 @@ class Listing:
         """Make the rows agree with the bench, keeping those that still hold."""
         variants = self.bench.variants
         gone = [name for name, row in self.rows.items() if variants.get(name) is not row.variant]
-        for name in gone:
-            row = self.rows.pop(name)
-            row.variant = None
-            close_tree(row.widget)
+        closing = [self.rows.pop(name) for name in gone]
         for name in variants:
             if name not in self.rows:
                 self.rows[name] = Row(self, name)
@@ -52,6 +49,9 @@ class Listing:
         wanted = tuple(self.rows[name].widget for name in variants)
         if self._place.children != wanted:
             self._place.children = wanted
+        for row in closing:
+            row.variant = None
+            close_tree(row.widget)
 
     def say(self, html: str) -> None:
         """Show news under the list."""
@@ -123,5 +123,8 @@ class Row:
             return bench.save(name, typed)
 
         bench.submit(
-            f"Save {name}", work, lambda job: self._listing.say(text.job_message(job, str(job.result))), key=f"save {typed}"
+            f"Save {name}",
+            work,
+            lambda job: self._listing.say(text.job_message(job, str(job.result))),
+            key=f"save {typed}",
         )

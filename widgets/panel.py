@@ -37,7 +37,7 @@ class Panel:
         self.bench = bench
         self.family = family
         self.forms: dict[type[Step], Form] = {}
-        self._forecasts: "WeakKeyDictionary[Variant, dict[Step, str]]" = WeakKeyDictionary()
+        self._forecasts: WeakKeyDictionary[Variant, dict[Step, str]] = WeakKeyDictionary()
         self._frame: ipw.Box | None = None
         self._news = self._refusal = ""
         self._build(families()[family])
@@ -53,10 +53,14 @@ class Panel:
             description="Method",
             tooltip="The method to apply",
         )
-        self.target = ipw.Dropdown(options=[self.bench.base.name], description="Apply to", tooltip="The variant to start from")
+        self.target = ipw.Dropdown(
+            options=[self.bench.base.name], description="Apply to", tooltip="The variant to start from"
+        )
         self.explanation, self.forecast, self.message = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.form_place = ipw.VBox()
-        self.button = ipw.Button(description="Apply", button_style="primary", tooltip="Make a new variant with these settings")
+        self.button = ipw.Button(
+            description="Apply", button_style="primary", tooltip="Make a new variant with these settings"
+        )
         self.code = Snippet()
         footer = ipw.HBox([self.button, self.forecast])
         footer.add_class("wb-footer")
@@ -182,5 +186,3 @@ class Panel:
                     self.forecast.value = said
 
         self.bench.compute(self, work)
-
-

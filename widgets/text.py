@@ -20,7 +20,8 @@ def message(text: str, kind: str = "info", details: str = "") -> str:
     if not text:
         return ""
     folded = f"<details><summary>Details</summary><pre>{escape(details)}</pre></details>" if details else ""
-    return f'<div class="wb-message wb-{kind}" role="{"alert" if kind == "error" else "status"}">{escape(text)}{folded}</div>'
+    role = "alert" if kind == "error" else "status"
+    return f'<div class="wb-message wb-{kind}" role="{role}">{escape(text)}{folded}</div>'
 
 
 def job_message(job: Job, done: str) -> str:
@@ -112,7 +113,8 @@ def static(variants: Iterable[Variant], base: Variant) -> str:
         f"<td>{escape(' → '.join(map(repr, each.recipe)) or 'as loaded')}</td></tr>"
         for each in variants
     )
-    return f"<table><thead><tr><th>Variant</th><th>Weights</th><th>Recipe</th></tr></thead><tbody>{rows}</tbody></table>"
+    head = "<tr><th>Variant</th><th>Weights</th><th>Recipe</th></tr>"
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
 def wide(table: str) -> str:

@@ -1,6 +1,7 @@
 """Variants measured side by side: interleaved, paired against the first, with a verdict in words."""
 
 import secrets
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import metrics, storage, units
 from workbench.device import environment
-from workbench.errors import Incomparable, InvalidInput
+from workbench.errors import Incomparable, InvalidInput, WorkbenchError
 from workbench.measure.answers import scores
 from workbench.measure.latency import Timing, time_interleaved
 from workbench.measure.likelihood import likelihoods, task_spans
@@ -183,15 +184,22 @@ def compare(
             runs[index] = metrics.with_scores(runs[index], scores(variant, task, examples, progress), runs[0])
             tell(runs)
     if store is not False:
-        keep = RunStore() if store is True else store
-        for run in runs:
-            keep.append(run)
+        _keep(runs, RunStore() if store is True else store)
     return Comparison(runs)
 
 
 def measure(variant: Variant, task: Task | Text, **settings: Any) -> Run:
     """Measure one variant alone; takes what `compare` takes."""
     return compare([variant], task, **settings).runs[0]
+
+
+def _keep(runs: list[Run], store: RunStore) -> None:
+    """Append the runs; a disk that refuses is no reason to throw the measurement away."""
+    try:
+        for run in runs:
+            store.append(run)
+    except WorkbenchError as error:
+        warnings.warn(str(error), stacklevel=3)
 
 
 def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[str, int]) -> list[Run]:

@@ -21,6 +21,7 @@ COLOURS = ("#6e6e6e", "#0072b2", "#d55e00", "#009e73", "#b8860b", "#a64d8a", "#3
 QUALITY = ("score", "perplexity")
 NEUTRAL = "#808080"  # lines that read on light and on dark
 HEIGHT = 620
+ROOM = 1.35  # of the largest value, on the axes of the trade-off
 
 
 def plain(text: str) -> str:
@@ -28,7 +29,9 @@ def plain(text: str) -> str:
     return html.escape(text, quote=False).replace("$", "&#36;")
 
 
-def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "go.Figure":
+def comparison_figure(
+    comparison: "Comparison", transparent: bool = False, colours: Sequence[str] = COLOURS
+) -> "go.Figure":
     """Latency and quality side by side; below, quality over latency with the weights as bubble size.
 
     Bars are 99 % intervals of the paired change against the baseline (dotted): a bar that meets the line is no
@@ -36,6 +39,7 @@ def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "g
 
     Args:
         transparent: leave background and text colours to the page, as the bench does.
+        colours: one a run, in order.
     """
     from plotly.subplots import make_subplots
 
@@ -48,14 +52,14 @@ def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "g
         vertical_spacing=0.17,
         horizontal_spacing=0.09,
         subplot_titles=(
-            f"{units.title('inter_token_latency')}, lower is faster",
-            f"{units.title(quality)}, {'higher' if quality == 'score' else 'lower'} is better",
+            f"{units.title('inter_token_latency')}: lower is faster",
+            f"{units.title(quality)}: {'higher' if quality == 'score' else 'lower'} is better",
             "Trade-off: bubble area is the size of the weights",
         ),
     )
     runs = comparison.runs
     names = [plain(run.variant) for run in runs]
-    colours = [COLOURS[index % len(COLOURS)] for index in range(len(runs))]
+    colours = [colours[index % len(colours)] for index in range(len(runs))]
     for column, metric in ((1, "inter_token_latency"), (2, quality)):
         figure.add_trace(_intervals(comparison, names, metric, colours), row=1, col=column)
         if metric in runs[0].estimates:
@@ -65,13 +69,16 @@ def comparison_figure(comparison: "Comparison", transparent: bool = False) -> "g
                 row=1,
                 col=column,
             )
-        figure.update_yaxes(autorange="reversed", row=1, col=column)
+        figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, row=1, col=column)
         figure.update_xaxes(rangemode="tozero", row=1, col=column)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
     figure.add_trace(_bubbles(comparison, names, colours, quality), row=2, col=1)
-    # From zero, so that a small difference looks small.
-    figure.update_xaxes(title_text=units.title("inter_token_latency"), rangemode="tozero", row=2, col=1)
-    figure.update_yaxes(title_text=units.title(quality), rangemode="tozero", row=2, col=1)
+    figure.update_xaxes(title_text=units.title("inter_token_latency"), row=2, col=1)
+    figure.update_yaxes(title_text=units.title(quality), row=2, col=1)
+    for axis, metric in ((figure.update_xaxes, "inter_token_latency"), (figure.update_yaxes, quality)):
+        found = [units.shown(metric, run[metric].value) for run in runs if metric in run.estimates]
+        # From zero, so that a small difference looks small; with room for the labels.
+        axis(range=[0, ROOM * (max(found, default=0) or 1)], row=2, col=1)
     figure.update_layout(height=HEIGHT, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
     return styled(figure, transparent)
 

@@ -68,6 +68,7 @@ class Job:
             self.error = (
                 f"Something unexpected went wrong ({type(error).__name__}): nothing was changed; see the details."
             )
+        del self._work  # it may hold a variant, whose memory must not wait for the next job
         self._ended.set()
         self._tell()
 

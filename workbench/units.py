@@ -4,9 +4,9 @@ from workbench.estimate import Estimate
 
 # metric -> (title, unit inside, how many of the shown unit one SI unit is, shown unit, decimals)
 METRICS: dict[str, tuple[str, str, float, str, int]] = {
-    "ttft": ("Time to first token", "s", 1e3, "ms", 0),
-    "inter_token_latency": ("Time per token, median", "s", 1e3, "ms", 1),
-    "inter_token_latency_p95": ("Time per token, 95th percentile", "s", 1e3, "ms", 1),
+    "ttft": ("First token", "s", 1e3, "ms", 0),
+    "inter_token_latency": ("Time per token", "s", 1e3, "ms", 1),
+    "inter_token_latency_p95": ("Slowest tokens, p95", "s", 1e3, "ms", 1),
     "throughput": ("Throughput", "tokens/s", 1, "tokens/s", 1),
     "peak_memory": ("Peak memory", "bytes", 1e-6, "MB", 0),
     "weight_bytes": ("Weights", "bytes", 1e-6, "MB", 0),

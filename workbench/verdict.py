@@ -46,7 +46,7 @@ def verdict(baseline: Run, run: Run) -> Verdict:
     quality = _score_change(baseline, run) if "score" in run.samples else _perplexity_change(baseline, run)
     said = _score_words(baseline, run, quality) if "score" in run.samples else _perplexity_words(quality)
     parts += [_size_words(baseline, run), said]
-    if speed and speed.enough and not speed.low > 1 and run.recipe != baseline.recipe:
+    if speed and speed.enough and speed.high <= 1 + EQUIVALENT and run.recipe != baseline.recipe:
         parts += [note for note in run.notes if note.startswith("not faster")]
     return Verdict(speed, ttft, quality, tuple(part for part in parts if part))
 

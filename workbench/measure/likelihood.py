@@ -4,21 +4,24 @@ Spans are batched by length, the tokens that all of them begin with are read onc
 something is scored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from workbench.decoding import Prefix, pad_left, shared_prefix
+from workbench.decoding import pad_left, shared_prefix
+from workbench.measure.kernels import for_reading
 from workbench.progress import Progress
 from workbench.prompting import encode_text
 from workbench.task import Example, Task, Text
 from workbench.variant import Variant, model_lock
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
-BATCH_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # numbers held at once: a quarter GiB in float32 on a CPU
-CHUNK_ROWS = 64  # rows of logits reduced at a time, so that they stay in the cache
+BATCH_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # held at once by a model that hands out logits only
+CHUNK_LOGITS = {"cpu": 25_000_000, "cuda": 1 << 28}  # made and reduced at a time: 100 MB in float32 on a CPU
 
 
 @dataclass(frozen=True)
@@ -86,69 +89,114 @@ def likelihoods(
     """
     progress = progress or Progress()
     order = sorted(range(len(spans[0])), key=lambda index: -max(len(each[index].ids) for each in spans))
-    batches = list(_batches(variants[0], [[each[index] for index in order] for each in spans]))
-    prefixes = [
-        shared_prefix(v.model, [span.context for span in each]) for v, each in zip(variants, spans, strict=True)
-    ]
-    rows: list[list[tuple[float, ...]]] = [[] for _ in variants]
+    readers = [_Reader(variant, each) for variant, each in zip(variants, spans, strict=True)]
+    batches = list(_batches(readers, [[each[index] for index in order] for each in spans]))
+    sums: list[Tensor] = []
     progress.start("Scoring text", len(batches) * len(variants))
     for batch in batches:
-        baseline: list[Tensor] = []
-        for index, variant in enumerate(variants):
+        states = []
+        for reader, each in zip(readers, batch, strict=True):
             with model_lock:
-                logits = target_logits(variant, batch[index], prefixes[index])
-                baseline = baseline or logits
-                rows[index] += [
-                    _compare_rows(*item)
-                    for item in zip(logits, baseline, (s.target for s in batch[index]), strict=True)
-                ]
+                states.append(reader.states(each))
             progress.advance()
-    return [_in_order(each, order, spans[0]) for each in rows]
+        with model_lock:
+            sums.append(_span_sums(readers, states, batch[0]))
+    placed = torch.empty(len(variants), 4, len(order), dtype=torch.float64)
+    placed[:, :, order] = torch.cat(sums, dim=-1)
+    tokens = tuple(len(span.target) for span in spans[0])
+    return [_likelihood(each, tokens) for each in placed]
 
 
-def target_logits(variant: Variant, spans: Sequence[Span], prefix: Prefix | None) -> list[Tensor]:
-    """For every span the logits ``(target tokens, vocabulary)`` that predict its target."""
-    start = prefix.length if prefix else 0
-    ids, mask = pad_left([span.ids[start:] for span in spans], variant.device)
-    keep = max(len(span.target) for span in spans)
-    padded = not bool(mask.all())
-    full = torch.cat([mask.new_ones(len(spans), start), mask], dim=1)
-    logits = variant.model(
-        input_ids=ids,
-        attention_mask=full if padded else None,
-        position_ids=(full.cumsum(dim=1) - 1).clamp(min=0)[:, start:] if padded else None,
-        past_key_values=prefix.expand(len(spans)) if prefix else None,
-        use_cache=prefix is not None,
-        logits_to_keep=keep,
-    ).logits
-    return [row[-len(span.target) :] for row, span in zip(logits, spans, strict=True)]
+class _Reader:
+    """Reads spans with one variant: the tokens they all begin with once, then every batch up to the output head.
+
+    The head makes a row of the vocabulary's size of every token; it is applied later, to some rows at a time, so that
+    all of them are never held at once. A model that does more than the head after its last layer (softcapping, scaling)
+    hands out its logits instead.
+    """
+
+    def __init__(self, variant: Variant, spans: Sequence[Span]) -> None:
+        self._model = for_reading(variant.model)
+        self._prefix = shared_prefix(self._model, [span.context for span in spans])
+        self._split = _ends_in_head(self._model)
+        kind = self._model.device.type if self._model.device.type in BATCH_TOKENS else "cpu"
+        vocabulary = self._model.config.get_text_config().vocab_size
+        self.batch_tokens = BATCH_TOKENS[kind]
+        self.batch_logits = BATCH_TOKENS[kind] if self._split else max(1, BATCH_LOGITS[kind] // vocabulary)
+        self.rows_at_once = max(16, CHUNK_LOGITS[kind] // vocabulary)
+        self.head: Callable[[Tensor], Tensor] = self._model.get_output_embeddings() if self._split else lambda x: x
+
+    def states(self, spans: Sequence[Span]) -> Tensor:
+        """What the head takes to predict every target token of every span, ``(target tokens of all, hidden)``."""
+        start = self._prefix.length if self._prefix else 0
+        ids, mask = pad_left([span.ids[start:] for span in spans], self._model.device)
+        padded = not bool(mask.all())
+        full = torch.cat([mask.new_ones(len(spans), start), mask], dim=1)
+        inputs: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": full if padded else None,
+            "position_ids": (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:] if padded else None,
+            "past_key_values": self._prefix.expand(len(spans)) if self._prefix else None,
+            "use_cache": self._prefix is not None,
+        }
+        if self._split:
+            found = self._model.base_model(**inputs).last_hidden_state
+        else:
+            found = self._model(**inputs, logits_to_keep=max(len(span.target) for span in spans)).logits
+        return torch.cat([row[-len(span.target) :] for row, span in zip(found, spans, strict=True)])
 
 
-def _compare_rows(logits: Tensor, baseline: Tensor, target: Sequence[int]) -> tuple[float, ...]:
-    """Nll, KL, same top and greedy hits summed over the rows ``(tokens, vocabulary)`` of one span."""
-    wanted = torch.tensor(target, device=logits.device)
-    sums = torch.zeros(4, dtype=torch.float64)
-    for start in range(0, len(target), CHUNK_ROWS):
-        part = slice(start, start + CHUNK_ROWS)
-        here, aim = logits[part].float(), wanted[part]
-        total = here.logsumexp(dim=-1)
-        top = here.argmax(dim=-1)
-        sums[0] += (total - here.gather(-1, aim[:, None]).squeeze(-1)).sum().item()
-        sums[3] += (top == aim).sum().item()
-        if logits is baseline:
-            sums[2] += len(aim)
-            continue
-        there = baseline[part].float()
-        log_base = there - there.logsumexp(dim=-1, keepdim=True)
-        sums[1] += (log_base.exp() * (log_base - here)).sum().item() + total.sum().item()
-        sums[2] += (top == there.argmax(dim=-1)).sum().item()
-    return tuple(sums.tolist())
+def _ends_in_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output head of the last hidden state, tried on a token."""
+    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    with model_lock:
+        whole = model(input_ids=token, use_cache=False).logits
+        hidden = model.base_model(input_ids=token, use_cache=False).last_hidden_state
+        head = model.get_output_embeddings()
+        return head is not None and torch.equal(head(hidden), whole)
 
 
-def _batches(variant: Variant, spans: Sequence[Sequence[Span]]) -> Iterator[list[list[Span]]]:
-    """Cut the sorted spans of all variants into batches that fit the token and logit budgets."""
-    kind = variant.device.type if variant.device.type in BATCH_TOKENS else "cpu"
-    vocabulary = variant.model.config.get_text_config().vocab_size
+def _span_sums(readers: Sequence[_Reader], states: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
+    """Nll, KL, same top and greedy hits summed over each span, ``(variants, 4, spans)``."""
+    targets = torch.tensor([token for span in spans for token in span.target], device=states[0].device)
+    rows = torch.zeros(len(readers), 4, len(targets), dtype=torch.float64, device=targets.device)
+    for start in range(0, len(targets), readers[0].rows_at_once):
+        part = slice(start, start + readers[0].rows_at_once)
+        baseline: Tensor | None = None
+        for index, (reader, hidden) in enumerate(zip(readers, states, strict=True)):
+            logs = torch.log_softmax(reader.head(hidden[part]).float(), dim=-1)
+            baseline = logs if baseline is None else baseline
+            rows[index, :, part] = _row_sums(logs, baseline, targets[part])
+    owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([len(span.target) for span in spans]))
+    return torch.zeros(len(readers), 4, len(spans), dtype=torch.float64).index_add_(2, owner, rows.cpu())
+
+
+def _row_sums(logs: Tensor, baseline: Tensor, targets: Tensor) -> Tensor:
+    """Nll, KL, same top and greedy hit of each row, ``(4, rows)``, from log-probabilities ``(rows, vocabulary)``."""
+    nll, top = -logs.gather(-1, targets[:, None]).squeeze(-1), logs.argmax(dim=-1)
+    if logs is baseline:
+        kl, same = torch.zeros_like(nll), torch.ones_like(nll)
+    else:
+        kl = baseline.exp().mul_(baseline - logs).sum(dim=-1)
+        same = top == baseline.argmax(dim=-1)
+    return torch.stack([each.double() for each in (nll, kl, same, top == targets)])
+
+
+def _likelihood(sums: Tensor, tokens: tuple[int, ...]) -> Likelihood:
+    nll, kl, same_top, greedy = sums.tolist()
+    return Likelihood(
+        nll=tuple(nll),
+        tokens=tokens,
+        kl=tuple(max(0.0, each) for each in kl),  # rounding can leave a KL of zero at -1e-7
+        same_top=tuple(map(int, same_top)),
+        greedy=tuple(map(int, greedy)),
+    )
+
+
+def _batches(readers: Sequence[_Reader], spans: Sequence[Sequence[Span]]) -> Iterator[list[list[Span]]]:
+    """Cut the sorted spans of all variants into batches that fit the token budget and, with logits, theirs."""
+    tokens = min(reader.batch_tokens for reader in readers)
+    logits = min(reader.batch_logits for reader in readers)
     start = 0
     while start < len(spans[0]):
         longest = max(len(each[start].ids) for each in spans)
@@ -156,20 +204,8 @@ def _batches(variant: Variant, spans: Sequence[Sequence[Span]]) -> Iterator[list
         while end < len(spans[0]):
             target = max(target, len(spans[0][end].target))
             size = end + 1 - start
-            if size > 1 and (size * longest > BATCH_TOKENS[kind] or size * target * vocabulary > BATCH_LOGITS[kind]):
+            if size > 1 and (size * longest > tokens or size * target > logits):
                 break
             end += 1
         yield [list(each[start:end]) for each in spans]
         start = end
-
-
-def _in_order(rows: list[tuple[float, ...]], order: Sequence[int], spans: Sequence[Span]) -> Likelihood:
-    placed = sorted(zip(order, rows, strict=True))
-    nll, kl, same_top, greedy = zip(*(row for _, row in placed), strict=True)
-    return Likelihood(
-        nll=nll,
-        tokens=tuple(len(span.target) for span in spans),
-        kl=tuple(max(0.0, each) for each in kl),  # rounding can leave a KL of zero at -1e-7
-        same_top=tuple(map(int, same_top)),
-        greedy=tuple(map(int, greedy)),
-    )

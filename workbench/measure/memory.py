@@ -1,23 +1,24 @@
 """How much memory a variant needs: its weights, and the most it holds while answering."""
 
-import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.multiprocessing import reductions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from workbench import model as models
 from workbench.measure.latency import time_request
 from workbench.packed import Packed
 from workbench.variant import Variant, model_lock
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would print its stages into the notebook
-
 
 def peak_memory(variant: Variant, prompt: str, new_tokens: int) -> int:
     """Bytes of the weights and of everything allocated on top of them at the fullest moment of a request.
 
-    On a GPU the allocator's own peak is read. On a CPU torch's profiler records every allocation, so that the figure
-    is that of this variant alone, whatever else the process holds.
+    On a GPU the allocator's own peak is read. On a CPU every tensor made is followed, so that the figure is that of
+    this variant alone, whatever else the process holds.
     """
     with model_lock:
         extra = _cuda_peak if variant.device.type == "cuda" else _cpu_peak
@@ -43,22 +44,47 @@ def _cuda_peak(variant: Variant, prompt: str, new_tokens: int) -> int:
 
 
 def _cpu_peak(variant: Variant, prompt: str, new_tokens: int) -> int:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    held = Held(models.storages(variant.model))
+    with held:
         time_request(variant, prompt, new_tokens)
-    held = peak = 0
-    for _, size in sorted(_allocations(profile)):
-        held += size
-        peak = max(peak, held)
-    return peak
+    return held.peak
 
 
-def _allocations(profile: Any) -> list[tuple[int, int]]:
-    """Time and signed size of every allocation and release that the profiler saw."""
-    found = []
-    pending = list(profile.profiler.kineto_results.experimental_event_tree())
-    while pending:
-        event = pending.pop()
-        pending += event.children
-        if event.tag == torch._C._profiler._EventType.Allocation:
-            found.append((event.start_time_ns, event.typed[1].alloc_size))
-    return found
+WEAK_REFERENCE: Any = reductions.StorageWeakRef
+
+
+class Held(TorchDispatchMode):
+    """Follows the memory behind every tensor that an operation returns, and remembers the most held at once.
+
+    Unlike torch's profiler it works in any thread and prints nothing; scratch memory inside one operation is not seen.
+
+    Args:
+        known: addresses that do not count, such as those of the weights.
+    """
+
+    def __init__(self, known: Iterable[int]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: int = 0
+        self._known = frozenset(known)
+        self._live: dict[int, tuple[Any, int]] = {}
+        self._sum = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and take note of what it returned."""
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._see(tensor.untyped_storage())
+        return found
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        address = storage.data_ptr()
+        seen = self._live.get(address)
+        if address in self._known or (seen and not seen[0].expired()):
+            return
+        self._live[address] = (WEAK_REFERENCE(storage), storage.nbytes())
+        self._sum += storage.nbytes() - (seen[1] if seen else 0)
+        if self._sum > self.peak:  # only now is it worth finding out what was released
+            self._live = {key: each for key, each in self._live.items() if not each[0].expired()}
+            self._sum = sum(size for _, size in self._live.values())
+            self.peak = max(self.peak, self._sum)

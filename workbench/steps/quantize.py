@@ -167,6 +167,7 @@ class Int8(_Int8):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2004.09602"
+    caveat: ClassVar[str] = "not faster: this device has no kernel that multiplies straight from int8 weights"
     kind = Int8Linear
 
 
@@ -178,6 +179,7 @@ class Int8Dynamic(_Int8):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2206.01861"
+    caveat: ClassVar[str] = "not faster: rounding the activations costs as much as the integer product saves"
     kind = Int8DynamicLinear
 
 
