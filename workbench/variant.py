@@ -272,7 +272,7 @@ def load(
     return Variant(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
-        name=storage.check_name(name) if name else loaded.name,
+        name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
         recipe=Recipe(map(step_from_json, record.get("recipe", ()))),
         decoding=Decoding(**record.get("decoding", {})),
