@@ -20,7 +20,7 @@ def main() -> None:
     base = wb.load(device="cpu")
     steps = [quantize.Int8(), quantize.Int8Dynamic(), quantize.NF4(), quantize.FP4(), quantize.LLMInt8()]
     text = wb.read_text("data/prose", window=256, calibration=0, test=12)
-    result = wb.compare([base, *(base.apply(step) for step in steps)], text, rounds=20, new_tokens=32, store=False)
+    result = wb.compare([base, *(base.apply(step) for step in steps)], text, rounds=12, new_tokens=24, store=False)
     verdicts = result.verdicts()
     bandwidth = read_bandwidth()
     rows = {}

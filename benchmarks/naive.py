@@ -22,7 +22,7 @@ from workbench.prompting import encode_text, render
 from workbench.request import Request
 from workbench.steps import quantize
 
-EXAMPLES, ROUNDS, NEW_TOKENS, BATCH = 24, 10, 16, 8
+EXAMPLES, ROUNDS, NEW_TOKENS, BATCH = 16, 8, 16, 8
 
 
 def main(name: str) -> None:

@@ -10,7 +10,7 @@ from common import write_result
 
 import workbench as wb
 
-REPEATS = 20
+REPEATS = 12
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 
 from workbench.estimate import paired_ratio
 
-TOKENS, ROUNDS = 96, 10
+TOKENS, ROUNDS = 64, 8
 CELL = f"""
 import json, time, warnings
 warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ Every class packs a dense weight ``(out, in)`` with `pack`, multiplies in `forwa
 
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, ClassVar, Self
@@ -274,12 +275,23 @@ def unpack_module(kind: str, options: dict[str, Any], tensors: dict[str, Tensor]
 
 
 def bitsandbytes() -> Any:
-    """The library, imported where it is used; its notice that it will not fetch kernels from the hub is left out."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    """The library, imported where it is used and kept from fetching native code.
+
+    Where the package `kernels` is installed, importing bitsandbytes would download and load a kernel from the hub.
+    """
+    if "bitsandbytes" in sys.modules:
+        return sys.modules["bitsandbytes"]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would say that it found no kernel to fetch
+    kernels = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]
     try:
         import bitsandbytes as library
     except ImportError:
         raise NotAvailable("This step needs bitsandbytes: run `pip install bitsandbytes`.") from None
+    finally:
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels
     return library
 
 
