@@ -3,7 +3,7 @@
 Weight-only and dynamic candidates are timed on one token (decoding) and on 128 (reading a prompt), all layers of the
 model in turn so that no weight stays in a cache. torchao is timed too if it is installed.
 
-    python benchmarks/kernels.py
+    python benchmarks/int8_kernels.py
 """
 
 import warnings
@@ -90,7 +90,7 @@ def main() -> None:
         result[f"{tokens} tokens, ms for all layers"] = {
             name: round(1e3 * sorted(values)[len(values) // 2], 2) for name, values in times.items()
         }
-    write_result("kernels", result)
+    write_result("int8_kernels", result)
 
 
 if __name__ == "__main__":
