@@ -25,8 +25,9 @@ check: $(VENV)/ready ## lint, formatting, types, import rules
 	$(BIN)/lint-imports
 
 demo: $(VENV)/model-ready ## run the quickstart notebook into out/quickstart.html, readable without a kernel or a network
-	PLOTLY_RENDERER=plotly_mimetype+notebook $(BIN)/jupyter nbconvert --execute --to html --config scripts/static_html.py \
-	  --output-dir out --output quickstart notebooks/00_quickstart.ipynb
+	PLOTLY_RENDERER=plotly_mimetype+notebook $(BIN)/jupyter nbconvert --execute --to notebook --output-dir out \
+	  --output quickstart notebooks/00_quickstart.ipynb
+	$(BIN)/jupyter nbconvert --to html --config scripts/static_html.py out/quickstart.ipynb
 
 readme: $(VENV)/ready ## write the step table into README.md
 	$(BIN)/python scripts/step_table.py --write

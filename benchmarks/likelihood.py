@@ -20,15 +20,15 @@ from workbench.measure import likelihood
 from workbench.measure.likelihood import Span
 from workbench.task import Example, Task
 
-HFLM_BATCHES = (1, 4, 8)
+HFLM_BATCHES = (4, 8)
 OUR_BATCHES = (1024, 2048)
 ROUNDS = 6
 
 
 def workloads(base: wb.Variant) -> dict[str, list[Span]]:
     """Spans of each kind of text."""
-    text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=4)
-    rows = [json.loads(line) for line in public_data("piqa-valid-900.jsonl").read_text().splitlines()[:40]]
+    text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=2)
+    rows = [json.loads(line) for line in public_data("piqa-valid-900.jsonl").read_text().splitlines()[:20]]
     test = tuple(
         Example(id=f"{i}-{j}", prompt=row["goal"], answer=row[f"sol{j}"]) for i, row in enumerate(rows) for j in (1, 2)
     )
@@ -36,7 +36,7 @@ def workloads(base: wb.Variant) -> dict[str, list[Span]]:
     return {
         "windows of prose": likelihood.task_spans(base, text),
         "multiple choice": likelihood.task_spans(base, Task(name="piqa", scorer="f1", test=test)),
-        "shared instruction": likelihood.task_spans(base, tickets, 20),
+        "shared instruction": likelihood.task_spans(base, tickets, 10),
     }
 
 

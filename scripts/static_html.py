@@ -11,3 +11,4 @@ c.NbConvertBase.display_data_priority = [
     "text/markdown",
     "text/plain",
 ]
+c.CoalesceStreamsPreprocessor.enabled = True  # a streamed answer is one text, not a line a token
