@@ -1,6 +1,5 @@
 """Where a model runs: device, dtype, allocated memory and the environment recorded with every number."""
 
-import os
 import platform
 from functools import cache
 from importlib import metadata
@@ -46,18 +45,6 @@ def synchronize(device: torch.device) -> None:
     """Wait for the work queued on the device, so that a clock read afterwards means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on the device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def device_name(device: torch.device) -> str:

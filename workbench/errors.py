@@ -34,3 +34,9 @@ class Cancelled(WorkbenchError):
 
 class Closed(WorkbenchError):
     """The variant was closed and its memory returned."""
+
+
+def first_line(error: BaseException, longest: int = 200) -> str:
+    """What another library's error says, cut to its first line; its type where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:longest]

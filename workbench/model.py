@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from workbench import storage
 from workbench.device import resolve_dtype
-from workbench.errors import Corrupt, InvalidInput, NotAvailable
+from workbench.errors import Corrupt, InvalidInput, NotAvailable, first_line
 from workbench.packed import Packed
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -132,7 +132,7 @@ def _pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTra
 
 def _refusal(source: str, error: Exception) -> Exception:
     text = str(error)
-    reason = (text.strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+    reason = first_line(error)
     if "AutoModelForCausalLM" in text or "Unrecognized" in text:
         return InvalidInput(f"'{source}' is not a causal language model that transformers knows: {reason}.")
     if storage.is_kind(Path(source), Path.exists):

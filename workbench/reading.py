@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import InvalidInput, NotAvailable
+from workbench.errors import InvalidInput, NotAvailable, first_line
 from workbench.storage import is_kind
 from workbench.task import SPLITS, Example, Task, Text
 
@@ -197,5 +197,4 @@ def _read(file: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     """An error of another library, cut to one line."""
-    message = getattr(error, "msg", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return str(message).rstrip(".")[:200]
+    return str(getattr(error, "msg", None) or first_line(error))

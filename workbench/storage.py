@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from workbench.errors import Corrupt, InvalidInput, WorkbenchError
+from workbench.errors import Corrupt, InvalidInput, WorkbenchError, first_line
 from workbench.packed import Packed, replace_module, unpack_module
 
 MANIFEST = "workbench.json"
@@ -304,5 +304,5 @@ def _remove(path: Path) -> None:
 
 
 def _write_refused(path: Path, error: Exception) -> WorkbenchError:
-    reason = getattr(error, "strerror", None) or (str(error).strip().splitlines() or ["no reason given"])[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     return WorkbenchError(f"Could not write '{str(path)[:200]}' ({reason}): nothing there was changed.")

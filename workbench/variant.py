@@ -18,7 +18,7 @@ from workbench import model as models
 from workbench import storage
 from workbench.decoding import Decoding, decode
 from workbench.device import resolve_device
-from workbench.errors import Closed, InvalidInput, OutOfMemory
+from workbench.errors import Closed, InvalidInput, OutOfMemory, first_line
 from workbench.progress import Progress
 from workbench.prompting import Message, encode_chat
 from workbench.request import Generation, Piece, Request
@@ -290,7 +290,7 @@ def _memory_guard(label: str) -> Iterator[None]:
             raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")[:160]
+        reason = first_line(error, longest=160)
         raise OutOfMemory(
             f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing was changed."
         ) from None
