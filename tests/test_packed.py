@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench import packed
 from workbench.errors import InvalidInput
+from workbench.packed import int8
 
 KINDS = {
     "int8": (packed.Int8Linear, {}),
@@ -21,10 +22,11 @@ KINDS = {
     "llm.int8": (packed.LLMInt8Linear, {"threshold": 6.0}),
     "nf4": (packed.Bits4Linear, {"quant_type": "nf4", "block_size": 64}),
     "fp4": (packed.Bits4Linear, {"quant_type": "fp4", "block_size": 64}),
+    "fp8": (packed.FP8Linear, {}),
 }
 # How far a product may be from that of the dequantized weight, as a share of its own size: bfloat16 or half kernels
 # round at 2^-8 and 2^-11, int8 activations at 1/254 of the largest.
-CLOSE = {"int8": 0.01, "int8 dynamic": 0.02, "llm.int8": 0.02, "nf4": 0.01, "fp4": 0.01}
+CLOSE = {"int8": 0.01, "int8 dynamic": 0.02, "llm.int8": 0.02, "nf4": 0.01, "fp4": 0.01, "fp8": 0.01}
 
 
 def random_weight(out: int, columns: int, seed: int = 0) -> Tensor:
@@ -153,6 +155,28 @@ def test_int8_dynamic_is_a_plain_rounding_of_rows() -> None:
         assert torch.allclose(layer(x), wanted, rtol=1e-5, atol=0)
 
 
+def test_int8_activations_in_two_parts_are_good_to_sixteen_bits() -> None:
+    weight = packed.Int8Linear.pack(random_weight(96, 128), None).weight
+    for rows in (1, 5, 100):
+        x = random_weight(rows, 128, 1) * torch.logspace(-3, 3, rows)[:, None]
+        wanted = x.double() @ weight.double().T
+        off = (int8.split_product(x, weight) - wanted).abs()
+        assert (off <= x.abs().amax(dim=1, keepdim=True) / 127 / 254 * weight.double().abs().sum(dim=1)).all()
+        assert error(int8.split_product(x, weight), wanted) < 1e-4
+    assert torch.equal(int8.split_product(torch.zeros(2, 128), weight), torch.zeros(2, 96))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_output_head_is_multiplied_more_exactly(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    if exact and not int8.exact_int8_products():
+        pytest.skip("this CPU adds products of int8 numbers in 16 bits")
+    monkeypatch.setattr(int8, "exact_int8_products", lambda: exact)
+    head = packed.Int8Linear.pack(random_weight(2048, 64), None)
+    for rows in (1, 20, 100):
+        x = random_weight(rows, 64, 1)
+        assert (error(head(x), F.linear(x, head.dequantize())) < 1e-4) is exact
+
+
 def test_int8_embedding_reads_rows() -> None:
     head = packed.Int8Linear.pack(random_weight(40, 16), None)
     embedding = packed.Int8Embedding(
@@ -161,6 +185,24 @@ def test_int8_embedding_reads_rows() -> None:
     ids = torch.tensor([[3, 39], [0, 3]])
     assert torch.equal(embedding(ids), head.dequantize()[ids] * 4.0)
     assert (embedding.in_features, embedding.out_features) == (16, 40)
+
+
+# ---- float8
+
+
+def test_float8_by_hand() -> None:
+    # The largest of each row becomes 448, so the scales are 1 and 2; e4m3 keeps 3 bits: 17 and 19 fall on 16 and 20.
+    layer = packed.FP8Linear.pack(torch.tensor([[448.0, 17.0, -19.0], [-896.0, 3.0, 0.0]]), None)
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert layer.scale.tolist() == [1.0, 2.0]
+    assert layer.dequantize().tolist() == [[448.0, 16.0, -20.0], [-896.0, 3.0, 0.0]]
+
+
+def test_float8_is_off_by_a_sixteenth_of_each_weight() -> None:
+    weight = random_weight(200, 333)
+    off = (packed.FP8Linear.pack(weight, None).dequantize() - weight).abs()
+    fine = weight.abs() > weight.abs().amax(dim=1, keepdim=True) / 448 / 64  # below that, steps are even
+    assert (off <= weight.abs() / 16 * (1 + 1e-5))[fine].all()
 
 
 # ---- bitsandbytes

@@ -11,9 +11,9 @@ from workbench.errors import InvalidInput
 from workbench.steps import prompt, quantize
 
 IDS = torch.arange(3, 60)[None]
-STEPS = [quantize.NF4(), quantize.FP4(), quantize.LLMInt8(), quantize.Int8(), quantize.Int8Dynamic()]
+STEPS = [quantize.NF4(), quantize.FP4(), quantize.LLMInt8(), quantize.Int8(), quantize.Int8Dynamic(), quantize.FP8()]
 # Kullback-Leibler divergence from the dense model, nats a token: a tenth of what a random answer would give.
-NEAR = {"NF4": 1.0, "FP4": 1.5, "LLMInt8": 0.05, "Int8": 0.05, "Int8Dynamic": 0.1}
+NEAR = {"NF4": 1.0, "FP4": 1.5, "LLMInt8": 0.05, "Int8": 0.05, "Int8Dynamic": 0.1, "FP8": 0.2}
 
 by_label = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.label)
 

@@ -112,7 +112,7 @@ def test_an_export_of_an_export_is_the_same(export: Path, tmp_path: Path) -> Non
 
 
 def test_only_files_that_hold_no_code(export: Path) -> None:
-    assert {path.suffix for path in export.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert {path.suffix for path in export.iterdir()} <= {".json", ".safetensors", ".jinja", ".tensors"}
 
 
 def test_saving_leaves_nothing_beside(export: Path) -> None:

@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import ipywidgets as ipw
 
 from widgets import text
+from widgets.figure import draw
 from widgets.session import Throttle
 from widgets.style import close_tree
 from workbench import units
@@ -102,9 +103,9 @@ class Compare:
             before, after = self.bench[names[0]], self.bench[names[-1]]
 
             def work(progress: Progress) -> None:
-                figure = diff(before, after).figure(transparent=True)
+                figure = diff(before, after, progress).figure(transparent=True)
                 with self.bench.lock:
-                    self.changes = self._shown(self.changes, figure, self._changes_place)
+                    self.changes = draw(self._changes_place, figure)
 
             def show(job: Job) -> None:
                 self.message.value = text.job_message(job, f"Below: what changed from '{names[0]}' to '{names[-1]}'.")
@@ -157,23 +158,8 @@ class Compare:
             return
         colours = [self.bench.colour(run.variant) for run in comparison.runs]
         figure = comparison_figure(comparison, transparent=True, colours=colours)
-        self.figure = self._shown(self.figure, figure, self._place)
+        self.figure = draw(self._place, figure)
         self.report.value = text.wide(comparison._repr_html_())
-
-    def _shown(self, shown: Any, figure: Any, place: ipw.Box) -> Any:
-        """The figure on screen, brought up to date in one message, or a new one where there was none."""
-        import plotly.graph_objects as go
-
-        if shown is None:
-            shown = go.FigureWidget(figure)
-            shown._config = shown._config | {"responsive": True, "displaylogo": False}
-            place.children = [shown]
-            return shown
-        with shown.batch_update():
-            for old, new in zip(shown.data, figure.data, strict=True):
-                old.update(new.to_plotly_json(), overwrite=True)
-            shown.update_layout(figure.layout.to_plotly_json(), overwrite=True)
-        return shown
 
     def _show_chosen(self) -> None:
         names = self.bench.chosen

@@ -24,12 +24,14 @@ class Form:
     def __init__(self, step: type[Step]) -> None:
         self.kind = step
         self.controls = {name: control(name, field) for name, field in step.model_fields.items()}
-        rows = []
+        short, long = [], []  # what is typed at length stands below the rest
         for name, field in step.model_fields.items():
             row = ipw.VBox([self.controls[name], ipw.HTML(help_line(field.description or ""))])
             row.add_class("wb-field")
-            rows.append(row)
-        self.widget = ipw.VBox(rows)
+            if isinstance(self.controls[name], ipw.Textarea):
+                row.add_class("wb-long")
+            (long if isinstance(self.controls[name], ipw.Textarea) else short).append(row)
+        self.widget = ipw.VBox([*short, *long])
         self.widget.add_class("wb-form")
 
     def step(self) -> Step:
@@ -38,12 +40,17 @@ class Form:
         Raises:
             InvalidInput: a knob is out of range, said in the same words as in code.
         """
-        return self.kind(**{name: each.value for name, each in self.controls.items()})
+        return self.kind(**{name: _typed(each.value) for name, each in self.controls.items()})
 
     def set(self, step: Step) -> None:
         """Show a step's knobs."""
         for name, each in self.controls.items():
             each.value = getattr(step, name)
+
+
+def _typed(value: Any) -> Any:
+    """What a control holds; a slider in a browser makes 0.49999999999999994 of 0.5."""
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def control(name: str, field: FieldInfo) -> ipw.Widget:

@@ -6,8 +6,12 @@ from weakref import WeakKeyDictionary, ref
 import ipywidgets as ipw
 
 from widgets import text
+from widgets.blocks import Blocks
+from widgets.changes import Changes
 from widgets.code import Snippet, call
 from widgets.fields import Form
+from widgets.layers import Layers
+from widgets.live import Live
 from widgets.style import close_tree, framed
 from workbench.errors import InvalidInput, WorkbenchError
 from workbench.progress import Progress
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from widgets.session import Session
 
 MOST_BUTTONS = 6  # methods; a longer list is a drop-down
+TOOLS = (Live, Layers, Blocks, Changes)
 
 
 class Panel:
@@ -29,6 +34,7 @@ class Panel:
         family: the family's name.
         widget: what is shown.
         forms: the controls of every method opened so far, by class.
+        tools: what helps to find the settings, where a method of the family has it, by class.
     """
 
     def __init__(self, bench: "Session", family: str) -> None:
@@ -47,9 +53,9 @@ class Panel:
         bench.panels.append(self)
 
     def _build(self, steps: list[type[Step]]) -> None:
-        kind = ipw.ToggleButtons if len(steps) <= MOST_BUTTONS else ipw.Dropdown
-        self.method = kind(
-            options=[(step.__name__, step) for step in steps],
+        few = len(steps) <= MOST_BUTTONS
+        self.method = (ipw.ToggleButtons if few else ipw.Dropdown)(
+            options=[(step.__name__ if few else text.summary(step), step) for step in steps],
             description="Method",
             tooltip="The method to apply",
         )
@@ -62,11 +68,13 @@ class Panel:
             description="Apply", button_style="primary", tooltip="Make a new variant with these settings"
         )
         self.code = Snippet()
+        self.tools = {tool: tool(self) for tool in TOOLS if any(map(tool.fits, steps))}
         footer = ipw.HBox([self.button, self.forecast])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox(
-            [self.method, self.explanation, self.target, self.form_place, footer, self.message, self.code]
-        )
+        knobs = [self.method, self.explanation, self.target, self.form_place]
+        near = [tool.widget for kind, tool in self.tools.items() if kind is Live]
+        below = [tool.widget for kind, tool in self.tools.items() if kind is not Live]
+        self.widget = ipw.VBox([*knobs, *near, footer, self.message, self.code, *below])
         self.widget.add_class("wb-panel")
         self.method.observe(lambda _: self._show_method(), "value")
         self.target.observe(lambda _: self._changed(), "value")
@@ -90,6 +98,14 @@ class Panel:
             InvalidInput: a knob is out of range.
         """
         return self.form.step()
+
+    @property
+    def settings(self) -> tuple[Step, Variant] | tuple[None, None]:
+        """The step and the variant it would start from; nothing while a knob is out of range."""
+        try:
+            return self.step, self.bench[self.target.value]
+        except WorkbenchError:
+            return None, None
 
     @property
     def recipe(self) -> Recipe:
@@ -153,12 +169,17 @@ class Panel:
             self.target.value = kept
 
     def _show_method(self) -> None:
-        self.explanation.value = text.explanation(self.method.value)
+        kind = self.method.value
+        self.explanation.value = text.explanation(kind)
         self.form_place.children = [self.form.widget]
+        for tool in self.tools.values():
+            tool.widget.layout.display = None if tool.fits(kind) else "none"
         self._changed()
 
     def _changed(self) -> None:
-        """Follow a changed knob, method or target: code at once, forecast when the worker is free."""
+        """Follow a changed knob, method or target: code at once, the rest when the worker is free."""
+        for tool in self.tools.values():
+            tool.follow(*self.settings)
         try:
             step, variant = self.step, self.bench[self.target.value]
         except WorkbenchError as error:

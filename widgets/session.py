@@ -15,6 +15,7 @@ from workbench.errors import InvalidInput
 from workbench.figures import COLOURS
 from workbench.jobs import Job, Worker
 from workbench.progress import Progress
+from workbench.sensitivity import Sensitivity
 from workbench.task import Task, Text
 from workbench.variant import Variant
 
@@ -44,6 +45,7 @@ class Session:
         base: the first variant; it cannot be removed.
         task: what steps calibrate on and comparisons measure, or None.
         comparison: the last one measured, or None.
+        sensitivity: the last one measured, or None.
         lock: held while variants or what is on screen change; never while a model works.
     """
 
@@ -53,6 +55,7 @@ class Session:
         self.base = base
         self.task = task
         self.comparison: Comparison | None = None
+        self.sensitivity: Sensitivity | None = None
         self.lock = threading.RLock()
         self._idle = threading.Condition(self.lock)
         self._variants = {base.name: base}

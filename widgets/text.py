@@ -1,13 +1,17 @@
 """Text to HTML: everything that is not ours is escaped, here and nowhere else."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from workbench import units
 from workbench.jobs import Job
+from workbench.preview import Preview
+from workbench.sensitivity import Sensitivity
 from workbench.step import Forecast, Step
 from workbench.variant import Variant
+
+MOST_NAMED = 12  # layers in a list
 
 
 def words(name: str) -> str:
@@ -82,6 +86,11 @@ def variant_line(variant: Variant, is_base: bool) -> str:
     )
 
 
+def summary(step: type[Step]) -> str:
+    """A method's name and the first sentence of its docstring."""
+    return f"{step.__name__}: {inspect.cleandoc(step.__doc__ or '').partition(chr(10))[0].rstrip('.')}"
+
+
 def explanation(step: type[Step]) -> str:
     """A step's docstring, folded after its first sentence, and its source."""
     summary, _, rest = inspect.cleandoc(step.__doc__ or "").partition("\n\n")
@@ -92,12 +101,65 @@ def explanation(step: type[Step]) -> str:
 
 def forecast(expected: Forecast) -> str:
     """What applying would cost, in one line."""
-    if not expected.owned_bytes:
-        return "Expected: no new weights, no waiting."
-    seconds = "unknown" if expected.seconds is None else units.duration(expected.seconds)
+    owned = f"{units.size(expected.owned_bytes)} of" if expected.owned_bytes else "no"
+    said = f"Expected: {owned} new memory, {units.size(expected.weight_bytes)} of weights in all"
+    if expected.seconds is None:
+        return f"{said}; the progress bar will tell how long it takes."
+    return f"{said}, {units.duration(expected.seconds) if expected.seconds else 'no time'} to apply."
+
+
+def preview(found: Preview, name: str, step: str, task: str) -> str:
+    """The two answers side by side under the numbers that tell them apart."""
+    numbers = {"Took": f"{found.seconds:.1f} s"}
+    if found.zeros is not None:
+        numbers = {"Zeros": f"{100 * found.zeros:.1f} % of the changed layers"} | numbers
+    else:
+        numbers = {"Size": f"{found.bits_per_weight:.2f} bits a weight"} | numbers
+    if found.kl is not None:
+        numbers = {
+            "Divergence": f"{found.kl:.3g} nats a token",
+            "Perplexity": f"{found.base_perplexity:.4g} → {found.perplexity:.4g}",
+        } | numbers
+    facts = "".join(f"<div>{escape(key)}<b>{escape(value)}</b></div>" for key, value in numbers.items())
+    scored = f"On {found.tokens} tokens of {task}: enough to turn a knob by; Compare measures." if found.tokens else (
+        "Without a task there is no divergence and no perplexity: make the bench with Bench(base, task)."
+    )  # fmt: skip
+    answers = "".join(
+        f'<div class="wb-answer"><b>{escape(who)}</b><div class="wb-said">{escape(said)}</div></div>'
+        for who, said in ((name, found.base_text), (step, found.text))
+    )
+    return f'<div class="wb-numbers">{facts}</div>{help_line(scored)}<div class="wb-answers">{answers}</div>'
+
+
+def excluded(layers: Sequence[str], total: int) -> str:
+    """How many layers are left out of a step, and which."""
+    if not layers:
+        return help_line(f"None of {total} layers is excluded.")
+    more = f" and {len(layers) - MOST_NAMED} more" if len(layers) > MOST_NAMED else ""
+    return help_line(f"{len(layers)} of {total} layers excluded: {', '.join(layers[:MOST_NAMED])}{more}.")
+
+
+def sensitive(found: Sensitivity, column: int) -> str:
+    """The layers that mind a strength most, with their intervals."""
+    rows = sorted(range(len(found.layers)), key=lambda row: -found.kl[row, column])[:MOST_NAMED]
+    cells = [
+        (
+            found.layers[row],
+            f"{found.kl[row, column]:.3g} [{found.low[row, column]:.3g}, {found.high[row, column]:.3g}]",
+        )
+        for row in rows
+    ]
+    title = f"Most sensitive at {found.knob} {found.strengths[column]:g}"
+    return folded_table(title, ("Layer", "Divergence (nats a token)"), cells)
+
+
+def folded_table(title: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table that opens on a click."""
+    first = "".join(f"<th>{escape(each)}</th>" for each in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(str(each))}</td>" for each in row) + "</tr>" for row in rows)
     return (
-        f"Expected: {units.size(expected.owned_bytes)} of new memory, {units.size(expected.weight_bytes)} of weights "
-        f"in all, {seconds} to apply."
+        f"<details><summary>{escape(title)}</summary>"
+        f'<table class="wb-report"><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table></details>'
     )
 
 

@@ -10,6 +10,7 @@ from workbench.progress import Progress
 from workbench.reading import read_task, read_text
 from workbench.request import Generation, Piece
 from workbench.runs import Run, RunStore
+from workbench.sensitivity import Sensitivity, sensitivity
 from workbench.step import Recipe, Step
 from workbench.task import Example, Task, Text
 from workbench.variant import Variant, load
@@ -26,6 +27,7 @@ __all__ = [
     "Recipe",
     "Run",
     "RunStore",
+    "Sensitivity",
     "Step",
     "Task",
     "Text",
@@ -38,5 +40,6 @@ __all__ = [
     "measure",
     "read_task",
     "read_text",
+    "sensitivity",
     "steps",
 ]

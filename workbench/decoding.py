@@ -1,7 +1,9 @@
 """Token by token: the one loop that every answer, timing and score goes through."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from copy import copy
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -9,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from workbench.kvcache import FULL, new_cache
 from workbench.value import Value
 
 SHORTEST_PREFIX = 8  # tokens; below this, reading them again is as fast
@@ -22,12 +25,14 @@ class Decoding(Value):
         temperature: 0 takes the most likely token; higher values draw more freely.
         top_p: draw only from the most likely tokens that together have this probability.
         seed: of the draw; the same seed gives the same answer on the same device.
+        cache_bits: of every key and value kept of the tokens already read; 16 keeps them as the model computes them.
     """
 
     max_new_tokens: int = Field(default=128, ge=1, le=100_000)
     temperature: float = Field(default=0.0, ge=0.0, le=5.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    cache_bits: Literal[16, 8, 4] = 16
 
     def but(self, **changes: Any) -> "Decoding":
         """These settings with some changed.
@@ -47,12 +52,13 @@ def decode(
     Args:
         model: a causal language model.
         prompts: token ids of each prompt, of any lengths; shorter ones are padded on the left.
-        prefix: a key-value cache of tokens that all prompts begin with; the prompts then hold only the rest.
+        prefix: a key-value cache of tokens that all prompts begin with, made with the same `cache_bits`; the prompts
+            then hold only the rest.
     """
     device = model.device
     ids, mask = pad_left(prompts, device)
     start = prefix.length if prefix else 0
-    cache = prefix.expand(len(prompts)) if prefix else DynamicCache(config=model.config)
+    cache = prefix.expand(len(prompts)) if prefix else new_cache(model.config, settings.cache_bits)
     mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
     padded = not bool(mask.all())
@@ -90,28 +96,27 @@ def choose(logits: Tensor, settings: Decoding, draw: torch.Generator) -> Tensor:
 class Prefix:
     """Keys and values of tokens that many prompts begin with, computed once."""
 
-    def __init__(self, model: PreTrainedModel, ids: Sequence[int]) -> None:
+    def __init__(self, model: PreTrainedModel, ids: Sequence[int], cache_bits: int = FULL) -> None:
         self.length = len(ids)
-        self._config = model.config
+        self._cache = new_cache(model.config, cache_bits)
+        self._empty = partial(new_cache, model.config, cache_bits)
         with torch.no_grad():
-            cache = DynamicCache(config=model.config)
             tokens = torch.tensor([list(ids)], device=model.device)
-            model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self._layers: list[tuple[Tensor, Tensor]] = [
-            (layer.keys, layer.values)
-            for layer in cache.layers
-            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None
-        ]
+            model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
 
     def expand(self, batch: int) -> DynamicCache:
         """A cache for a batch that begins with the prefix; the stored tensors are shared, not written."""
-        cache = DynamicCache(config=self._config)
-        for index, (keys, values) in enumerate(self._layers):
-            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), index)
+        cache = self._empty()
+        for index, layer in enumerate(self._cache.layers):
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+                grown = copy(layer)  # appending binds new tensors to it
+                grown.keys = layer.keys.expand(batch, -1, -1, -1)
+                grown.values = layer.values.expand(batch, -1, -1, -1)
+                cache.layers[index] = grown
         return cache
 
 
-def shared_prefix(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Prefix | None:
+def shared_prefix(model: PreTrainedModel, rows: Sequence[Sequence[int]], cache_bits: int = FULL) -> Prefix | None:
     """The tokens that all rows begin with, read once; None when too few to be worth it or the cache cannot be shared.
 
     At least one token of every row is left over.
@@ -122,7 +127,7 @@ def shared_prefix(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Pref
         length = next(i for i in range(length) if any(row[i] != first[i] for row in rows))
     # A sliding-window layer forgets its oldest keys, so only plain layers can be cut and continued anywhere.
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-    return Prefix(model, first[:length]) if plain and length >= SHORTEST_PREFIX and len(rows) > 1 else None
+    return Prefix(model, first[:length], cache_bits) if plain and length >= SHORTEST_PREFIX and len(rows) > 1 else None
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

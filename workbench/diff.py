@@ -1,52 +1,223 @@
-"""What changed between two variants: layer by layer, how far every weight matrix moved."""
+"""What changed between two variants: matrix by matrix, how far it moved, its zeros, its bits and its shape."""
 
-import re
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from workbench.errors import InvalidInput
-from workbench.packed import dense_weight, linear_layers
+from workbench import model as models
+from workbench.errors import Closed, InvalidInput
+from workbench.matching import Place, matrix_places
+from workbench.packed import Packed, dense_weight
+from workbench.progress import Progress
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-LAYER = re.compile(r"\.(\d+)\.")
-OUTSIDE = "–"  # the row of modules that belong to no layer
+VALUES = ("change", "zeros", "bits")
+AT_ONCE = 1 << 20  # weights compared in one go: what fits into a processor's cache
+SPREAD = 5  # root mean squares on either side of a histogram
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A weight matrix as one variant has it.
+
+    Attributes:
+        path: of its module in the model.
+        shape: ``(out, in)``.
+        zeros: share of weights that are exactly zero once unpacked.
+        bits: stored bits a weight, scales included.
+    """
+
+    path: str
+    shape: tuple[int, int]
+    zeros: float
+    bits: float
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One weight matrix in two variants.
+
+    Attributes:
+        path: of its module in the variant that has more blocks.
+        block: number of its block in that variant; None if it belongs to no block.
+        module: path inside the block, or all of the path.
+        change: ``|after - before| / |before|`` in the Frobenius norm; NaN where one is missing or has another shape.
+        before: as the first variant has it; None where it has not.
+        after: the same for the second.
+    """
+
+    path: str
+    block: int | None
+    module: str
+    change: float
+    before: Stored | None
+    after: Stored | None
+
+    def value(self, name: str) -> float:
+        """`change`, or the second variant's `zeros` or `bits`; NaN where there is none."""
+        if name == "change":
+            return self.change
+        return NAN if self.after is None else float(getattr(self.after, name))
+
+
+@dataclass(frozen=True, eq=False)
 class Diff:
-    """Relative change of every weight matrix, ``|after - before| / |before|`` in the Frobenius norm.
+    """Two variants of one model, compared matrix by matrix.
+
+    It holds numbers only. The variants are remembered but not kept alive; `histogram` and `closeup` read their weights.
 
     Attributes:
         before: name of the first variant.
         after: name of the second.
-        layers: row names.
-        modules: column names.
-        relative: ``(layers, modules)``; NaN where a layer has no such module.
+        matrices: every weight matrix, a table that embedding and head share once.
     """
 
     before: str
     after: str
-    layers: tuple[str, ...]
-    modules: tuple[str, ...]
-    relative: np.ndarray
+    matrices: tuple[Matrix, ...]
+    _variants: tuple["weakref.ref[Variant]", "weakref.ref[Variant]"] = field(repr=False)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all matrices."""
+        return tuple(matrix.path for matrix in self.matrices)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Numbers of the blocks, those that one variant lacks included."""
+        return tuple(dict.fromkeys(str(each.block) for each in self.matrices if each.block is not None))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths inside the blocks."""
+        return tuple(dict.fromkeys(each.module for each in self.matrices if each.block is not None))
+
+    @property
+    def relative(self) -> np.ndarray:
+        """Relative change ``(layers, modules)``; NaN where there is none."""
+        return self.pivot().to_numpy()
 
     def table(self) -> "pandas.DataFrame":
-        """The same numbers, one row a layer and one column a module."""
+        """One row a matrix: how far it moved, and its zeros, bits a weight and shape before and after."""
         import pandas
 
-        return pandas.DataFrame(self.relative, index=list(self.layers), columns=list(self.modules))
+        rows = []
+        for each in self.matrices:
+            row = {"path": each.path, "block": each.block, "module": each.module, "change": each.change}
+            for name in ("zeros", "bits", "shape"):
+                row |= {f"{name}_{side}": getattr(getattr(each, side), name, None) for side in ("before", "after")}
+            rows.append(row)
+        return pandas.DataFrame(rows).astype({"block": "Int64"})
 
-    def figure(self, transparent: bool = False) -> "plotly.graph_objects.Figure":
-        """The heat map."""
+    def pivot(self, value: str = "change") -> "pandas.DataFrame":
+        """One row a block and one column a module.
+
+        Args:
+            value: "change", or of the second variant "zeros" or "bits".
+        """
+        import pandas
+
+        cells = {(each.block, each.module): each.value(_known(value)) for each in self.matrices}
+        rows = [[cells.get((int(layer), module), NAN) for module in self.modules] for layer in self.layers]
+        return pandas.DataFrame(rows, index=list(self.layers), columns=list(self.modules))
+
+    def figure(self, transparent: bool = False, value: str = "change") -> "plotly.graph_objects.Figure":
+        """A heat map of blocks and modules, and under it what belongs to no block.
+
+        Args:
+            transparent: leave background and text colours to the page.
+            value: "change", or of the second variant "zeros" or "bits".
+        """
         from workbench.figures import diff_figure
 
-        return diff_figure(self.relative, self.layers, self.modules, transparent)
+        return diff_figure(self, _known(value), transparent)
+
+    def histogram(self, path: str, bins: int = 121, transparent: bool = False) -> "plotly.graph_objects.Figure":
+        """How the nonzero weights of one matrix are distributed before and after.
+
+        Args:
+            path: one of `paths`, or a block and a module such as ``0.mlp.down_proj``.
+            bins: how many, over five root mean squares on either side; what lies beyond is counted only.
+            transparent: leave background and text colours to the page.
+
+        Raises:
+            InvalidInput: there is no such matrix.
+            Closed: a variant is no longer in memory.
+        """
+        from workbench.figures import histogram_figure
+
+        matrix, sides = self._weights(path)
+        spread = [min(float(each.abs().max()), SPREAD * float(each.square().mean().sqrt())) for _, each in sides]
+        limit = max(spread) or 1.0
+        edges = np.linspace(-limit, limit, max(1, bins) + 1)
+        return histogram_figure(
+            matrix.path, edges, [(name, *_shares(each, edges)) for name, each in sides], transparent
+        )
+
+    def closeup(
+        self,
+        path: str,
+        rows: int = 48,
+        columns: int = 48,
+        at: tuple[int, int] = (0, 0),
+        transparent: bool = False,
+    ) -> "plotly.graph_objects.Figure":
+        """A corner of one matrix before and after, weight by weight; zeros are blank.
+
+        Args:
+            path: one of `paths`, or a block and a module such as ``0.mlp.down_proj``.
+            rows: how many output channels.
+            columns: how many input channels.
+            at: output and input channel of the first weight.
+            transparent: leave background and text colours to the page.
+
+        Raises:
+            InvalidInput: there is no such matrix, or the corner lies outside of it.
+            Closed: a variant is no longer in memory.
+        """
+        from workbench.figures import closeup_figure
+
+        matrix, sides = self._weights(path)
+        smallest = np.min([each.shape for _, each in sides], axis=0)
+        if min(rows, columns) < 1 or min(at) < 0 or (np.array(at) >= smallest).any():
+            raise InvalidInput(
+                f"'{matrix.path}' has {smallest[0]} rows and {smallest[1]} columns: choose a "
+                "corner inside, of at least one row and column."
+            )
+        corners = [(name, each[at[0] : at[0] + rows, at[1] : at[1] + columns].cpu().numpy()) for name, each in sides]
+        sizes = np.concatenate([np.abs(each[each != 0]) for _, each in corners])
+        limit = float(np.quantile(sizes, 0.98)) if sizes.size else 1.0
+        return closeup_figure(matrix.path, corners, at, limit, transparent)
+
+    def _weights(self, path: str) -> tuple[Matrix, list[tuple[str, Tensor]]]:
+        """A matrix, and for each variant that has it the variant's name and the weight ``(out, in)`` in float32."""
+        matrix = next((each for each in self.matrices if path in (each.path, f"{each.block}.{each.module}")), None)
+        if matrix is None:
+            raise InvalidInput(
+                f"There is no matrix '{path[:80]}' here: take one of diff.paths, such as {self.paths[0]}."
+            )
+        sides = []
+        for name, found, stored in zip(
+            (self.before, self.after), self._variants, (matrix.before, matrix.after), strict=True
+        ):
+            variant = found()
+            if variant is None:
+                raise Closed(f"'{name}' is no longer in memory: keep it in a variable to look at its weights.")
+            if stored is not None:
+                sides.append((name, dense_weight(variant.model.get_submodule(stored.path)).float()))
+        if len({weight.shape for _, weight in sides}) > 1:
+            sides = [(f"{name} ({weight.shape[0]} x {weight.shape[1]})", weight) for name, weight in sides]
+        return matrix, sides
 
     def _ipython_display_(self) -> None:
         from IPython.display import display
@@ -54,31 +225,72 @@ class Diff:
         display(self.figure())  # type: ignore[no-untyped-call]
 
 
-def diff(before: Variant, after: Variant) -> Diff:
-    """Compare the weights of two variants of one model; packed weights are dequantized first.
+def diff(before: Variant, after: Variant, progress: Progress | None = None) -> Diff:
+    """Compare the weights of two variants of one model; packed weights are unpacked one at a time.
+
+    Blocks that one variant lacks are found by their weights, or by position where no matrix kept its shape. How far
+    weights move is not how far answers move: GPTQ moves them further than plain rounding, and a step that shifts scale
+    from one layer into the next, such as AWQ, changes weights more than what the model computes.
 
     Raises:
-        InvalidInput: the variants have different layers.
+        InvalidInput: the variants have no matrix in common.
+        Closed: one of them was closed.
+        Cancelled: the progress was cancelled.
     """
-    ours, theirs = dict(linear_layers(before.model, head=True)), dict(linear_layers(after.model, head=True))
-    if ours.keys() != theirs.keys():
+    progress = progress or Progress()
+    ours, theirs = before.model, after.model
+    places = matrix_places(ours, theirs) if ours.config.model_type == theirs.config.model_type else []
+    if not any(each.block is not None and each.before and each.after for each in places):
         raise InvalidInput(
-            f"'{before.name}' and '{after.name}' have different layers and cannot be compared one by one."
+            f"'{before.name}' and '{after.name}' have no matrix in common: compare two variants of one model."
         )
-    cells: dict[tuple[str, str], float] = {}
-    for path, layer in ours.items():
-        other = theirs[path]
-        if getattr(layer, "weight", None) is getattr(other, "weight", None):
-            change = 0.0
-        else:
-            was, now = dense_weight(layer).float(), dense_weight(other).float()
-            if was.shape != now.shape:
-                raise InvalidInput(f"'{path}' has shape {tuple(was.shape)} before and {tuple(now.shape)} after.")
-            change = float((now - was).norm() / was.norm().clamp(min=1e-12))
-        found = LAYER.search(path)
-        row, column = (found[1], path[found.end() :]) if found else (OUTSIDE, path)
-        cells[row, column] = change
-    layers = tuple(dict.fromkeys(row for row, _ in cells))
-    modules = tuple(dict.fromkeys(column for _, column in cells))
-    grid = np.array([[cells.get((row, column), np.nan) for column in modules] for row in layers])
-    return Diff(before.name, after.name, layers, modules, grid)
+    with torch.no_grad():
+        found = [_compare(ours, theirs, each) for each in progress.track("Comparing weights", places, len(places))]
+    return Diff(before.name, after.name, tuple(found), (weakref.ref(before), weakref.ref(after)))
+
+
+def _compare(ours: PreTrainedModel, theirs: PreTrainedModel, place: Place) -> Matrix:
+    before = None if place.before is None else ours.get_submodule(place.before)
+    after = None if place.after is None else theirs.get_submodule(place.after)
+    was, now = (None if each is None else dense_weight(each) for each in (before, after))
+    stored = [
+        None if path is None or module is None or weight is None else _stored(path, module, weight)
+        for path, module, weight in ((place.before, before, was), (place.after, after, now))
+    ]
+    change = NAN
+    if was is not None and now is not None and was.shape == now.shape:
+        change = 0.0 if was.data_ptr() == now.data_ptr() else _distance(was, now.to(was.device))
+    return Matrix(place.path, place.block, place.module, change, *stored)
+
+
+def _stored(path: str, module: nn.Module, weight: Tensor) -> Stored:
+    size = weight.element_size() * weight.numel()
+    if isinstance(module, Packed):
+        bias: Tensor | None = getattr(module, "bias", None)
+        size = models.total_bytes([module]) - (0 if bias is None else bias.untyped_storage().nbytes())
+    zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
+    return Stored(path, (weight.shape[0], weight.shape[1]), zeros, 8 * size / weight.numel())
+
+
+def _distance(was: Tensor, now: Tensor) -> float:
+    """``|now - was| / |was|``; NaN if all was zero."""
+    rows = max(1, AT_ONCE // was.shape[1])
+    moved = size = 0.0
+    for a, b in zip(torch.split(was, rows), torch.split(now, rows), strict=True):
+        moved += float((b.float() - a.float()).square_().sum())
+        size += float(a.float().square().sum())
+    return (moved / size) ** 0.5 if size else NAN
+
+
+def _shares(weight: Tensor, edges: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Shares of the weights: by bin without the zeros, zero, and beyond the bins."""
+    limit, kept = float(edges[-1]), weight[weight != 0]
+    counts = torch.histc(kept, len(edges) - 1, -limit, limit).double().cpu().numpy()
+    beyond = kept.numel() - counts.sum()
+    return counts / weight.numel(), 1 - kept.numel() / weight.numel(), beyond / weight.numel()
+
+
+def _known(value: str) -> str:
+    if value not in VALUES:
+        raise InvalidInput(f"'{value[:40]}' is not compared: choose one of {', '.join(VALUES)}.")
+    return value

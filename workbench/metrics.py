@@ -1,7 +1,7 @@
 """From raw measurements to a run's metrics: each function gives the run with more estimates and their samples."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,16 +29,22 @@ def with_memory(run: Run, variant: Variant, task: Task | Text, new_tokens: int) 
 
 
 def with_likelihood(run: Run, found: Likelihood, baseline: bool) -> Run:
-    """Perplexity and, for any but the baseline, KL and agreement a token; spans are what is resampled."""
+    """Perplexity and, for any but the baseline, KL and agreement a token; spans are what is resampled.
+
+    With another vocabulary there is no divergence, and a note says why.
+    """
     nll = estimates.ratio_of_sums(found.nll, found.tokens, "nats/token")
     # One wild window can push exp() out of range; 700 nats is as good as infinite and still a number.
     value, low, high = (math.exp(min(each, 700.0)) for each in (nll.value, nll.low, nll.high))
     measured = {"perplexity": Estimate(value=value, low=low, high=high, n=nll.n, unit="ratio")}
+    columns = {"nll": found.nll, "tokens": found.tokens}
+    if found.kl is None or found.same_top is None:
+        note = "another vocabulary: fewer tokens to choose from lower the perplexity by themselves; KL is left out"
+        return _with(run.model_copy(update={"notes": [*run.notes, note]}), measured, _floats(columns))
     if not baseline:
         measured["kl_to_baseline"] = estimates.ratio_of_sums(found.kl, found.tokens, "nats/token")
         measured["same_top_token"] = estimates.ratio_of_sums(found.same_top, found.tokens, "fraction")
-    columns = {"nll": found.nll, "kl": found.kl, "same_top": found.same_top, "tokens": found.tokens}
-    return _with(run, measured, {name: list(map(float, values)) for name, values in columns.items()})
+    return _with(run, measured, _floats(columns | {"kl": found.kl, "same_top": found.same_top}))
 
 
 def with_timing(run: Run, timings: Sequence[Timing]) -> Run:
@@ -66,6 +72,10 @@ def with_scores(run: Run, found: list[float], baseline: Run) -> Run:
         flipped = [float((after >= 0.5) != (b >= 0.5)) for after, b in zip(found, before, strict=True)]
         measured["flips"] = estimates.mean(flipped, "fraction")
     return _with(run, measured, {"score": found})
+
+
+def _floats(columns: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    return {name: list(map(float, values)) for name, values in columns.items()}
 
 
 def _with(run: Run, found: dict[str, Estimate], samples: dict[str, list[float]] | None = None) -> Run:

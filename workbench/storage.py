@@ -1,6 +1,7 @@
 """Files: atomic writes, checked names, and exports (a folder of safetensors whose every file is hashed)."""
 
 import contextlib
+import copy
 import ctypes
 import hashlib
 import json
@@ -28,11 +29,13 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from workbench.errors import Corrupt, InvalidInput, WorkbenchError, first_line
-from workbench.packed import Packed, replace_module, unpack_module
+from workbench.interchange import rebuild, write
 
 MANIFEST = "workbench.json"
 WEIGHTS = "model.safetensors"
-FORMAT = 1
+OWN = "workbench.tensors"  # safetensors by another suffix, since some readers take every *.safetensors of a folder
+FORMAT = 2
+READABLE = (1, 2)
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
 CHUNK = 1 << 22
 
@@ -143,7 +146,7 @@ def read_export(
     Raises:
         Corrupt: a file is missing, truncated or changed; nothing is returned then.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter lock, so it overlaps with loading
         damaged = pool.submit(_damaged, folder, manifest["sha256"])
         try:
@@ -157,7 +160,13 @@ def read_export(
     return model, tokenizer, manifest
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What an export says of itself, its own digest checked.
+
+    Raises:
+        Corrupt: it is missing or changed.
+        InvalidInput: another version of the workbench wrote it.
+    """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         whole = manifest.pop("digest") == _digest(manifest)
@@ -165,7 +174,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         whole = False
     if not whole:
         raise Corrupt(f"'{folder / MANIFEST}' is damaged: delete the folder '{folder}' and make it again.")
-    if manifest["format"] != FORMAT:
+    if manifest["format"] not in READABLE:
         raise InvalidInput(f"'{folder}' was written by another version of the workbench: save it again with this one.")
     return manifest
 
@@ -186,20 +195,24 @@ def _damaged(folder: Path, hashes: dict[str, str]) -> str | None:
 def _write_files(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
 ) -> None:
-    tensors, aliases = _unique(_state(model))
+    exchange = write(model)
+    tensors, aliases = _unique(exchange.tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
+    if exchange.own:
+        save_file({name: tensor.contiguous() for name, tensor in exchange.own.items()}, folder / OWN)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = model.dtype
+    if exchange.quantization is not None:
+        config.quantization_config = exchange.quantization
+    config.save_pretrained(folder)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     manifest = record | {
         "format": FORMAT,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "packed": {
-            path: {"kind": type(module).__name__, "options": module.options}
-            for path, module in model.named_modules()
-            if isinstance(module, Packed)
-        },
+        "packed": exchange.entries,
         "aliases": aliases,
         "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
     }
@@ -209,15 +222,6 @@ def _write_files(
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-
-
-def _state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The model's tensors by name, packed ones in their saved layout."""
-    state = dict(model.state_dict())
-    for path, module in model.named_modules():
-        if isinstance(module, Packed):
-            state |= {f"{path}.{name}": tensor for name, tensor in module.saved_tensors().items()}
-    return state
 
 
 def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -235,27 +239,23 @@ def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    packed, aliases = manifest["packed"], manifest["aliases"]
+    packed = manifest["packed"]
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    vars(config).pop("quantization_config", None)  # for other readers: our layers are rebuilt from the manifest
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.to(device)
-    with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    # A clone lives in torch's allocator and no longer depends on the file; a view of the mapped file would.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-    tensors |= {name: tensors[kept] for name, kept in aliases.items()}
-    for path, description in packed.items():
-        parts = {
-            name.removeprefix(f"{path}."): tensors[name] for name in list(tensors) if name.rpartition(".")[0] == path
-        }
-        replace_module(model, path, unpack_module(description["kind"], description["options"], parts))
+    tensors = _read_tensors(folder / WEIGHTS, device)
+    tensors |= {name: tensors[kept] for name, kept in manifest["aliases"].items()}
+    if (folder / OWN).exists():
+        tensors |= _read_tensors(folder / OWN, device)
+    rebuild(model, packed, tensors)
     for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         value = torch.nn.Parameter(tensors[name].to(parameter.dtype), requires_grad=False)
         module, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(module), attribute, value)
     for name, buffer in model.named_buffers():
-        if name in tensors and not _inside_packed(name, packed):
+        if name in tensors and name.rpartition(".")[0] not in packed:
             buffer.copy_(tensors[name])
     if not packed:
         model.tie_weights()
@@ -267,8 +267,10 @@ def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dt
     return loaded
 
 
-def _inside_packed(name: str, packed: dict[str, Any]) -> bool:
-    return name.rpartition(".")[0] in packed
+def _read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
+    """Tensors by name. A clone lives in torch's allocator and no longer depends on the file, as a view of it would."""
+    with safe_open(file, framework="pt", device=str(device)) as opened:
+        return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
 
 
 def _swap(temporary: Path, folder: Path) -> None:

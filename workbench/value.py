@@ -1,6 +1,7 @@
 """Frozen values whose bad input is refused in one plain sentence."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +20,11 @@ class Value(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise InvalidInput(sentence(type(self), error)) from None
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """The same with some fields changed, checked like a new one; nothing computed from the old fields is kept."""
+        fields = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self)(**fields | dict(update or {}))
 
 
 def sentence(kind: type[BaseModel], error: ValidationError) -> str:

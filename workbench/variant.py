@@ -213,7 +213,14 @@ class Variant:
         return frozenset(int(end) for end in ends | {self.tokenizer.eos_token_id} if end is not None)
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
-        """Write the variant to a folder that `load` reads back with the same logits.
+        """Write the variant to a folder that `load` and plain transformers read.
+
+        `load` gives the same logits and the recipe. `AutoModelForCausalLM.from_pretrained` needs nothing of the
+        workbench: it finds dense weights as they are, and packed layers in the layout of bitsandbytes (NF4, FP4,
+        LLM.int8()) or of compressed-tensors (other integers, float8), which is the format of vLLM. What these cannot
+        hold, others see in the nearest way they can: dense in 16 bits an int8 head that the token embedding shares, and
+        layers that their library does not replace; in 8-bit codes zero points between integers, rounded. Steps that
+        rewrite requests are recorded, but only the workbench applies them. `verify_export` checks the result.
 
         Raises:
             InvalidInput: the folder holds something that is not an export, and `overwrite` is False.

@@ -48,6 +48,7 @@ def verdict(baseline: Run, run: Run) -> Verdict:
     parts += [_size_words(baseline, run), said]
     if speed and speed.enough and speed.high <= 1 + EQUIVALENT and run.recipe != baseline.recipe:
         parts += [note for note in run.notes if note.startswith("not faster")]
+    parts += [note for note in run.notes if note.startswith("another vocabulary")]
     return Verdict(speed, ttft, quality, tuple(part for part in parts if part))
 
 

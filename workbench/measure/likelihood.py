@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.decoding import pad_left, shared_prefix
+from workbench.errors import Incomparable
+from workbench.kvcache import FULL, new_cache
 from workbench.measure.kernels import for_reading
 from workbench.progress import Progress
 from workbench.prompting import encode_text
@@ -48,16 +50,17 @@ class Likelihood:
 
     Attributes:
         nll: negative log-likelihood of the target, in nats, summed over its tokens.
-        tokens: target tokens.
-        kl: divergence from the baseline's distribution, KL(baseline || variant), in nats, summed over the tokens.
-        same_top: target positions where the most likely token is the baseline's.
+        tokens: target tokens, as the baseline's tokenizer counts them.
+        kl: divergence from the baseline's distribution, KL(baseline || variant), in nats, summed over the tokens; None
+            where the vocabulary is another than the baseline's.
+        same_top: target positions where the most likely token is the baseline's; None with another vocabulary.
         greedy: target positions where the most likely token is the target's.
     """
 
     nll: tuple[float, ...]
     tokens: tuple[int, ...]
-    kl: tuple[float, ...]
-    same_top: tuple[int, ...]
+    kl: tuple[float, ...] | None
+    same_top: tuple[int, ...] | None
     greedy: tuple[int, ...]
 
 
@@ -85,9 +88,20 @@ def likelihoods(
 
     Args:
         variants: what scores; they may share weights.
-        spans: for every variant its spans. Contexts may differ between variants, targets may not.
+        spans: for every variant its spans. Contexts may differ between variants. So may the targets' token ids, where
+            the vocabulary does, but not their text.
+
+    Raises:
+        Incomparable: a variant with another vocabulary is asked for the likelihood of another text.
     """
     progress = progress or Progress()
+    comparable = [_same_vocabulary(variants[0], variant) for variant in variants]
+    for variant, each, same in zip(variants, spans, comparable, strict=True):
+        if not same and not _same_text(variants[0], spans[0], variant, each):
+            raise Incomparable(
+                f"'{variant.name}' has another vocabulary, which cuts this text into other windows: make it with this "
+                "text, or compare on a task of examples."
+            )
     order = sorted(range(len(spans[0])), key=lambda index: -max(len(each[index].ids) for each in spans))
     readers = [_Reader(variant, each) for variant, each in zip(variants, spans, strict=True)]
     batches = list(_batches(readers, [[each[index] for index in order] for each in spans]))
@@ -100,11 +114,22 @@ def likelihoods(
                 states.append(reader.states(each))
             progress.advance()
         with model_lock:
-            sums.append(_span_sums(readers, states, batch[0]))
+            sums.append(_span_sums(readers, states, batch, comparable))
     placed = torch.empty(len(variants), 4, len(order), dtype=torch.float64)
     placed[:, :, order] = torch.cat(sums, dim=-1)
     tokens = tuple(len(span.target) for span in spans[0])
-    return [_likelihood(each, tokens) for each in placed]
+    return [_likelihood(each, tokens, same) for each, same in zip(placed, comparable, strict=True)]
+
+
+def _same_vocabulary(one: Variant, other: Variant) -> bool:
+    return one.tokenizer is other.tokenizer or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+def _same_text(one: Variant, its: Sequence[Span], other: Variant, theirs: Sequence[Span]) -> bool:
+    return len(its) == len(theirs) and all(
+        one.tokenizer.decode(list(mine.target)) == other.tokenizer.decode(list(his.target))
+        for mine, his in zip(its, theirs, strict=True)
+    )
 
 
 class _Reader:
@@ -117,7 +142,8 @@ class _Reader:
 
     def __init__(self, variant: Variant, spans: Sequence[Span]) -> None:
         self._model = for_reading(variant.model)
-        self._prefix = shared_prefix(self._model, [span.context for span in spans])
+        self._bits = variant.decoding.cache_bits
+        self._prefix = shared_prefix(self._model, [span.context for span in spans], self._bits)
         self._split = _ends_in_head(self._model)
         kind = self._model.device.type if self._model.device.type in BATCH_TOKENS else "cpu"
         vocabulary = self._model.config.get_text_config().vocab_size
@@ -132,12 +158,15 @@ class _Reader:
         ids, mask = pad_left([span.ids[start:] for span in spans], self._model.device)
         padded = not bool(mask.all())
         full = torch.cat([mask.new_ones(len(spans), start), mask], dim=1)
+        cache = self._prefix.expand(len(spans)) if self._prefix else None
+        if cache is None and self._bits < FULL:  # the text is read as the keys and values would be kept
+            cache = new_cache(self._model.config, self._bits)
         inputs: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": full if padded else None,
             "position_ids": (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:] if padded else None,
-            "past_key_values": self._prefix.expand(len(spans)) if self._prefix else None,
-            "use_cache": self._prefix is not None,
+            "past_key_values": cache,
+            "use_cache": cache is not None,
         }
         if self._split:
             found = self._model.base_model(**inputs).last_hidden_state
@@ -156,19 +185,29 @@ def _ends_in_head(model: PreTrainedModel) -> bool:
         return head is not None and torch.equal(head(hidden), whole)
 
 
-def _span_sums(readers: Sequence[_Reader], states: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
-    """Nll, KL, same top and greedy hits summed over each span, ``(variants, 4, spans)``."""
-    targets = torch.tensor([token for span in spans for token in span.target], device=states[0].device)
-    rows = torch.zeros(len(readers), 4, len(targets), dtype=torch.float64, device=targets.device)
-    for start in range(0, len(targets), readers[0].rows_at_once):
-        part = slice(start, start + readers[0].rows_at_once)
-        baseline: Tensor | None = None
-        for index, (reader, hidden) in enumerate(zip(readers, states, strict=True)):
-            logs = torch.log_softmax(reader.head(hidden[part]).float(), dim=-1)
-            baseline = logs if baseline is None else baseline
-            rows[index, :, part] = _row_sums(logs, baseline, targets[part])
-    owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([len(span.target) for span in spans]))
-    return torch.zeros(len(readers), 4, len(spans), dtype=torch.float64).index_add_(2, owner, rows.cpu())
+def _span_sums(
+    readers: Sequence[_Reader], states: Sequence[Tensor], batch: Sequence[Sequence[Span]], comparable: Sequence[bool]
+) -> Tensor:
+    """Nll, KL, same top and greedy hits summed over each span, ``(variants, 4, spans)``.
+
+    Rows are compared one by one where the vocabulary is the baseline's; the others are read by themselves.
+    """
+    sums = torch.zeros(len(readers), 4, len(batch[0]), dtype=torch.float64)
+    alike = [index for index, same in enumerate(comparable) if same]
+    for members in (alike, *([index] for index, same in enumerate(comparable) if not same)):
+        spans = batch[members[0]]
+        targets = torch.tensor([token for span in spans for token in span.target], device=states[members[0]].device)
+        rows = torch.zeros(len(members), 4, len(targets), dtype=torch.float64, device=targets.device)
+        for start in range(0, len(targets), readers[members[0]].rows_at_once):
+            part = slice(start, start + readers[members[0]].rows_at_once)
+            baseline: Tensor | None = None
+            for row, index in enumerate(members):
+                logs = torch.log_softmax(readers[index].head(states[index][part]).float(), dim=-1)
+                baseline = logs if baseline is None else baseline
+                rows[row, :, part] = _row_sums(logs, baseline, targets[part])
+        owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor([len(span.target) for span in spans]))
+        sums[members] = torch.zeros(len(members), 4, len(spans), dtype=torch.float64).index_add_(2, owner, rows.cpu())
+    return sums
 
 
 def _row_sums(logs: Tensor, baseline: Tensor, targets: Tensor) -> Tensor:
@@ -182,13 +221,13 @@ def _row_sums(logs: Tensor, baseline: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([each.double() for each in (nll, kl, same, top == targets)])
 
 
-def _likelihood(sums: Tensor, tokens: tuple[int, ...]) -> Likelihood:
+def _likelihood(sums: Tensor, tokens: tuple[int, ...], comparable: bool) -> Likelihood:
     nll, kl, same_top, greedy = sums.tolist()
     return Likelihood(
         nll=tuple(nll),
         tokens=tokens,
-        kl=tuple(max(0.0, each) for each in kl),  # rounding can leave a KL of zero at -1e-7
-        same_top=tuple(map(int, same_top)),
+        kl=tuple(max(0.0, each) for each in kl) if comparable else None,  # rounding can leave a KL of zero at -1e-7
+        same_top=tuple(map(int, same_top)) if comparable else None,
         greedy=tuple(map(int, greedy)),
     )
 
@@ -202,7 +241,7 @@ def _batches(readers: Sequence[_Reader], spans: Sequence[Sequence[Span]]) -> Ite
         longest = max(len(each[start].ids) for each in spans)
         target, end = 0, start
         while end < len(spans[0]):
-            target = max(target, len(spans[0][end].target))
+            target = max(target, *(len(each[end].target) for each in spans))
             size = end + 1 - start
             if size > 1 and (size * longest > tokens or size * target > logits):
                 break

@@ -1,4 +1,4 @@
-"""Quantization: the same weights in fewer bits."""
+"""Number formats that need no data: every weight is rounded on its own."""
 
 import time
 from typing import Any, ClassVar, Literal
@@ -11,8 +11,8 @@ from workbench import model as models
 from workbench.errors import InvalidInput
 from workbench.packed import (
     Bits4Linear,
+    FP8Linear,
     Int8DynamicLinear,
-    Int8Embedding,
     Int8Linear,
     LLMInt8Linear,
     PackedLinear,
@@ -22,6 +22,7 @@ from workbench.packed import (
 )
 from workbench.progress import Progress
 from workbench.step import Forecast, Step
+from workbench.steps.quantize.head import is_tied, tie
 from workbench.task import Task, Text
 from workbench.variant import Variant
 
@@ -48,13 +49,12 @@ class _Quantize(Step):
         """Pack layer by layer; the parent's tensors are read, never written."""
         layers = self._layers(variant)
         model = models.share(variant.model)
-        head = model.get_output_embeddings()
-        tied = head is not None and _shares_weight(head, model.get_input_embeddings())
+        head, tied = variant.model.get_output_embeddings(), is_tied(variant.model)
         for path, layer in progress.track(f"{self.label}: packing layers", layers, len(layers)):
             packed = self._pack(layer)
             replace_module(model, path, packed)
-            if tied and path == _path_of(variant.model, variant.model.get_output_embeddings()):
-                _tie(model, packed)
+            if tied and layer is head:
+                tie(model, packed)
         return variant.derive(self, model)
 
     def forecast(self, variant: Variant) -> Forecast:
@@ -183,22 +183,16 @@ class Int8Dynamic(_Int8):
     kind = Int8DynamicLinear
 
 
-def _shares_weight(head: nn.Module, embedding: nn.Module) -> bool:
-    ours, theirs = getattr(head, "weight", None), getattr(embedding, "weight", None)
-    return ours is not None and theirs is not None and ours.data_ptr() == theirs.data_ptr()
+class FP8(_Quantize):
+    """Stores each weight as an 8-bit floating-point number (e4m3), with one scale an output row.
 
+    Floats have fine steps near zero and coarse ones at the ends, so a few large weights in a row cost the small ones
+    little; on evenly spread rows integers of 8 bits are more exact. GPUs from compute capability 8.9 on multiply two
+    such numbers directly, rounding the activations too. The output head stays dense.
+    """
 
-def _tie(model: Any, head: PackedLinear) -> None:
-    """Let the token embedding read the packed head's rows, so that the dense table is not needed."""
-    embedding = model.get_input_embeddings()
-    options = {
-        "dtype": str(embedding.weight.dtype).removeprefix("torch."),
-        "multiplier": float(getattr(embedding, "embed_scale", 1.0)),
-    }
-    tensors = {name: head.get_buffer(name) for name in ("weight", "scale")}
-    replace_module(model, _path_of(model, embedding), Int8Embedding(options, tensors))
-
-
-def _path_of(model: nn.Module, wanted: nn.Module) -> str:
-    paths: dict[int, str] = {id(module): path for path, module in model.named_modules()}
-    return paths[id(wanted)]
+    paper: ClassVar[str] = "https://arxiv.org/abs/2209.05433"
+    caveat: ClassVar[str] = (
+        "not faster: only newer GPUs multiply float8, so here every weight is unpacked for every token"
+    )
+    kind = FP8Linear

@@ -1,14 +1,12 @@
-"""Every Plotly figure: built from numbers, outside text escaped, transparent when a page brings its own colours."""
+"""Latency, quality and size of several runs."""
 
-import html
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from workbench import units
 from workbench.estimate import Estimate
+from workbench.figures.style import COLOURS, NEUTRAL, plain, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -16,17 +14,9 @@ if TYPE_CHECKING:
     from workbench.comparison import Comparison
     from workbench.verdict import Verdict
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the baseline is the grey one.
-COLOURS = ("#6e6e6e", "#0072b2", "#d55e00", "#009e73", "#b8860b", "#a64d8a", "#3a8fc7", "#7a5c00")
 QUALITY = ("score", "perplexity")
-NEUTRAL = "#808080"  # lines that read on light and on dark
 HEIGHT = 620
 ROOM = 1.35  # of the largest value, on the axes of the trade-off
-
-
-def plain(text: str) -> str:
-    """Text that Plotly shows as it is: no tags, no links, no formulas."""
-    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def comparison_figure(
@@ -151,38 +141,3 @@ def _bubbles(comparison: "Comparison", names: Sequence[str], colours: Sequence[s
         customdata=[units.size(each) for each in sizes],
         hovertemplate="%{text}: %{x:.1f} ms a token, %{y:.2f}, weights %{customdata}<extra></extra>",
     )
-
-
-def diff_figure(
-    relative: np.ndarray, layers: Sequence[str], modules: Sequence[str], transparent: bool = False
-) -> "go.Figure":
-    """Heat map of the relative change ``(layers, modules)``, NaN where a layer has no such module."""
-    import plotly.graph_objects as go
-
-    heat = go.Heatmap(
-        z=100 * relative,
-        x=[plain(name) for name in modules],
-        y=[plain(name) for name in layers],
-        colorscale="Viridis",
-        zmin=0,
-        colorbar={"title": "change (%)"},
-        hovertemplate="layer %{y}, %{x}: %{z:.2f} %<extra></extra>",
-    )
-    figure = go.Figure(heat)
-    figure.update_layout(
-        title="Relative change of each weight matrix",
-        height=max(320, 140 + 16 * len(layers)),
-        margin={"l": 60, "r": 20, "t": 60, "b": 90},
-        xaxis_title="module",
-        yaxis={"title": "layer", "type": "category", "autorange": "reversed"},
-    )
-    return styled(figure, transparent)
-
-
-def styled(figure: "go.Figure", transparent: bool) -> "go.Figure":
-    """The workbench's look: a white card that reads on any page, or transparent for a page with its own colours."""
-    figure.update_layout(template="plotly_white", font={"size": 13}, hoverlabel={"align": "left"})
-    figure.update_annotations(font_size=14)
-    if transparent:
-        figure.update_layout(paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
-    return figure

@@ -1,0 +1,148 @@
+"""Perplexity after pruning beside the authors' own code, identical masks, and what each method costs in time.
+
+    WANDA_REPO=... python benchmarks/reference_pruning.py out/reference   # then copy reference.json to the results
+    WANDA_REPO=... python benchmarks/pruning.py                             # reads results/reference_pruning.json
+
+Calibrates on the first 16 windows of 512 tokens of WikiText-2's validation text and scores the last 32. Wanda is timed
+against the authors' functions in the same run, on the first blocks, in turns.
+"""
+
+import copy
+import json
+import math
+import sys
+import time
+from typing import Any
+
+import reference_pruning as reference
+import torch
+from common import RESULTS, public_data, write_result
+from torch import nn
+
+import workbench as wb
+from workbench import calibration
+from workbench.measure.likelihood import likelihoods, task_spans
+from workbench.packed import dense_weight, linear_layers
+from workbench.progress import Progress
+from workbench.steps import prune
+from workbench.variant import Variant
+
+STEPS = {
+    "magnitude unstructured": prune.Magnitude(sparsity=0.5),
+    "magnitude 2:4": prune.Magnitude(sparsity=0.5, pattern="2:4"),
+    "wanda unstructured": prune.Wanda(sparsity=0.5, sequential=True),
+    "wanda 2:4": prune.Wanda(sparsity=0.5, pattern="2:4", sequential=True),
+    "sparsegpt unstructured": prune.SparseGPT(sparsity=0.5, sequential=True),
+    "sparsegpt 2:4": prune.SparseGPT(sparsity=0.5, pattern="2:4", sequential=True),
+    "wanda unstructured, one pass": prune.Wanda(sparsity=0.5),
+    "sparsegpt unstructured, one pass": prune.SparseGPT(sparsity=0.5),
+}
+BLOCKS, ROUNDS = 6, 3  # of the timing against the authors' code
+
+
+def perplexity(base: Variant, step: wb.Step | None, text: wb.Text) -> tuple[float, float, float]:
+    """Perplexity, KL to the dense model, and the seconds that applying the step took."""
+    started = time.perf_counter()
+    child = base.apply(step, text) if step else base
+    took = time.perf_counter() - started
+    found = likelihoods([base, child], [task_spans(base, text)] * 2)[1]
+    return math.exp(sum(found.nll) / sum(found.tokens)), sum(found.kl) / sum(found.tokens), took
+
+
+def calibration_forward(base: Variant, text: wb.Text) -> float:
+    """Seconds of one plain forward of the blocks over the calibration windows, nothing watched."""
+    windows = text.windows(base.tokenizer, "calibration")
+    started = time.perf_counter()
+    with torch.no_grad():
+        for at in range(0, len(windows), 4):
+            base.model.base_model(torch.tensor(windows[at : at + 4]), use_cache=False)
+    return time.perf_counter() - started
+
+
+def shortened(base: Variant, blocks: int) -> Any:
+    """A copy of the model with its first blocks only."""
+    model = copy.deepcopy(base.model)
+    model.model.layers = nn.ModuleList(list(model.model.layers)[:blocks])
+    model.config.num_hidden_layers = blocks
+    return model
+
+
+def wanda_times(base: Variant, text: wb.Text) -> dict[str, list[float]]:
+    """Own seconds of Wanda, beyond its forwards, ours and theirs in turns; and the share of masks that agree."""
+    windows = text.windows(base.tokenizer, "calibration")
+    times: dict[str, list[float]] = {"ours": [], "theirs": [], "same_mask": []}
+    for turn in range(ROUNDS + 1):
+        theirs, ours = shortened(base, BLOCKS), shortened(base, BLOCKS)
+        found = reference.prune(theirs, base.tokenizer, windows, "wanda", 0.5)
+        own = own_time(ours, windows)
+        pairs = zip(linear_layers(ours), linear_layers(theirs), strict=True)
+        same = [float(((dense_weight(a) == 0) == (dense_weight(b) == 0)).float().mean()) for (_, a), (_, b) in pairs]
+        if turn:  # the first turn warms up
+            times["ours"].append(own)
+            times["theirs"].append(found["statistics"] + found["selection"])
+            times["same_mask"].append(min(same))
+    return times
+
+
+def own_time(model: Any, windows: list[list[int]]) -> float:
+    """Seconds that our Wanda spends on statistics and masks: its whole time less that of its forwards."""
+    step, spent = prune.Wanda(sparsity=0.5), 0.0
+    adding = calibration._Sums.add
+
+    def timed(self: Any, rows: torch.Tensor) -> None:
+        nonlocal spent
+        started = time.perf_counter()
+        adding(self, rows)
+        spent += time.perf_counter() - started
+
+    calibration._Sums.add = timed
+    try:
+        for block in calibration._walk(model, windows, Progress(), hessians=False, rerun=True):
+            started = time.perf_counter()
+            step.replace_block(model, block.layers, frozenset(block.layers))
+            spent += time.perf_counter() - started
+    finally:
+        calibration._Sums.add = adding
+    return spent
+
+
+def main() -> None:
+    """Perplexities of every method, then times."""
+    base = wb.load(device="cpu", dtype="float32")
+    text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=32)
+    published = json.loads((RESULTS / "reference_pruning.json").read_text())["rows"]
+    theirs = {f"{row['method']} {row['pattern']}": row["perplexity"] for row in published}
+    rows: dict[str, Any] = {"dense": {"perplexity": perplexity(base, None, text)[0], "authors": theirs.get("dense ")}}
+    forward = calibration_forward(base, text)
+    for name, step in STEPS.items():
+        found, kl, took = perplexity(base, step, text)
+        authors = theirs.get(name)
+        rows[name] = {
+            "perplexity": round(found, 3),
+            "authors": authors and round(authors, 3),
+            "ratio": authors and round(found / authors, 4),
+            "kl_nats_per_token": round(kl, 4),
+            "seconds": round(took, 1),
+            "seconds_over_calibration_forward": round(took / forward, 2),
+        }
+        print(name, rows[name], file=sys.stderr, flush=True)
+    times = wanda_times(base, text)
+    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
+    write_result(
+        "pruning",
+        {
+            "calibration_forward_seconds": round(forward, 2),
+            "variants": rows,
+            "wanda_own_time": {
+                "blocks": BLOCKS,
+                "ours_seconds": [round(each, 3) for each in times["ours"]],
+                "authors_seconds": [round(each, 3) for each in times["theirs"]],
+                "authors_over_ours": [round(each, 2) for each in ratios],
+                "least_agreement_of_masks": min(times["same_mask"]),
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Which blocks a step would leave out, and by how little they matter."""
+
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as ipw
+
+from widgets import text
+from widgets.figure import draw
+from workbench.errors import WorkbenchError
+from workbench.figures import ranking_figure
+from workbench.jobs import Job
+from workbench.progress import Progress
+from workbench.step import Step
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from widgets.panel import Panel
+
+
+class Blocks:
+    """The influence of every block as bars, those that the step leaves out marked.
+
+    Attributes:
+        ranking: the last one, as a table; or None.
+        widget: what is shown.
+    """
+
+    def __init__(self, panel: "Panel") -> None:
+        self.panel, self.bench = panel, panel.bench
+        self.ranking: Any = None
+        self._ranked = ""
+        self.button = ipw.Button(description="Rank blocks", tooltip="How much each block changes what flows through it")
+        self.message, self.table, self.place = ipw.HTML(), ipw.HTML(), ipw.VBox()
+        head = ipw.HBox([self.button, ipw.HTML(text.help_line("How much each block changes its input, and which go."))])
+        head.add_class("wb-footer")
+        self.widget = ipw.VBox([head, self.message, self.place, self.table])
+        self.widget.add_class("wb-section")
+        self.button.on_click(lambda _: self.rank())
+
+    @staticmethod
+    def fits(kind: type[Step]) -> bool:
+        """Whether a step ranks blocks."""
+        return hasattr(kind, "ranking")
+
+    def rank(self) -> None:
+        """Queue the ranking of the target's blocks."""
+        try:
+            step, variant = self.panel.step, self.bench[self.panel.target.value]
+
+            def work(progress: Progress) -> None:
+                self._rank(step, variant, progress)
+
+            def show(job: Job) -> None:
+                self.message.value = text.job_message(job, f"Ranked the blocks of '{variant.name}'.")
+
+            with self.bench.lock:
+                label = f"Ranking the blocks of {variant.name}"
+                self.message.value = text.message(f"{label}: queued.")
+                self.bench.submit(label, work, show, key=label)
+        except WorkbenchError as error:
+            self.message.value = text.message(str(error), "error")
+
+    def follow(self, step: Step | None, variant: Variant | None) -> None:
+        """Mark other blocks when the knobs say so; the calibration pass was made by then."""
+        if variant is not None and self.fits(type(step)) and self._ranked == variant.name:
+            self.bench.compute(self, lambda: self._rank(step, variant, Progress()))
+
+    def _rank(self, step: Any, variant: Variant, progress: Progress) -> None:
+        found = step.ranking(variant, self.bench.task, progress)
+        with self.bench.lock:
+            if self.bench.closed:
+                return
+            self.ranking, self._ranked = found, variant.name
+            draw(self.place, ranking_figure(list(found.influence), list(found.dropped), transparent=True))
+            rows = [(each.block, f"{each.influence:.4f}", "yes" if each.dropped else "") for each in found.itertuples()]
+            self.table.value = text.folded_table("As a table", ("Block", "Influence", "Left out"), rows)

@@ -1,0 +1,107 @@
+"""What the settings would do, tried out anew after every change of a knob."""
+
+from typing import TYPE_CHECKING
+
+import ipywidgets as ipw
+
+from widgets import text
+from workbench.errors import Cancelled, WorkbenchError
+from workbench.layerwise import LayerStep
+from workbench.preview import PROMPT, Preview, preview
+from workbench.progress import Progress
+from workbench.step import Step
+from workbench.task import Task
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from widgets.panel import Panel
+
+
+class Live:
+    """A switch, the prompt that is asked, and the last preview. Only the newest settings are tried.
+
+    Attributes:
+        result: the last preview, or None.
+        widget: what is shown.
+    """
+
+    def __init__(self, panel: "Panel") -> None:
+        self.panel, self.bench = panel, panel.bench
+        self.result: Preview | None = None
+        self._progress = Progress()
+        self.switch = ipw.Checkbox(
+            description="Live preview", indent=False, tooltip="Try the settings out after every change of a knob"
+        )
+        task = self.bench.task
+        self.prompt = ipw.Textarea(
+            value=task.prompt(task.test[0]) if isinstance(task, Task) else PROMPT,
+            description="Ask",
+            tooltip="What is asked before and after",
+            rows=2,
+            continuous_update=False,
+        )
+        self.status, self.view = ipw.HTML(), ipw.HTML()
+        head = ipw.HBox([self.switch, self.status])
+        head.add_class("wb-footer")
+        self.widget = ipw.VBox([head, self.prompt, self.view])
+        self.widget.add_class("wb-section")
+        self.switch.observe(lambda _: self._switched(), "value")
+        self.prompt.observe(lambda _: self.follow(*panel.settings), "value")
+        self._show()
+
+    @staticmethod
+    def fits(kind: type[Step]) -> bool:
+        """Whether a step changes layers one by one, by a knob that can be moved."""
+        return issubclass(kind, LayerStep) and bool(kind.strength)
+
+    def follow(self, step: Step | None, variant: Variant | None) -> None:
+        """Try the step when the worker is free, and give up what is being tried; None stands for refused settings."""
+        self._progress.cancel()
+        if not self.switch.value or variant is None or not isinstance(step, LayerStep):
+            self.status.value = HINT if self.switch.value else OFF
+            return
+        if step.needs_data and self.bench.task is None:
+            self.status.value = NO_TASK
+            return
+        progress = self._progress = Progress(self._tell)
+        name, prompt = variant.name, self.prompt.value
+        self.status.value = text.help_line("Waiting for the worker.")
+
+        def work() -> None:
+            try:
+                progress.check()
+                found = preview(self.bench[name], step, self.bench.task, prompt, progress)
+                shown = text.preview(found, name, repr(step), getattr(self.bench.task, "name", ""))
+                said = SEQUENTIAL if step.runs_changed_blocks else ""
+            except Cancelled:
+                return
+            except WorkbenchError as error:
+                found, shown, said = None, text.message(str(error), "error"), ""
+            except Exception as error:
+                found, said = None, ""
+                shown = text.message(f"The preview failed ({type(error).__name__}): Apply says more.", "error")
+            with self.bench.lock:
+                if not self.bench.closed and not progress.cancelled:
+                    self.result, self.view.value, self.status.value = found, shown, said
+
+        self.bench.compute(self, work)
+
+    def _switched(self) -> None:
+        self._show()
+        self.follow(*self.panel.settings)
+
+    def _show(self) -> None:
+        for each in (self.prompt, self.view):
+            each.layout.display = None if self.switch.value else "none"
+        self.status.value = OFF
+
+    def _tell(self, progress: Progress) -> None:
+        with self.bench.lock:
+            if not self.bench.closed and not progress.cancelled:
+                self.status.value = text.help_line(f"{progress.label}: {progress.done} of {progress.total}.")
+
+
+OFF = text.help_line("A short answer, divergence and perplexity, new after every change of a knob.")
+NO_TASK = text.help_line("This method needs a task to calibrate on: make the bench with Bench(base, task).")
+HINT = text.help_line("These settings cannot be tried.")
+SEQUENTIAL = text.help_line("Tried without 'sequential', which takes a pass of its own for every setting.")

@@ -1,0 +1,151 @@
+"""Steps that change the weight of one linear layer after another, on what calibration saw of each."""
+
+import fnmatch
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from workbench import calibration
+from workbench import model as models
+from workbench.blocks import decoder_blocks
+from workbench.calibration import LayerInput
+from workbench.errors import InvalidInput
+from workbench.packed import PackedLinear, dense_weight, linear_layers, replace_module
+from workbench.progress import Progress
+from workbench.step import Forecast, Step
+from workbench.task import Task, Text
+from workbench.variant import Variant
+
+TRIES = 4  # at a decomposition, with ten times the damping each
+DAMPING = 0.01  # of the Hessian's mean diagonal, added to it, as the authors of GPTQ and SparseGPT do
+
+
+class LayerStep(Step):
+    """Changes the linear layers of the decoder blocks; a subclass says what becomes of one weight.
+
+    Its `hessians` say whether it needs `LayerInput.hessian`; its `strength` is the knob that `sensitivity` varies, over
+    `strengths` unless told otherwise.
+    """
+
+    hessians: ClassVar[bool] = False
+    strength: ClassVar[str] = ""
+    strengths: ClassVar[tuple[float, ...]] = ()
+    exclude: str = Field(
+        default="",
+        max_length=20_000,
+        description="Layers left as they are, separated by commas: a block's number, a name, or a pattern such as "
+        "0.mlp.* or down_proj.",
+    )
+
+    @property
+    def neutral(self) -> bool:
+        """Whether the knobs are set so that nothing changes."""
+        return False
+
+    @property
+    def runs_changed_blocks(self) -> bool:
+        """Whether a block is calibrated on what the changed blocks before it give."""
+        return bool(getattr(self, "sequential", False))
+
+    def change(self, weight: Tensor, inputs: LayerInput | None) -> Tensor:
+        """The weight ``(out, in)`` in float32 as this step would leave it, from one in float32; the pure method."""
+        raise NotImplementedError
+
+    def replace(self, layer: nn.Module, inputs: LayerInput | None) -> nn.Module:
+        """The layer as this step leaves it; the given one, which variants share, stays as it is."""
+        weight = dense_weight(layer)
+        return with_weight(layer, self.change(weight.float(), inputs).to(weight.dtype))
+
+    def replace_block(
+        self, model: PreTrainedModel, layers: Mapping[str, LayerInput | None], chosen: frozenset[str]
+    ) -> None:
+        """Replace the chosen ones of a block's layers, by path, in a copy of the model."""
+        for path, inputs in layers.items():
+            if path in chosen:
+                replace_module(model, path, self.replace(model.get_submodule(path), inputs))
+
+    def finish(self, model: PreTrainedModel) -> None:
+        """Change what lies outside the blocks, in a copy of the model."""
+
+    def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
+        """Change block after block; the parent's tensors are read, never written."""
+        paths = self.layers(variant)
+        if self.neutral:
+            return variant.derive(self)
+        model, chosen = models.share(variant.model), frozenset(paths)
+        if self.needs_data:
+            seen = calibration.visit(variant, model, task, progress, self.hessians, self.runs_changed_blocks)
+            for block in seen:
+                self.replace_block(model, block.layers, chosen)
+        else:
+            for path in progress.track(f"{self.label}: changing layers", paths, len(paths)):
+                self.replace_block(model, {path: None}, chosen)
+        self.finish(model)
+        return variant.derive(self, model)
+
+    def forecast(self, variant: Variant) -> Forecast:
+        """A changed weight is as large as before, and the variant's own."""
+        size = models.total_bytes(variant.model.get_submodule(path) for path in self.layers(variant))
+        return Forecast(owned_bytes=0 if self.neutral else size, weight_bytes=variant.total_bytes, seconds=None)
+
+    def layers(self, variant: Variant) -> list[str]:
+        """Paths of the linear layers that this step changes.
+
+        Raises:
+            InvalidInput: the variant is quantized, or an exclusion names no layer.
+        """
+        return chosen_layers(variant, self.exclude, self.label)
+
+
+def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
+    """Paths of the dense linear layers in the decoder blocks, but for the excluded ones.
+
+    Raises:
+        InvalidInput: the variant is quantized, or an exclusion names no layer.
+    """
+    root, blocks = decoder_blocks(variant.model)
+    found = dict(linear_layers(blocks))
+    if any(isinstance(layer, PackedLinear) for layer in found.values()):
+        raise InvalidInput(f"'{variant.name}' is already quantized: apply {label} to its dense parent.")
+    left_out: set[str] = set()
+    for item in filter(None, (each.strip() for each in exclude.split(","))):
+        named = {path for path in found if fnmatch.fnmatchcase(f".{path}.", f"*.{item}.*")}
+        if not named:
+            raise InvalidInput(f"No layer is called '{item[:60]}' here: exclude one such as {next(iter(found))}.")
+        left_out |= named
+    return [f"{root}.{path}" for path in found if path not in left_out]
+
+
+def with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:
+    """A layer with another weight ``(out, in)`` and everything else shared."""
+    changed = type(layer).__new__(type(layer))
+    changed.__dict__ = {**vars(layer), "_parameters": dict(layer._parameters)}
+    changed.weight = nn.Parameter(weight.t().contiguous() if isinstance(layer, Conv1D) else weight, requires_grad=False)
+    return changed
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of the damped Hessian ``(in, in)``; a column without input counts as 1.
+
+    Raises:
+        InvalidInput: the Hessian is not finite.
+    """
+    if not torch.isfinite(hessian).all():
+        raise InvalidInput("The calibration inputs of a layer are not finite: use other calibration text or float32.")
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1
+    damping = DAMPING * float(diagonal.mean())
+    for _ in range(TRIES):
+        diagonal += damping
+        factor, failed = torch.linalg.cholesky_ex(hessian)
+        upper, failed_too = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        if not failed and not failed_too:
+            return upper  # type: ignore[no-any-return]
+        damping *= 10  # so few or so alike inputs that the matrix is singular to this precision
+    raise InvalidInput("The calibration inputs of a layer are too much alike: use more or other calibration text.")
