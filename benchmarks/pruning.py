@@ -20,7 +20,7 @@ from common import RESULTS, public_data, write_result
 from torch import nn
 
 import workbench as wb
-from workbench import calibration
+from workbench import activations
 from workbench.measure.likelihood import likelihoods, task_spans
 from workbench.packed import dense_weight, linear_layers
 from workbench.progress import Progress
@@ -87,7 +87,7 @@ def wanda_times(base: Variant, text: wb.Text) -> dict[str, list[float]]:
 def own_time(model: Any, windows: list[list[int]]) -> float:
     """Seconds that our Wanda spends on statistics and masks: its whole time less that of its forwards."""
     step, spent = prune.Wanda(sparsity=0.5), 0.0
-    adding = calibration._Sums.add
+    adding = activations._Sums.add
 
     def timed(self: Any, rows: torch.Tensor) -> None:
         nonlocal spent
@@ -95,14 +95,14 @@ def own_time(model: Any, windows: list[list[int]]) -> float:
         adding(self, rows)
         spent += time.perf_counter() - started
 
-    calibration._Sums.add = timed
+    activations._Sums.add = timed
     try:
-        for block in calibration._walk(model, windows, Progress(), hessians=False, rerun=True):
+        for block in activations.walk(model, windows, Progress(), hessians=False, rerun=True):
             started = time.perf_counter()
             step.replace_block(model, block.layers, frozenset(block.layers))
             spent += time.perf_counter() - started
     finally:
-        calibration._Sums.add = adding
+        activations._Sums.add = adding
     return spent
 
 

@@ -9,7 +9,7 @@ import torch
 from conftest import ARCHITECTURES
 
 import workbench as wb
-from workbench import calibration, packed
+from workbench import activations, calibration, packed
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.progress import Progress
@@ -82,7 +82,7 @@ def test_block_influence_is_that_of_the_hidden_states(base: wb.Variant, tiny_tex
 def test_one_pass_serves_every_method_and_setting(base: wb.Variant, tiny_text: wb.Text, monkeypatch) -> None:
     passes = []
     monkeypatch.setattr(
-        calibration, "enter_blocks", lambda *a, real=calibration.enter_blocks: passes.append(1) or real(*a)
+        activations, "enter_blocks", lambda *a, real=activations.enter_blocks: passes.append(1) or real(*a)
     )
     base.apply(prune.SparseGPT(), tiny_text)
     assert len(passes) == 1

@@ -156,6 +156,9 @@ NEAR: dict[str, tuple[str, Pack, str]] = {  # what no layout holds exactly
 }
 
 
+ROUNDS_ACTIVATIONS = {"int8 dynamic", "fp8", "mixed"}
+
+
 @pytest.fixture(scope="module")
 def exports(
     load_tiny: Callable[[str], wb.Variant], folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
@@ -216,7 +219,8 @@ def test_dense_weights_give_the_same_logits_elsewhere(name: str, exports, elsewh
 def test_packed_weights_are_the_same_elsewhere(name: str, exports, elsewhere) -> None:
     variant, folder = exports[name]
     assert verification._layout(folder, "float32")[0] == PACKED[name][2]
-    assert interchange.note(json.loads((folder / storage.MANIFEST).read_text())["packed"]) == ""
+    note = interchange.note(json.loads((folder / storage.MANIFEST).read_text())["packed"])
+    assert note.startswith("They round the activations") if name in ROUNDS_ACTIVATIONS else note == ""
     for path, layer in layers(variant).items():
         torch.testing.assert_close(elsewhere[f"{name}:{path}"], layer.dequantize(), rtol=1e-6, atol=1e-7)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.activations import LayerInput
 from workbench.blocks import decoder_blocks
-from workbench.calibration import LayerInput
 from workbench.errors import InvalidInput, OutOfMemory
 from workbench.layerwise import LayerStep
 from workbench.packed import dense_weight

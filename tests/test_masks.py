@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.errors import InvalidInput
 from workbench.packed import dense_weight, linear_layers
 from workbench.steps import prune

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench import packed
 from workbench.errors import InvalidInput
-from workbench.packed import int8
+from workbench.packed import fp8, int8
 
 KINDS = {
     "int8": (packed.Int8Linear, {}),
@@ -196,6 +196,13 @@ def test_float8_by_hand() -> None:
     assert layer.weight.dtype == torch.float8_e4m3fn
     assert layer.scale.tolist() == [1.0, 2.0]
     assert layer.dequantize().tolist() == [[448.0, 16.0, -20.0], [-896.0, 3.0, 0.0]]
+
+
+def test_every_float8_number_is_widened_exactly() -> None:
+    numbers = torch.arange(256).to(torch.uint8).view(torch.float8_e4m3fn)
+    numbers = numbers[~numbers.float().isnan()]
+    assert len(numbers) == 254
+    assert torch.equal(fp8.to_bfloat16(numbers).float(), numbers.float())
 
 
 def test_float8_is_off_by_a_sixteenth_of_each_weight() -> None:

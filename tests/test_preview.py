@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench import calibration
+from workbench import activations
 from workbench.errors import Cancelled, InvalidInput
 from workbench.layerwise import LayerStep
 from workbench.measure.likelihood import likelihoods, task_spans
@@ -64,7 +64,7 @@ def test_packed_layers_are_read_as_they_would_be(base: wb.Variant, tiny_text: wb
     made = base.apply(step, tiny_text)
     spans = task_spans(base, tiny_text)
     scored = likelihoods([base, made], [spans, spans])[1]
-    assert found.kl == pytest.approx(sum(scored.kl) / sum(scored.tokens), rel=0.05, abs=1e-4)
+    assert found.kl == pytest.approx(sum(scored.kl) / sum(scored.tokens), rel=0.05, abs=5e-4)  # bfloat16 products
     assert found.zeros is None
     assert 1 < found.bits_per_weight < 32
 
@@ -78,8 +78,8 @@ def test_what_belongs_to_the_variant_is_computed_once(
         wb.Variant, "stream", lambda variant, *args, **kw: asked.append(variant.name) or stream(variant, *args, **kw)
     )
     passes: list[int] = []
-    enter = calibration.enter_blocks
-    monkeypatch.setattr(calibration, "enter_blocks", lambda *args: passes.append(1) or enter(*args))
+    enter = activations.enter_blocks
+    monkeypatch.setattr(activations, "enter_blocks", lambda *args: passes.append(1) or enter(*args))
     for sparsity in (0.3, 0.4, 0.5):
         preview(base, prune.Wanda(sparsity=sparsity, sequential=True), tiny_text)
     assert asked == [base.name, "Wanda", "Wanda", "Wanda"]

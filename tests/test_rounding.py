@@ -8,7 +8,7 @@ import torch
 from conftest import ARCHITECTURES
 
 import workbench as wb
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.errors import InvalidInput
 from workbench.packed import GroupLinear
 from workbench.steps import quantize

@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench import calibration
 from workbench import model as models
+from workbench.activations import LayerInput
 from workbench.blocks import decoder_blocks
-from workbench.calibration import LayerInput
 from workbench.errors import InvalidInput
 from workbench.packed import PackedLinear, dense_weight, linear_layers, replace_module
 from workbench.progress import Progress

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 
 from workbench import calibration
 from workbench import model as models
+from workbench.activations import LayerInput, enter_blocks
 from workbench.blocks import decoder_blocks
-from workbench.calibration import LayerInput, calibration_windows
+from workbench.calibration import calibration_windows
 from workbench.errors import InvalidInput
 from workbench.estimate import CONFIDENCE
 from workbench.layerwise import LayerStep
@@ -142,12 +143,14 @@ def _gradient_products(
     """For every layer, the change of the drawn tokens' log-likelihood, ``(steps, draws, windows)``, to first order."""
     root, blocks = decoder_blocks(model)
     with model_lock:
-        entering, settings = calibration.enter_blocks(model, ids.tolist(), len(ids))
+        entering, settings = enter_blocks(model, ids.tolist(), len(ids))
         states = [entering[0]]
         for block, setting in zip(blocks, settings, strict=True):
             states.append(block(states[-1], **setting))
             if not isinstance(states[-1], Tensor):
-                raise InvalidInput(f"The blocks of {type(model).__name__} give more than hidden states: measure another.")
+                raise InvalidInput(
+                    f"The blocks of {type(model).__name__} give more than hidden states: use another model."
+                )
         gradients = _head_gradients(model, ids, states.pop(), draws)
     found: dict[str, np.ndarray] = {}
     progress.start("Sensitivity: block by block", len(blocks))

@@ -68,7 +68,7 @@ class Verification(Value):
         max_difference: the largest difference of a logit.
         kl: mean divergence of its next-token distribution from ours, in nats a token.
         same_top: share of positions with the same most likely token.
-        note: which layers other readers see differently from us, in a sentence; empty if none.
+        note: what other readers do differently from us, in a sentence or two; empty if nothing.
         problem: why it does not load, in a sentence; empty if it does.
     """
 

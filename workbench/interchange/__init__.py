@@ -106,13 +106,16 @@ def rebuild(model: nn.Module, entries: dict[str, dict[str, Any]], tensors: dict[
 
 
 def note(entries: dict[str, dict[str, Any]]) -> str:
-    """What other readers see differently from us, in a sentence; empty if nothing."""
+    """What other readers do differently from us, in a sentence or two; empty if nothing."""
     forms = [entry.get("form") for entry in entries.values() if entry.get("form") != SHARED]
     rounded = sum(form in ROUNDED for form in forms)
     shifted = sum(bool(entry.get("shift")) for entry in entries.values())
-    said = [f"{rounded} of {len(forms)} packed layers dense in 16 bits"] if rounded else []
-    said += [f"{shifted} in 8 bits with rounded zero points"] if shifted else []
-    return f"Other readers see {' and '.join(said)}." if said else ""
+    seen = [f"{rounded} of {len(forms)} packed layers dense in 16 bits"] if rounded else []
+    seen += [f"{shifted} in 8 bits with rounded zero points"] if shifted else []
+    said = [f"Other readers see {' and '.join(seen)}."] if seen else []
+    if dynamic := sum(form == compressed.DYNAMIC for form in forms):
+        said.append(f"They round the activations of {dynamic} layers in their own way, which matters as much as ours.")
+    return " ".join(said)
 
 
 def _forms(packed: dict[str, Packed], plain: dict[str, nn.Module]) -> dict[str, Form]:

@@ -18,6 +18,7 @@ from workbench.packed.groups import pack_bits, unpack_bits
 TAKES = (nn.Linear,)
 NAME = "compressed-tensors"
 WITH_ZEROS = f"{NAME} with zero points"  # read by one set of rules for all layers, so not together with others
+DYNAMIC = "rows"  # the form of layers whose activations are rounded too
 SMALLEST_GROUP = 8  # columns; with scales for fewer, a layer is no smaller than in 16 bits
 
 
@@ -93,7 +94,7 @@ def _dynamic(layer: Int8DynamicLinear | FP8Linear) -> Form:
     saved = layer.saved_tensors()
     layout = "float-quantized" if isinstance(layer, FP8Linear) else "int-quantized"
     tensors = {"weight": saved["weight"], "weight_scale": saved["scale"].unsqueeze(1)}
-    return Form("rows", tensors, NAME, _scheme(layout, bits=8, activations=True))
+    return Form(DYNAMIC, tensors, NAME, _scheme(layout, bits=8, activations=True))
 
 
 def _read_rows(options: JSON, tensors: Tensors, facts: JSON) -> Tensors:
@@ -219,4 +220,4 @@ def _scheme(layout: str, bits: int, unit: int = 0, central: bool = True, activat
     }
 
 
-READERS: dict[str, Reader] = {"pack-int8": _read_int8, "groups": _read_groups, "rows": _read_rows}
+READERS: dict[str, Reader] = {"pack-int8": _read_int8, "groups": _read_groups, DYNAMIC: _read_rows}

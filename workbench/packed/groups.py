@@ -164,12 +164,18 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     eighth = packed.shape[1] // bits
     codes, low = None, 0
     for width in (each for each in PARTS if bits & each):
-        part = packed[:, eighth * low : eighth * (low + width)]
-        found = torch.cat([(part >> place) & (2**width - 1) for place in range(0, 8, width)], dim=1)
-        codes = found if codes is None else codes | found << low
+        part = packed[:, eighth * low : eighth * (low + width)].contiguous()
+        mask = (2**width - 1) << low
+        slices = [_shifted_right(part, place - low) & mask for place in range(0, 8, width)]
+        found = torch.cat(slices, dim=1)
+        codes = found if codes is None else codes.bitwise_or_(found)
         low += width
     assert codes is not None
     return codes
+
+
+def _shifted_right(values: Tensor, places: int) -> Tensor:
+    return values >> places if places >= 0 else values << -places
 
 
 def _kernel_group(columns: int, group_size: int) -> int:

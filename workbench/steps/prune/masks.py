@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workbench import model as models
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.errors import InvalidInput
 from workbench.layerwise import LayerStep, inverse_factor, with_weight
 from workbench.packed import SemiStructuredLinear, dense_weight, has_sparse_product, replace_module

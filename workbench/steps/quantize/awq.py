@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.layerwise import with_weight
 from workbench.packed import dense_weight, replace_module
 from workbench.steps.quantize.rounding import (

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.layerwise import inverse_factor
 from workbench.steps.quantize.rounding import Codes, Grid, GroupStep, minmax_grid
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.steps.quantize.rounding import Codes, Grid, GroupStep, in_groups, minmax_grid, round_to
 
 POWER = 0.7  # of the error's norm: below 1, outliers count for little

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench import model as models
-from workbench.calibration import LayerInput
+from workbench.activations import LayerInput
 from workbench.layerwise import LayerStep
 from workbench.packed import GroupLinear, dense_weight, stored_scale
 from workbench.step import Forecast
