@@ -1,9 +1,14 @@
 """2:4 sparse layers: exact, nine sixteenths of 16 bits, and only for weights that are 2:4."""
 
+from contextlib import nullcontext
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.sparse import SparseSemiStructuredTensorCUTLASS
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from workbench.errors import InvalidInput
 from workbench.packed import SemiStructuredLinear, is_semi_structured, unpack_module
@@ -67,3 +72,27 @@ def test_other_weights_are_refused() -> None:
     with pytest.raises(InvalidInput, match="multiple of 8"):
         SemiStructuredLinear.pack(torch.zeros(8, 12), None)
     assert is_semi_structured(pruned(8, 16))
+
+
+def test_the_layout_of_a_gpu_is_held_and_saved_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the product, in the layout that torch would use on a GPU."""
+
+    def to_sparse(weight: Tensor) -> Tensor:
+        values, positions = sparse_semi_structured_from_dense_cutlass(weight)
+        with pytest.warns(UserWarning, match="prototype") if not kind._PROTOTYPE_WARNING_SHOWN else nullcontext():
+            return kind(weight.shape, values, positions, None, None, None)
+
+    kind = SparseSemiStructuredTensorCUTLASS
+    monkeypatch.setattr("workbench.packed.sparse.has_sparse_product", lambda device, dtype: True)
+    monkeypatch.setattr("workbench.packed.sparse._to_sparse", to_sparse)
+    weight = pruned(64, 128).half()
+    layer = SemiStructuredLinear.pack(weight, torch.randn(64))
+    assert layer.layout is not None
+    assert sum(t.nbytes for name, t in layer.named_buffers() if name != "bias") == weight.nbytes * 9 // 16
+    monkeypatch.undo()
+    for held in (layer, deepcopy(layer)):
+        assert torch.equal(held.dequantize(), weight.float())
+        plain = SemiStructuredLinear.pack(weight, layer.bias).saved_tensors()
+        assert {name: tensor.tolist() for name, tensor in held.saved_tensors().items()} == {
+            name: tensor.tolist() for name, tensor in plain.items()
+        }

@@ -14,6 +14,7 @@ from workbench.sensitivity import Sensitivity, sensitivity
 from workbench.step import Recipe, Step
 from workbench.task import Example, Task, Text
 from workbench.variant import Variant, load
+from workbench.verification import Verification, verify_export
 
 __all__ = [
     "Comparison",
@@ -32,6 +33,7 @@ __all__ = [
     "Task",
     "Text",
     "Variant",
+    "Verification",
     "WorkbenchError",
     "Worker",
     "compare",
@@ -42,4 +44,5 @@ __all__ = [
     "read_text",
     "sensitivity",
     "steps",
+    "verify_export",
 ]

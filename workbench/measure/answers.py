@@ -28,7 +28,7 @@ def generate_answers(
     progress = progress or Progress()
     prompts = [variant.encode(task.prompt(example)) for example in examples]
     variant.check_length(max(map(len, prompts)), task.max_new_tokens)
-    prefix = shared_prefix(variant.model, prompts)
+    prefix = shared_prefix(variant.model, prompts, variant.decoding.cache_bits)
     start = prefix.length if prefix else 0
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     size = BATCH.get(variant.device.type, BATCH["cpu"])

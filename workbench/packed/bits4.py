@@ -28,9 +28,8 @@ class LLMInt8Linear(PackedLinear):
         return self.weight.float() * self.scale.view(-1, 1).float() / 127
 
     def multiply(self, rows: Tensor) -> Tensor:
-        rows = rows.half()  # the kernels of bitsandbytes take 16-bit activations
         functional = bitsandbytes().functional
-        quantized, scale, outliers = functional.int8_vectorwise_quant(rows, threshold=self.options["threshold"])
+        quantized, scale, outliers = functional.int8_vectorwise_quant(rows.half(), threshold=self.options["threshold"])
         product: Tensor = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
             rows, quantized, self.weight, scale, self.scale, outliers, None
         )[0]
@@ -49,6 +48,11 @@ class Bits4Linear(PackedLinear):
 
     def __init__(self, options: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__(options, tensors)
+        (rows, columns), wanted = options["shape"], options["block_size"]
+        block = next((size for size in (128, 64, 32) if size < wanted and columns % size == 0), wanted)
+        if columns % wanted and block < wanted:  # bitsandbytes errs on a CPU where blocks do not divide a row: cut them
+            self.scale = self.scale.repeat_interleave(wanted // block)[: rows * columns // block]
+            self.options = options | {"block_size": block}
         self.state = self._state(self.scale)
         if self._fast_kernel():
             functional = bitsandbytes().functional
