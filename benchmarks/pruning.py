@@ -40,15 +40,6 @@ STEPS = {
 BLOCKS, ROUNDS = 6, 3  # of the timing against the authors' code
 
 
-def perplexity(base: Variant, step: wb.Step | None, text: wb.Text) -> tuple[float, float, float]:
-    """Perplexity, KL to the dense model, and the seconds that applying the step took."""
-    started = time.perf_counter()
-    child = base.apply(step, text) if step else base
-    took = time.perf_counter() - started
-    found = likelihoods([base, child], [task_spans(base, text)] * 2)[1]
-    return math.exp(sum(found.nll) / sum(found.tokens)), sum(found.kl) / sum(found.tokens), took
-
-
 def calibration_forward(base: Variant, text: wb.Text) -> float:
     """Seconds of one plain forward of the blocks over the calibration windows, nothing watched."""
     windows = text.windows(base.tokenizer, "calibration")
@@ -111,21 +102,27 @@ def main() -> None:
     base = wb.load(device="cpu", dtype="float32")
     text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=32)
     published = json.loads((RESULTS / "reference_pruning.json").read_text())["rows"]
-    theirs = {f"{row['method']} {row['pattern']}": row["perplexity"] for row in published}
-    rows: dict[str, Any] = {"dense": {"perplexity": perplexity(base, None, text)[0], "authors": theirs.get("dense ")}}
+    theirs = {f"{row['method']} {row['pattern']}".strip(): row["perplexity"] for row in published}
     forward = calibration_forward(base, text)
+    variants, took = {"dense": base}, {"dense": 0.0}
     for name, step in STEPS.items():
-        found, kl, took = perplexity(base, step, text)
+        started = time.perf_counter()
+        variants[name] = base.apply(step, text)
+        took[name] = time.perf_counter() - started
+        print(name, round(took[name], 1), file=sys.stderr, flush=True)
+    scored = likelihoods(list(variants.values()), [task_spans(base, text)] * len(variants))
+    rows: dict[str, Any] = {}
+    for name, found in zip(variants, scored, strict=True):
+        perplexity = math.exp(sum(found.nll) / sum(found.tokens))
         authors = theirs.get(name)
         rows[name] = {
-            "perplexity": round(found, 3),
+            "perplexity": round(perplexity, 3),
             "authors": authors and round(authors, 3),
-            "ratio": authors and round(found / authors, 4),
-            "kl_nats_per_token": round(kl, 4),
-            "seconds": round(took, 1),
-            "seconds_over_calibration_forward": round(took / forward, 2),
+            "ratio": authors and round(perplexity / authors, 4),
+            "kl_nats_per_token": round(sum(found.kl) / sum(found.tokens), 4),
+            "seconds": round(took[name], 1),
+            "seconds_over_calibration_forward": round(took[name] / forward, 2),
         }
-        print(name, rows[name], file=sys.stderr, flush=True)
     times = wanda_times(base, text)
     ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
     write_result(

@@ -72,7 +72,8 @@ def open_notebook(window: "playwright_api.BrowserContext", address: str, name: s
     page.said = []
     page.on("console", lambda line: line.type == "error" and page.said.append(line.text))
     page.on("pageerror", lambda error: page.said.append(f"{error}\n{error.stack}"))
-    page.goto(address.replace("/lab?", f"/lab/tree/notebooks/{name}?"))
+    workspace = name.partition(".")[0]  # of its own, or JupyterLab would open the notebooks before it again beside it
+    page.goto(address.replace("/lab?", f"/lab/workspaces/{workspace}/tree/notebooks/{name}?"))
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
     page.wait_for_function("window.jupyterapp.shell.currentWidget.content?.model?.cells?.length > 1")
@@ -123,11 +124,18 @@ def row(page: Page, name: str) -> "playwright_api.Locator":
     return page.locator(".wb-row", has=label)
 
 
+def choose(panel: "playwright_api.Locator", method: str) -> None:
+    """Take a method from the drop-down of a family that has many."""
+    methods = panel.get_by_label("Method", exact=True)
+    named = re.compile(rf"\s*{method}\b")
+    methods.select_option(label=next(name for name in methods.locator("option").all_inner_texts() if named.match(name)))
+
+
 def ensure_variant(page: Page) -> None:
     """Have Int8Dynamic on the list beside the baseline, made with the panel."""
     if row(page, "Int8Dynamic").count() == 0:
         panel = tab(page, "Quantize")
-        panel.get_by_role("button", name="Int8Dynamic").click()
+        choose(panel, "Int8Dynamic")
         panel.get_by_role("button", name="Apply").click()
         row(page, "Int8Dynamic").wait_for()
         idle(page)
@@ -147,7 +155,7 @@ def note(**numbers: object) -> None:
 
 def test_apply_answers_at_once_and_the_page_stays_usable(page: Page) -> None:
     panel = tab(page, "Quantize")
-    panel.get_by_role("button", name="FP4").click()
+    choose(panel, "FP4")
     panel.locator(".wb-code", has_text="fp4 = base.apply(quantize.FP4())").wait_for()
     idle(page)
     watched = panel.element_handle()
@@ -176,7 +184,7 @@ def test_apply_answers_at_once_and_the_page_stays_usable(page: Page) -> None:
 
 def test_code_is_copied(page: Page) -> None:
     panel = tab(page, "Quantize")
-    panel.get_by_role("button", name="LLMInt8").click()
+    choose(panel, "LLMInt8")
     panel.locator(".wb-code", has_text="llmint8 = base.apply(quantize.LLMInt8())").wait_for()
     panel.get_by_role("button", name="Copy as code").click()
     panel.get_by_role("button", name="Copied").wait_for()
@@ -206,7 +214,7 @@ def test_two_answers_stream_side_by_side(page: Page) -> None:
 def test_the_keyboard_is_enough(page: Page) -> None:
     tab(page, "Prompt")
     page.locator(".wb-tabs").get_by_role("tab", name="Prompt").focus()
-    for _ in range(2):
+    for _ in range(3):
         page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     prompt = page.get_by_label("Prompt", exact=True)
@@ -269,7 +277,7 @@ def test_every_tab_is_accessible(page: Page) -> None:
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         command(page, "apputils:change-theme", theme=theme)
         page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=theme)
-        for name in ("Prompt", "Quantize", "Chat", "Compare"):
+        for name in ("Prompt", "Prune", "Quantize", "Chat", "Compare"):
             tab(page, name)
             found = Axe().run(page, context=".wb-bench").response["violations"]
             bad = [
@@ -288,7 +296,7 @@ def test_looks(page: Page, width: int, theme: str) -> None:
     page.set_viewport_size({"width": width, "height": 2300})
     command(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
     page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=f"JupyterLab {theme}")
-    for name in ("Prompt", "Quantize", "Chat", "Compare"):
+    for name in ("Prompt", "Prune", "Quantize", "Chat", "Compare"):
         tab(page, name)
         show(page)
         bench = page.locator(".wb-bench")
@@ -343,7 +351,7 @@ bench.add(base.apply(prompt.System(text=xss)))
     panel.get_by_role("button", name="Apply").click()
     row(page, "System 2").wait_for()
     idle(page)
-    for each in ("Prompt", "Quantize", "Chat", "Compare"):
+    for each in ("Prompt", "Prune", "Quantize", "Chat", "Compare"):
         tab(page, each)
     assert page.locator(".wb-bench img, .wb-bench script").count() == 0
     assert page.evaluate("window.__xss") is None
@@ -361,3 +369,77 @@ def test_running_the_cell_again_replaces_the_bench(
     tab(page, "Prompt").get_by_role("button", name="Apply").click()
     row(page, "System").wait_for()
     page.close()
+
+
+CELL = """(plot, layer) => {
+  for (const trace of plot.data.filter((each) => each.type === "heatmap")) {
+    const row = trace.customdata.findIndex((names) => names.includes(layer));
+    if (row < 0) continue;
+    const column = trace.customdata[row].indexOf(layer), axes = plot._fullLayout, place = plot.getBoundingClientRect();
+    const x = axes.xaxis.c2p(axes.xaxis.d2c(trace.x[column])) + axes.xaxis._offset + place.x;
+    const y = axes.yaxis.c2p(axes.yaxis.d2c(trace.y[row])) + axes.yaxis._offset + place.y;
+    return { x, y, z: plot.calcdata[plot.data.indexOf(trace)][0].z[row][column] };
+  }
+}"""  # where a cell of the first heat map is on the page, and its number
+
+
+@pytest.fixture(scope="module")
+def tuned(site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]) -> Iterator[Page]:
+    """A bench on a tiny model, opened at pruning with Wanda."""
+    load = f"""
+import workbench as wb
+from widgets import Bench
+base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32")
+"""
+    bench = "Bench(base, wb.read_text('data/prose', window=64, calibration=4, test=2))"
+    write_notebook(site[0] / "notebooks" / "tune.ipynb", f"{load}\nimport os; os.chdir({str(site[0])!r})", bench)
+    page = open_notebook(window, site[1], "tune.ipynb")
+    run_all(page, 90)
+    tab(page, "Prune").get_by_role("button", name="Wanda").click()
+    yield page
+    assert [line for line in page.said if not of_jupyterlab(line)] == []
+    page.close()
+
+
+def test_moving_a_knob_shows_what_it_would_do(tuned: Page) -> None:
+    panel = tab(tuned, "Prune")
+    panel.get_by_label("Live preview").check()
+    panel.locator(".wb-answer", has_text="prune.Wanda()").wait_for()
+    divergence = panel.locator(".wb-numbers b").first
+    before = float(divergence.inner_text().split()[0])
+    panel.get_by_role("slider", name="Sparsity").focus()
+    for _ in range(20):
+        tuned.keyboard.press("ArrowRight")
+    panel.locator(".wb-answer", has_text="prune.Wanda(sparsity=0.6)").wait_for()
+    assert float(divergence.inner_text().split()[0]) > before
+    panel.get_by_label("Ask").press_sequentially("aa bb dd")
+    assert tuned.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == 2
+    panel.get_by_label("Live preview").uncheck()
+    panel.locator(".wb-numbers").wait_for(state="hidden")
+
+
+def test_a_clicked_cell_stays_dense(tuned: Page) -> None:
+    layer = "1.mlp.up_proj"
+    panel = tab(tuned, "Prune")
+    panel.get_by_role("button", name="Measure sensitivity").click()
+    panel.locator(".wb-done", has_text="Measured").wait_for()
+    plot = panel.locator(".js-plotly-plot").first
+    plot.locator(".heatmaplayer").first.wait_for()
+    plot.scroll_into_view_if_needed()
+    cell = plot.evaluate(CELL, layer)
+    tuned.mouse.move(cell["x"], cell["y"])
+    tuned.locator(".hoverlayer .hovertext", has_text=layer).wait_for()
+    for press in (tuned.mouse.down, tuned.mouse.up):  # Plotly passes over a click within 50 ms of a movement
+        tuned.wait_for_timeout(300)
+        press()
+    panel.locator(".wb-code", has_text=f"exclude='{layer}'").wait_for()
+    assert panel.get_by_label("Exclude", exact=True).input_value() == layer
+    panel.get_by_text(f"1 of 14 layers excluded: {layer}").wait_for()
+    panel.get_by_role("button", name="Apply").click()
+    row(tuned, "Wanda").wait_for()
+    panel.get_by_role("button", name="What changed").click()
+    panel.locator(".wb-done", has_text="against").wait_for()
+    shown = panel.locator(".js-plotly-plot").nth(1)
+    shown.locator(".heatmaplayer").first.wait_for()
+    assert shown.evaluate(CELL, f"model.layers.{layer}")["z"] == 0
+    assert shown.evaluate(CELL, "model.layers.0.mlp.up_proj")["z"] > 10

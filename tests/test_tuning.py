@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ipywidgets.widgets.widget import _instances as alive
 from test_widgets import TIMEOUT, Gate, everything, html
 
 import widgets
@@ -356,6 +357,26 @@ def test_nothing_from_outside_is_run(
     for figure in (panel.tools[Changes].map.children[0], *panel.tools[Layers].figures.values()):
         assert "<img" not in figure.to_json().encode().decode("unicode_escape")
     bench.close()
+
+
+def test_closing_takes_everything_away(base: wb.Variant, tiny_text: wb.Text) -> None:
+    def build() -> int:
+        bench = Bench(base, tiny_text)
+        panel = bench.family_panels["prune"]
+        panel.tools[Live].switch.value = True
+        for kind in (prune.Magnitude, prune.Wanda):
+            panel.method.value = kind
+            panel.tools[Layers].button.click()
+            panel.button.click()
+            assert bench.wait(TIMEOUT)
+            panel.tools[Changes].button.click()
+        panel.method.value = prune.DropBlocks
+        panel.tools[Blocks].button.click()
+        assert bench.wait(TIMEOUT)
+        bench.close()
+        return len(alive)
+
+    assert build() == build() == build()
 
 
 def test_every_control_has_a_name(bench: Bench) -> None:

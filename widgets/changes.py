@@ -93,9 +93,11 @@ class Changes:
         with self.bench.lock:
             if self.result and not self.bench.closed:
                 shown = self.map.children
-                figure = draw(self.map, self.result.figure(transparent=True, value=self.value.value))
+                figure = self.result.figure(transparent=True, value=self.value.value)
+                figure.update_layout(dragmode=False)
+                drawn = draw(self.map, figure)
                 if self.map.children != shown:
-                    on_cell(figure, self._choose)
+                    on_cell(drawn, self._choose)
 
     def _draw_layer(self) -> None:
         try:

@@ -119,6 +119,7 @@ class Layers:
             self.place.children = (*self.place.children, self._places[kind])
         figure = found.figure(transparent=True)
         figure.add_traces([_marks(heat) for heat in figure.data])
+        figure.update_layout(dragmode=False)  # a click is a click, even if the mouse moves a little
         known, self.figures[kind] = self.figures.get(kind), draw(self._places[kind], figure)
         if self.figures[kind] is not known:
             on_cell(self.figures[kind], self.toggle)

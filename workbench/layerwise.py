@@ -50,7 +50,7 @@ class LayerStep(Step):
     @property
     def runs_changed_blocks(self) -> bool:
         """Whether a block is calibrated on what the changed blocks before it give."""
-        return bool(getattr(self, "sequential", False))
+        return False
 
     def change(self, weight: Tensor, inputs: LayerInput | None) -> Tensor:
         """The weight ``(out, in)`` in float32 as this step would leave it, from one in float32; the pure method."""
@@ -100,6 +100,22 @@ class LayerStep(Step):
             InvalidInput: the variant is quantized, or an exclusion names no layer.
         """
         return chosen_layers(variant, self.exclude, self.label)
+
+
+class SequentialStep(LayerStep):
+    """Can be calibrated on what the changed blocks give, as the papers do."""
+
+    needs_data: ClassVar[bool] = True
+    sequential: bool = Field(
+        default=False,
+        description="Calibrate each block on what the changed blocks before it give, as the paper does; takes a pass "
+        "of its own for every setting.",
+    )
+
+    @property
+    def runs_changed_blocks(self) -> bool:
+        """As the knob says."""
+        return self.sequential
 
 
 def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from workbench import model as models
 from workbench.activations import LayerInput
 from workbench.errors import InvalidInput
-from workbench.layerwise import LayerStep, inverse_factor, with_weight
+from workbench.layerwise import LayerStep, SequentialStep, inverse_factor, with_weight
 from workbench.packed import SemiStructuredLinear, dense_weight, has_sparse_product, replace_module
 from workbench.progress import Progress
 from workbench.task import Task, Text
@@ -98,7 +98,7 @@ class Magnitude(_Sparsity):
         return weight * keep_mask(weight.abs(), self.sparsity, self.group, rows=False)
 
 
-class Wanda(_Sparsity):
+class Wanda(SequentialStep, _Sparsity):
     """Sets to zero the weights that, times the size of their input, are smallest in each output row.
 
     A small weight on a large input can matter more than a large weight on a small one. Takes one pass over a little
@@ -106,12 +106,6 @@ class Wanda(_Sparsity):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2306.11695"
-    needs_data: ClassVar[bool] = True
-    sequential: bool = Field(
-        default=False,
-        description="Calibrate each block on what the pruned blocks before it give, as the paper does; takes a pass of "
-        "its own for every setting.",
-    )
 
     def change(self, weight: Tensor, inputs: LayerInput | None) -> Tensor:
         """Zero the least of every row by ``|weight| * |input|``."""
@@ -119,7 +113,7 @@ class Wanda(_Sparsity):
         return weight * keep_mask(weight.abs() * inputs.norm, self.sparsity, self.group, rows=True)
 
 
-class SparseGPT(_Sparsity):
+class SparseGPT(SequentialStep, _Sparsity):
     """Sets weights to zero column by column and corrects the rest of each row for the error made.
 
     Uses the second moments of the inputs (the layer's Hessian) to choose what costs least and to make up for it. The
@@ -127,13 +121,7 @@ class SparseGPT(_Sparsity):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2301.00774"
-    needs_data: ClassVar[bool] = True
     hessians: ClassVar[bool] = True
-    sequential: bool = Field(
-        default=False,
-        description="Calibrate each block on what the pruned blocks before it give, as the paper does; takes a pass of "
-        "its own for every setting.",
-    )
 
     def change(self, weight: Tensor, inputs: LayerInput | None) -> Tensor:
         """Zero and correct one layer."""

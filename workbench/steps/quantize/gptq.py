@@ -7,13 +7,13 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.activations import LayerInput
-from workbench.layerwise import inverse_factor
+from workbench.layerwise import SequentialStep, inverse_factor
 from workbench.steps.quantize.rounding import Codes, Grid, GroupStep, minmax_grid
 
 COLUMNS = 128  # corrected at a time, as the authors do
 
 
-class GPTQ(GroupStep):
+class GPTQ(SequentialStep, GroupStep):
     """Rounds weights column by column and corrects the columns to come for the error made.
 
     Uses the second moments of each layer's inputs, from one pass over calibration text. At 4 bits and below it loses
@@ -21,15 +21,9 @@ class GPTQ(GroupStep):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2210.17323"
-    needs_data: ClassVar[bool] = True
     hessians: ClassVar[bool] = True
     act_order: bool = Field(
         default=True, description="Round the columns with the largest inputs first, while most can still be corrected."
-    )
-    sequential: bool = Field(
-        default=False,
-        description="Calibrate each block on what the quantized blocks before it give, as the paper does; takes a pass "
-        "of its own for every setting.",
     )
 
     def quantize(self, weight: Tensor, inputs: LayerInput | None) -> Codes:
