@@ -12,15 +12,26 @@ import workbench as wb
 from workbench import units
 from workbench.steps import quantize
 
+STEPS = [
+    quantize.Int8(),
+    quantize.Int8Dynamic(),
+    quantize.NF4(),
+    quantize.FP4(),
+    quantize.LLMInt8(),
+    quantize.RTN(),
+    quantize.GPTQ(group_size=128),
+    quantize.RTN(bits=8),
+]
+
 
 def main() -> None:
     """One interleaved comparison on the default model."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     base = wb.load(device="cpu")
-    steps = [quantize.Int8(), quantize.Int8Dynamic(), quantize.NF4(), quantize.FP4(), quantize.LLMInt8()]
-    text = wb.read_text("data/prose", window=256, calibration=0, test=12)
-    result = wb.compare([base, *(base.apply(step) for step in steps)], text, rounds=12, new_tokens=24, store=False)
+    text = wb.read_text("data/prose", window=256, calibration=8, test=12)
+    variants = [base, *(base.apply(step, text) for step in STEPS)]
+    result = wb.compare(variants, text, rounds=12, new_tokens=24, store=False)
     verdicts = result.verdicts()
     bandwidth = read_bandwidth()
     rows = {}

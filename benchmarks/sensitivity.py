@@ -40,13 +40,16 @@ def compare(base: wb.Variant, text: wb.Text, step: LayerStep) -> dict[str, objec
     spans = [Span(tuple(window[:1]), tuple(window[1:])) for window in windows]
     cells = [(row, column) for row in range(len(found.layers)) for column in range(len(found.strengths))]
     drawn = random.Random(0).sample(cells, CELLS)
-    pairs, started = [], time.perf_counter()
+    started = time.perf_counter()
+    children = []
     for row, column in drawn:
         others = ",".join(layer for index, layer in enumerate(found.layers) if index != row)
         one = step.model_copy(update={step.strength: found.strengths[column], "exclude": others})
-        measured = likelihoods([base, base.apply(one, text)], [spans, spans])[1]
-        pairs.append((float(found.kl[row, column]), sum(measured.kl) / sum(measured.tokens)))
+        children.append(base.apply(one, text))
+    measured = likelihoods([base, *children], [spans] * (1 + CELLS))[1:]
     naive = (time.perf_counter() - started) / CELLS * len(cells)
+    kls = [sum(each.kl) / sum(each.tokens) for each in measured]
+    pairs = [(float(found.kl[cell]), kl) for cell, kl in zip(drawn, kls, strict=True)]
     estimated, exact = np.log(np.array(pairs)).T
     return {
         "cells": len(cells),

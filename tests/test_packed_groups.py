@@ -82,15 +82,18 @@ def test_what_is_saved_has_the_claimed_size_and_rebuilds_the_layer(
     assert {n: t.dtype for n, t in again.saved_tensors().items()} == {n: t.dtype for n, t in saved.items()}
 
 
-def test_the_saved_layout_is_the_same_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Parts(4, 64, "integer", (128, 256))
+@pytest.mark.parametrize(("columns", "group_size"), [(256, 64), (576, 128), (96, 64), (288, 256), (96, 0)])
+def test_the_saved_layout_is_the_same_without_a_kernel(
+    columns: int, group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Parts(4, group_size, "integer", (128, columns))
     monkeypatch.setattr("workbench.packed.groups.int4_kernel", lambda device: None)
-    plain = Parts(4, 64, "integer", (128, 256))
+    plain = Parts(4, group_size, "integer", (128, columns))
     assert plain.layer.kernel is None
     for name, tensor in made.layer.saved_tensors().items():
         assert torch.equal(tensor, plain.layer.saved_tensors()[name])
     for rows in (1, 100):
-        x = torch.randn(rows, 256)
+        x = torch.randn(rows, columns)
         assert float((made.layer(x) - plain.layer(x)).norm() / plain.layer(x).norm()) < 0.01
 
 
@@ -106,7 +109,8 @@ def test_this_cpu_multiplies_straight_from_four_bits() -> None:
     assert torch.equal(kernel.codes(arranged, 96), codes)
     assert Parts(4, 32, "middle", (192, 96)).layer.kernel is kernel
     assert Parts(4, 0, "middle", (192, 96)).layer.kernel is kernel
-    assert Parts(4, 64, "middle", (192, 96)).layer.kernel is None, "the last group is shorter"
+    assert Parts(4, 64, "middle", (192, 96)).layer.kernel is kernel, "groups are cut where the last is shorter"
+    assert Parts(4, 64, "middle", (192, 90)).layer.kernel is None, "columns left over"
     assert Parts(4, 32, "middle", (100, 96)).layer.kernel is None, "rows left over"
 
 

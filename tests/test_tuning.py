@@ -386,7 +386,29 @@ def test_every_control_has_a_name(bench: Bench) -> None:
                 assert getattr(each, "description", "") or type(each).__name__ == "HTML"
 
 
-def test_panels_are_found_by_name() -> None:
+def test_a_slider_of_a_browser_gives_the_number_it_shows(panel: Panel) -> None:
+    panel.form.controls["sparsity"].value = 0.49999999999999994
+    panel.form.controls["pattern"].value = "2:4"
+    assert panel.step == prune.Magnitude(pattern="2:4")
+
+
+def test_what_was_found_has_a_static_form(panel: Panel, measured: Layers) -> None:
+    panel.tools[Live].switch.value = True
+    panel.button.click()
+    assert panel.bench.wait(TIMEOUT)
+    panel.tools[Changes].button.click()
+    assert panel.bench.wait(TIMEOUT)
+    shown = html(panel.bench)
+    for said in ("nats a token", "Most sensitive at", "Most changed"):
+        assert shown.count(said) >= 2
+
+
+def test_panels_are_found_by_name(bench: Bench) -> None:
     assert {"PrunePanel", "QuantizePanel"} <= set(dir(widgets))
+    for name in ("PrunePanel", "QuantizePanel"):
+        made = getattr(widgets, name)(bench)
+        assert isinstance(made, Panel)
+        assert {Live, Layers, Changes} <= made.tools.keys()
+    assert Blocks in widgets.PrunePanel(bench).tools
     with pytest.raises(InvalidInput, match="no step family"):
         Panel(None, "nothing")

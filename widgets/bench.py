@@ -107,8 +107,12 @@ class Bench(Session):
         bundle = self.widget._repr_mimebundle_(**kwargs)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         data["text/plain"] = repr(self)
-        data["text/html"] = text.static(self.variants.values(), self.base) + (
-            self.comparison._repr_html_() if self.comparison else ""
+        data["text/html"] = "".join(
+            [
+                text.static(self.variants.values(), self.base),
+                *(panel.static for panel in self.family_panels.values()),
+                self.comparison._repr_html_() if self.comparison else "",
+            ]
         )
         return bundle
 

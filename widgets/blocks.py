@@ -42,19 +42,24 @@ class Blocks:
         """Whether a step ranks blocks."""
         return hasattr(kind, "ranking")
 
+    @property
+    def static(self) -> str:
+        """The ranking, for a page without a kernel."""
+        return self.table.value
+
     def rank(self) -> None:
         """Queue the ranking of the target's blocks."""
         try:
             step, variant = self.panel.step, self.bench[self.panel.target.value]
+            label, done = f"Ranking the blocks of {variant.name}", f"Ranked the blocks of '{variant.name}'."
 
             def work(progress: Progress) -> None:
                 self._rank(step, variant, progress)
 
             def show(job: Job) -> None:
-                self.message.value = text.job_message(job, f"Ranked the blocks of '{variant.name}'.")
+                self.message.value = text.job_message(job, done)
 
             with self.bench.lock:
-                label = f"Ranking the blocks of {variant.name}"
                 self.message.value = text.message(f"{label}: queued.")
                 self.bench.submit(label, work, show, key=label)
         except WorkbenchError as error:
@@ -67,10 +72,11 @@ class Blocks:
 
     def _rank(self, step: Any, variant: Variant, progress: Progress) -> None:
         found = step.ranking(variant, self.bench.task, progress)
+        figure = ranking_figure(list(found.influence), list(found.dropped), transparent=True)
         with self.bench.lock:
             if self.bench.closed:
                 return
             self.ranking, self._ranked = found, variant.name
-            draw(self.place, ranking_figure(list(found.influence), list(found.dropped), transparent=True))
+            draw(self.place, figure)
             rows = [(each.block, f"{each.influence:.4f}", "yes" if each.dropped else "") for each in found.itertuples()]
             self.table.value = text.folded_table("As a table", ("Block", "Influence", "Left out"), rows)

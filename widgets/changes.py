@@ -34,11 +34,11 @@ class Changes:
         self.variant = ipw.Dropdown(options=[], description="Variant", tooltip="The variant whose last step is shown")
         self.value = ipw.ToggleButtons(options=VALUES, description="Show", tooltip="What the colours say")
         self.layer = ipw.Dropdown(options=[], description="Layer", tooltip="The matrix shown in detail")
-        self.message, self.hint = ipw.HTML(), ipw.HTML()
+        self.message, self.hint, self.table = ipw.HTML(), ipw.HTML(), ipw.HTML()
         self.map, self.histogram, self.closeup = ipw.VBox(), ipw.VBox(), ipw.VBox()
         head = ipw.HBox([self.button, self.variant, self.hint])
         head.add_class("wb-footer")
-        self.found = ipw.VBox([self.value, self.map, self.layer, self.histogram, self.closeup])
+        self.found = ipw.VBox([self.value, self.map, self.table, self.layer, self.histogram, self.closeup])
         self.found.layout.display = "none"
         self.widget = ipw.VBox([head, self.message, self.found])
         self.widget.add_class("wb-section")
@@ -56,6 +56,11 @@ class Changes:
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Nothing: it shows variants that were made, not settings."""
 
+    @property
+    def static(self) -> str:
+        """What was compared, for a page without a kernel."""
+        return self.table.value
+
     def compare(self) -> None:
         """Queue the comparison of the chosen variant with the one before its last step."""
         try:
@@ -63,23 +68,25 @@ class Changes:
             if name is None:
                 raise InvalidInput("No variant was made here from another on the list: Apply makes one.")
             before, after = self.bench[self._pairs[name]], self.bench[name]
+            label = f"What changed in {name}"
+            done = f"'{name}' against '{before.name}': click a cell to see its weights below."
 
             def work(progress: Progress) -> None:
                 found = diff(before, after, progress)
+                most = sorted(found.matrices, key=_moved, reverse=True)
                 with self.bench.lock:
                     self.result = found
                     self.layer.options = found.paths
-                    self.layer.value = max(found.matrices, key=_moved).path
-                    self._draw_map()
-                    self._draw_layer()
+                    self.layer.value = most[0].path
+                    self.table.value = text.changed(most)
                     self.found.layout.display = None
+                self._draw_map()
+                self._draw_layer()
 
             def show(job: Job) -> None:
-                done = f"'{name}' against '{before.name}': click a cell to see its weights below."
                 self.message.value = text.job_message(job, done)
 
             with self.bench.lock:
-                label = f"What changed in {name}"
                 self.message.value = text.message(f"{label}: queued.")
                 self.bench.submit(label, work, show, key=f"{self.panel.family} {label}")
         except WorkbenchError as error:
@@ -90,11 +97,13 @@ class Changes:
             self.bench.compute((self, draw_part.__name__), draw_part)
 
     def _draw_map(self) -> None:
+        if self.result is None:
+            return
+        figure = self.result.figure(transparent=True, value=self.value.value)
+        figure.update_layout(dragmode=False)
         with self.bench.lock:
-            if self.result and not self.bench.closed:
+            if not self.bench.closed:
                 shown = self.map.children
-                figure = self.result.figure(transparent=True, value=self.value.value)
-                figure.update_layout(dragmode=False)
                 drawn = draw(self.map, figure)
                 if self.map.children != shown:
                     on_cell(drawn, self._choose)

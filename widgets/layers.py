@@ -76,20 +76,16 @@ class Layers:
                 raise InvalidInput("This bench has no task to read text from: make it with Bench(base, task).")
             assert isinstance(step, LayerStep)
             whole = step.model_copy(update={"exclude": ""})
+            label = f"Sensitivity of {variant.name} to {step.label}"
+            done = f"Measured on '{variant.name}': it is bench.sensitivity. Click a cell to exclude its layer."
 
             def work(progress: Progress) -> None:
-                found = sensitivity(variant, task, whole, progress=progress)
-                with self.bench.lock:
-                    self._draw(type(step), found)
-                    self.bench.sensitivity = found
-                    self.follow(*self.panel.settings)
+                self._draw(type(step), sensitivity(variant, task, whole, progress=progress))
 
             def show(job: Job) -> None:
-                done = f"Measured on '{variant.name}': it is bench.sensitivity. Click a cell to exclude its layer."
                 self.message.value = text.job_message(job, done)
 
             with self.bench.lock:
-                label = f"Sensitivity of {variant.name} to {step.label}"
                 self.message.value = text.message(f"{label}: queued.")
                 self.bench.submit(label, work, show, key=label)
         except WorkbenchError as error:
@@ -113,16 +109,25 @@ class Layers:
         self.table.value = text.sensitive(found, self._at(step))
 
     def _draw(self, kind: type[Step], found: Sensitivity) -> None:
-        self.results[kind] = found
-        if kind not in self._places:
-            self._places[kind] = ipw.VBox()
-            self.place.children = (*self.place.children, self._places[kind])
         figure = found.figure(transparent=True)
         figure.add_traces([_marks(heat) for heat in figure.data])
         figure.update_layout(dragmode=False)  # a click is a click, even if the mouse moves a little
-        known, self.figures[kind] = self.figures.get(kind), draw(self._places[kind], figure)
-        if self.figures[kind] is not known:
-            on_cell(self.figures[kind], self.toggle)
+        with self.bench.lock:
+            if self.bench.closed:
+                return
+            self.results[kind] = self.bench.sensitivity = found
+            if kind not in self._places:
+                self._places[kind] = ipw.VBox()
+                self.place.children = (*self.place.children, self._places[kind])
+            known, self.figures[kind] = self.figures.get(kind), draw(self._places[kind], figure)
+            if self.figures[kind] is not known:
+                on_cell(self.figures[kind], self.toggle)
+            self.follow(*self.panel.settings)
+
+    @property
+    def static(self) -> str:
+        """What was measured, for a page without a kernel."""
+        return self.table.value
 
     def toggle(self, layer: str) -> None:
         """Exclude a layer from the step, or no longer."""

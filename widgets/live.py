@@ -54,6 +54,11 @@ class Live:
         """Whether a step changes layers one by one, by a knob that can be moved."""
         return issubclass(kind, LayerStep) and bool(kind.strength)
 
+    @property
+    def static(self) -> str:
+        """The last preview, for a page without a kernel."""
+        return self.view.value
+
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Try the step when the worker is free, and give up what is being tried; None stands for refused settings."""
         self._progress.cancel()

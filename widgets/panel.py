@@ -112,6 +112,11 @@ class Panel:
         """What Apply would make: the target's recipe and the step."""
         return self.bench[self.target.value].recipe.then(self.step)
 
+    @property
+    def static(self) -> str:
+        """What its tools have found, for a page without a kernel."""
+        return "".join(tool.static for tool in self.tools.values())
+
     def set(self, step: Step) -> None:
         """Show a step's method and knobs."""
         self.method.value = type(step)

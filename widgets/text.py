@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from workbench import units
+from workbench.diff import Matrix
 from workbench.jobs import Job
 from workbench.preview import Preview
 from workbench.sensitivity import Sensitivity
@@ -151,6 +152,15 @@ def sensitive(found: Sensitivity, column: int) -> str:
     ]
     title = f"Most sensitive at {found.knob} {found.strengths[column]:g}"
     return folded_table(title, ("Layer", "Divergence (nats a token)"), cells)
+
+
+def changed(matrices: Sequence[Matrix]) -> str:
+    """The first of some matrices: how far they moved, and how they are stored now."""
+    rows = [
+        (each.path, f"{100 * each.change:.3g} %", f"{100 * each.value('zeros'):.1f} %", f"{each.value('bits'):.3g}")
+        for each in matrices[:MOST_NAMED]
+    ]
+    return folded_table("Most changed", ("Matrix", "Change", "Zeros now", "Bits a weight now"), rows)
 
 
 def folded_table(title: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

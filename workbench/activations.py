@@ -17,6 +17,7 @@ from workbench.progress import Progress
 from workbench.variant import model_lock
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+PARTS = 4  # of a symmetric product: half of it is left out, block by block
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,14 @@ class _Sums:
         self._squares += rows.square().sum(dim=0)
         self._sizes += rows.abs().sum(dim=0)
         if self._products is not None:
-            self._products.addmm_(rows.t(), rows)
+            columns = -(-rows.shape[1] // PARTS)
+            for start in range(0, rows.shape[1], columns):
+                stop = start + columns
+                self._products[start:stop, start:].addmm_(rows[:, start:stop].t(), rows[:, start:])
 
     def result(self, source: str | None) -> LayerInput:
         count = max(1, self._tokens)
-        hessian = None if self._products is None else self._products.div_(count)
+        hessian = self._products
+        if hessian is not None:
+            hessian.triu_().add_(hessian.triu(1).t()).div_(count)
         return LayerInput(self._tokens, (self._squares / count).sqrt(), self._sizes / count, hessian, source)

@@ -62,7 +62,9 @@ def sensitivity_figure(sensitivity: "Sensitivity", transparent: bool = False) ->
             col=at % columns + 1,
         )
     figure.update_xaxes(showgrid=False, tickangle=-60)
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1 + len(blocks) // 40)
+    figure.update_yaxes(
+        type="category", autorange="reversed", showgrid=False, dtick=1 + len(blocks) // 40, tickfont_size=10
+    )
     figure.update_yaxes(title="block", col=1)
     ticks = log_ticks(low, high)
     figure.update_layout(

@@ -23,7 +23,8 @@ class GroupLinear(PackedLinear):
 
     A code takes `bits` bits; each row is filled up to a multiple of eight codes. A scale takes 16 bits (bfloat16: it is
     what the kernels multiply by, and it has the range of float32). An integer zero point takes 8 bits, another 16, and
-    none is kept where all are the middle, ``2 ** (bits - 1)``. In memory the kernels want 16 bits more a group.
+    none is kept where all are the middle, ``2 ** (bits - 1)``. In memory the kernels want 16 bits more a group, and
+    groups that divide the row: larger ones are cut, each part with the same scale.
     """
 
     weight: Tensor
@@ -39,9 +40,10 @@ class GroupLinear(PackedLinear):
         if kernel is None or not group or not kernel.fits(self.out_features, self.in_features):
             return
         grid = torch.stack([self.scale, (MIDDLE - self.zero) * self.scale], dim=-1).transpose(0, 1)
-        repeated = grid.repeat_interleave(self.in_features // group // self.groups, dim=0)
+        starts = torch.arange(0, self.in_features, group, device=grid.device)
+        self._repeats = (options["group_size"] or self.in_features) // group
         self.weight = kernel.arrange(self.codes())
-        self.register_buffer("grid", repeated.bfloat16().contiguous())
+        self.register_buffer("grid", grid[starts // (group * self._repeats)].bfloat16().contiguous())
         del self._buffers["scales"]
         self.kernel = kernel
 
@@ -86,7 +88,7 @@ class GroupLinear(PackedLinear):
         """``(out, groups)`` in float32."""
         if self.kernel is None:
             return self.get_buffer("scales").float()
-        return self.get_buffer("grid")[: self.groups, :, 0].t().float()
+        return self.get_buffer("grid")[:: self._repeats, :, 0].t().float()
 
     @property
     def zero(self) -> Tensor:
@@ -179,6 +181,5 @@ def _shifted_right(values: Tensor, places: int) -> Tensor:
 
 
 def _kernel_group(columns: int, group_size: int) -> int:
-    """The group size that the kernels are told, 0 if none divides the columns; a whole row is cut into equal groups."""
-    sizes = [group_size] if group_size else GROUPS
-    return next((each for each in sizes if columns % each == 0), 0)
+    """The group size that the kernels are told: the largest that divides the row and its groups; 0 if there is none."""
+    return next((each for each in GROUPS if columns % each == 0 and (group_size or columns) % each == 0), 0)

@@ -1,6 +1,7 @@
 """Sparsity: weights set to zero, chosen by a score."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -146,18 +147,22 @@ def keep_mask(score: Tensor, sparsity: float, group: int, rows: bool) -> Tensor:
     drop = int(flat.shape[1] * sparsity)
     if not drop:
         return torch.ones_like(score, dtype=torch.bool)
-    keep = flat > _smallest(flat, drop)
-    tied = keep.sum(dim=1) < flat.shape[1] - drop
-    if tied.any():  # equal scores at the edge: the first of them go
-        order = flat[tied].argsort(dim=1, stable=True)
-        keep[tied] = torch.ones_like(flat[tied], dtype=torch.bool).scatter_(1, order[:, :drop], False)
+    edge = _smallest(flat, drop)
+    keep = flat > edge
+    spare = flat.shape[1] - drop - keep.sum(dim=1, keepdim=True)
+    if spare.any():  # equal scores at the edge: the last of them stay
+        equal = flat == edge
+        gone = equal.sum(dim=1, keepdim=True) - spare
+        keep |= equal & (equal.cumsum(dim=1, dtype=torch.int32) > gone)
     return keep.view_as(score)
 
 
 def _smallest(rows: Tensor, count: int) -> Tensor:
     """The largest of the `count` smallest values of each row, ``(rows, 1)``."""
-    if rows.device.type == "cpu":  # numpy's selection is several times faster than torch's
-        return torch.from_numpy(np.partition(rows.numpy(), count - 1, axis=1)[:, count - 1 : count])
+    if rows.device.type == "cpu":  # numpy's selection is several times faster than torch's, but knows one thread
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            parts = pool.map(lambda part: np.partition(part.numpy(), count - 1), rows.chunk(torch.get_num_threads()))
+            return torch.from_numpy(np.concatenate([part[:, count - 1 : count] for part in parts]))
     return rows.kthvalue(count, dim=1, keepdim=True).values
 
 
@@ -185,22 +190,24 @@ def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: float, group: int) -> T
 
     Reference: Frantar & Alistarh, SparseGPT, 2023, algorithm 1.
     """
-    weight, inverse = weight.clone(), inverse_factor(hessian)
-    weight[:, hessian.diagonal() == 0] = 0  # columns without input
-    for start in range(0, weight.shape[1], COLUMNS):
-        stop = min(start + COLUMNS, weight.shape[1])
-        part, factor = weight[:, start:stop], inverse[start:stop, start:stop]
-        diagonal = factor.diagonal()
-        keep = None if group else keep_mask((part / diagonal).square(), sparsity, 0, rows=False)
-        errors = torch.zeros_like(part)
-        chosen = torch.ones_like(part, dtype=torch.bool)
+    inverse = inverse_factor(hessian)
+    left = weight.t().contiguous()  # (in, out): a column of the weight is then one run of memory
+    left[hessian.diagonal() == 0] = 0  # columns without input
+    for start in range(0, len(left), COLUMNS):
+        stop = min(start + COLUMNS, len(left))
+        part, factor = left[start:stop], inverse[start:stop, start:stop]
+        diagonal = factor.diagonal().unsqueeze(1)
+        cost = (part / diagonal).square()
+        keep = torch.ones_like(part, dtype=torch.bool) if group else keep_mask(cost, sparsity, 0, rows=False)
+        errors = torch.empty_like(part)
         for column in range(stop - start):
             if group and column % group == 0:
                 run = slice(column, column + group)
-                chosen[:, run] = keep_mask((part[:, run] / diagonal[run]).square(), 0.0, group, rows=True)
-            kept = chosen[:, column] if keep is None else keep[:, column]
-            errors[:, column] = part[:, column] * ~kept / diagonal[column]
-            part[:, column:] -= errors[:, column : column + 1] * factor[column, column:]
-            part[:, column] *= kept  # what is left there is rounding
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return weight
+                cost = (part[run] / diagonal[run]).square()
+                keep[run] = keep_mask(cost.t(), 0.0, group, rows=True).t()
+            torch.mul(part[column], ~keep[column], out=errors[column])
+            errors[column] /= diagonal[column]
+            part[column:].addr_(factor[column, column:], errors[column], alpha=-1)
+            part[column] *= keep[column]  # what is left there is rounding
+        left[stop:].addmm_(inverse[start:stop, stop:].t(), errors, alpha=-1)
+    return left.t().contiguous()

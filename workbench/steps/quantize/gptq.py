@@ -41,29 +41,26 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group_size: int, symmetric:
 
     Reference: Frantar et al., GPTQ, 2023, algorithm 1.
     """
-    weight = weight.clone()
-    weight[:, hessian.diagonal() == 0] = 0  # columns without input
+    weight = weight * (hessian.diagonal() != 0)  # columns without input go
     fixed = minmax_grid(weight, bits, group_size, symmetric)
-    scale, zero = fixed.scale.clone(), fixed.zero.clone()
+    scale, zero = fixed.scale.t().contiguous(), fixed.zero.t().contiguous()  # (groups, out), as below
     order = hessian.diagonal().argsort(descending=True, stable=True) if act_order else torch.arange(weight.shape[1])
     order = order.to(weight.device)
     group_of = (order // group_size).tolist()
     inverse = inverse_factor(hessian[order][:, order])
-    weight = weight[:, order]
-    codes = torch.empty_like(weight, dtype=torch.uint8)
-    for start in range(0, weight.shape[1], COLUMNS):
-        stop = min(start + COLUMNS, weight.shape[1])
-        factor, errors = inverse[start:stop, start:stop], torch.empty_like(weight[:, start:stop])
+    left = weight.t()[order]  # (in, out): a column of the weight is then one run of memory
+    codes = torch.empty_like(left, dtype=torch.uint8)
+    for start in range(0, len(left), COLUMNS):
+        stop = min(start + COLUMNS, len(left))
+        factor, errors = inverse[start:stop, start:stop], torch.empty_like(left[start:stop])
         for column in range(start, stop):
-            group = group_of[column]
+            here, group = column - start, group_of[column]
             if not act_order and column % group_size == 0:
-                grid = minmax_grid(weight[:, column : column + group_size], bits, group_size, symmetric)
-                scale[:, group], zero[:, group] = grid.scale[:, 0], grid.zero[:, 0]
-            code = (weight[:, column] / scale[:, group] + zero[:, group]).round_().clamp_(0, 2**bits - 1)
-            codes[:, column] = code
-            here = column - start
-            error = (weight[:, column] - (code - zero[:, group]) * scale[:, group]) / factor[here, here]
-            weight[:, column + 1 : stop] -= torch.outer(error, factor[here, here + 1 :])
-            errors[:, here] = error
-        weight[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return Codes(codes[:, order.argsort()], Grid(scale, zero))
+                grid = minmax_grid(left[column : column + group_size].t(), bits, group_size, symmetric)
+                scale[group], zero[group] = grid.scale[:, 0], grid.zero[:, 0]
+            code = (left[column] / scale[group]).add_(zero[group]).round_().clamp_(0, 2**bits - 1)
+            codes[column] = code
+            errors[here] = (left[column] - (code - zero[group]) * scale[group]) / factor[here, here]
+            left[column + 1 : stop].addr_(factor[here, here + 1 :], errors[here], alpha=-1)
+        left[stop:].addmm_(inverse[start:stop, stop:].t(), errors, alpha=-1)
+    return Codes(codes[order.argsort()].t().contiguous(), Grid(scale.t().contiguous(), zero.t().contiguous()))
