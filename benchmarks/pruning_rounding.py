@@ -22,7 +22,7 @@ from workbench.layerwise import LayerStep
 from workbench.progress import Progress
 from workbench.steps import prune
 
-ORDERS = 4
+ORDERS = 3
 CASES: dict[str, LayerStep] = {
     "wanda": prune.Wanda(sparsity=0.5, pattern="2:4"),
     "sparsegpt": prune.SparseGPT(sparsity=0.5, pattern="2:4"),
