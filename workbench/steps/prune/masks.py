@@ -191,7 +191,8 @@ def sparsegpt(weight: Tensor, hessian: Tensor, sparsity: float, group: int) -> T
     Reference: Frantar & Alistarh, SparseGPT, 2023, algorithm 1.
     """
     inverse = inverse_factor(hessian)
-    left = weight.t().contiguous()  # (in, out): a column of the weight is then one run of memory
+    # (in, out): a column of the weight is then one run of memory. A copy even where the layer stores it so.
+    left = weight.t().clone(memory_format=torch.contiguous_format)
     left[hessian.diagonal() == 0] = 0  # columns without input
     for start in range(0, len(left), COLUMNS):
         stop = min(start + COLUMNS, len(left))
