@@ -1,9 +1,12 @@
 """What every step that changes layer after layer keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import workbench as wb
+from workbench import calibration
 from workbench.activations import LayerInput
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput, OutOfMemory
@@ -79,3 +82,15 @@ def test_turned_weights_are_changed_along_the_right_side(load_tiny, tiny_text: w
     weight = dense_weight(child.model.transformer.h[0].mlp.c_fc)  # (256, 64), stored (64, 256)
     assert ((weight == 0).sum(dim=1) == 32).all()
     assert child.model.transformer.h[0].mlp.c_fc.weight.shape == (64, 256)
+
+
+def test_a_layer_that_calibration_never_reaches_is_named(base: wb.Variant, tiny_text: wb.Text, monkeypatch) -> None:
+    walked = calibration.visit
+
+    def without_one(*args, **named):
+        for block in walked(*args, **named):
+            yield replace(block, layers={path: fed for path, fed in block.layers.items() if "up_proj" not in path})
+
+    monkeypatch.setattr(calibration, "visit", without_one)
+    with pytest.raises(InvalidInput, match="never reaches 2 layers"):
+        base.apply(prune.Wanda(), tiny_text)

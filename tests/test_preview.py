@@ -1,6 +1,7 @@
 """Previews: what they say is what applying and scoring says, on little; nothing is left behind."""
 
 import gc
+import math
 import weakref
 from collections.abc import Callable
 
@@ -93,6 +94,20 @@ def test_without_a_task_there_is_an_answer_and_no_score(base: wb.Variant) -> Non
     assert isinstance(found, Preview)
     assert (found.kl, found.perplexity, found.base_perplexity, found.tokens) == (None, None, None, 0)
     assert found.base_text == base.generate(PROMPT, max_new_tokens=16).text
+
+
+def test_a_broken_model_does_not_diverge_by_nothing(base: wb.Variant, tiny_text: wb.Text) -> None:
+    class _Broken(prune.Magnitude):
+        def change(self, weight, inputs):
+            return weight * float("nan")
+
+    found = preview(base, _Broken(sparsity=0.5), tiny_text)
+    assert math.isnan(found.kl)
+    assert math.isnan(found.perplexity)
+    broken = base.apply(_Broken(sparsity=0.5)).renamed("broken")
+    result = wb.compare([base, broken], tiny_text, rounds=1, new_tokens=2, store=False)
+    assert math.isnan(result.runs[1]["kl_to_baseline"].value)
+    assert "not numbers" in str(result.verdicts()["broken"])
 
 
 def test_refusals_are_in_words(base: wb.Variant, tiny_text: wb.Text) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from transformers import AutoModelForCausalLM, BitNetConfig, DeepseekV3Config
 
 import workbench as wb
 from workbench.activations import LayerInput
@@ -20,6 +21,10 @@ from workbench.steps.quantize.rounding import Grid, dequantize, in_groups, minma
 
 IDS = torch.arange(3, 60)[None]
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
+TINY = {
+    "vocab_size": 400, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 512, "initializer_range": 0.2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 METHODS = [quantize.RTN, quantize.GPTQ, quantize.AWQ, quantize.HQQ]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda step: step.__name__)
 
@@ -160,6 +165,28 @@ def test_scaling_alone_changes_no_function(
         assert torch.allclose(child.model(IDS).logits, base.model(IDS).logits, atol=2e-3, rtol=1e-3)
     ours, theirs = dict(child.model.named_parameters()), dict(base.model.named_parameters())
     assert any(ours[name] is not theirs[name] for name in theirs), "nothing was scaled"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        DeepseekV3Config(
+            **TINY, num_key_value_heads=4, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2,
+            n_group=1, topk_group=1, n_shared_experts=1, first_k_dense_replace=0, kv_lora_rank=16, q_lora_rank=16,
+            qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+        ),
+        BitNetConfig(**TINY, num_key_value_heads=4),
+    ],
+    ids=["router beside shared experts", "norms inside attention and MLP"],
+)  # fmt: skip
+def test_scaling_alone_changes_nothing_that_others_read(config, tokenizer, tiny_text: wb.Text, monkeypatch) -> None:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    base = wb.Variant(model=model, tokenizer=tokenizer, name="base", source="random")
+    monkeypatch.setattr(quantize.AWQ, "pack", lambda self, layer, found: layer)
+    child = base.apply(quantize.AWQ(head=False, clip=False), tiny_text)
+    with torch.no_grad():
+        assert torch.allclose(child.model(IDS).logits, base.model(IDS).logits, atol=2e-3, rtol=1e-3)
 
 
 def test_a_norm_that_adds_one_to_its_weight_is_divided(load_tiny: Callable[[str], wb.Variant]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Blocks:
-    """The influence of every block as bars, those that the step leaves out marked.
+    """The influence of every block in a chart, those that the step leaves out marked.
 
     Attributes:
         ranking: the last one, as a table; or None.

@@ -133,7 +133,12 @@ class Changes:
         for name, each in variants.items():
             steps = each.recipe.steps
             if steps and steps[-1].family() == self.panel.family:
-                parent = next((other for other, it in variants.items() if it.recipe.steps == steps[:-1]), None)
+                alike = [
+                    other
+                    for other, it in variants.items()
+                    if it.recipe.steps == steps[:-1] and it.source == each.source
+                ]
+                parent = next((other for other in alike if variants[other] is each.parent), next(iter(alike), None))
                 if parent is not None:
                     pairs[name] = parent
         self.hint.value = "" if pairs else HINT

@@ -2,9 +2,11 @@
 
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import ipywidgets as ipw
 import numpy as np
+from transformers import PreTrainedModel
 
 from widgets import text
 from widgets.figure import draw, on_cell
@@ -37,6 +39,7 @@ class Layers:
         self.panel, self.bench = panel, panel.bench
         self.results: dict[type[Step], Sensitivity] = {}
         self.figures: dict[type[Step], Any] = {}
+        self._measured: dict[type[Step], ref[PreTrainedModel]] = {}
         self.button = ipw.Button(
             description="Measure sensitivity", tooltip="How far the model moves if one layer alone is changed"
         )
@@ -65,8 +68,12 @@ class Layers:
 
     @property
     def result(self) -> Sensitivity | None:
-        """What was measured for the chosen method."""
-        return self.results.get(self.panel.method.value)
+        """What was measured for the chosen method on the chosen variant."""
+        kind, target = self.panel.method.value, self.panel.target.value
+        measured = self._measured.get(kind)
+        if measured is None or measured() is not self.bench[target].model:
+            return None
+        return self.results[kind]
 
     def measure(self) -> None:
         """Queue the measurement for what the panel is set to, without its exclusions."""
@@ -80,14 +87,14 @@ class Layers:
             done = f"Measured on '{variant.name}': it is bench.sensitivity. Click a cell to exclude its layer."
 
             def work(progress: Progress) -> None:
-                self._draw(type(step), sensitivity(variant, task, whole, progress=progress))
+                self._draw(type(step), variant, sensitivity(variant, task, whole, progress=progress))
 
             def show(job: Job) -> None:
                 self.message.value = text.job_message(job, done)
 
             with self.bench.lock:
                 self.message.value = text.message(f"{label}: queued.")
-                self.bench.submit(label, work, show, key=label)
+                self.bench.submit(label, work, show, key=f"{label}\n{whole!r}")
         except WorkbenchError as error:
             self.message.value = text.message(str(error), "error")
 
@@ -108,7 +115,7 @@ class Layers:
         self.excluded.value = text.excluded(out, len(found.layers))
         self.table.value = text.sensitive(found, self._at(step))
 
-    def _draw(self, kind: type[Step], found: Sensitivity) -> None:
+    def _draw(self, kind: type[Step], variant: Variant, found: Sensitivity) -> None:
         figure = found.figure(transparent=True)
         figure.add_traces([_marks(heat) for heat in figure.data])
         figure.update_layout(dragmode=False)  # a click is a click, even if the mouse moves a little
@@ -116,6 +123,7 @@ class Layers:
             if self.bench.closed:
                 return
             self.results[kind] = self.bench.sensitivity = found
+            self._measured[kind] = ref(variant.model)
             if kind not in self._places:
                 self._places[kind] = ipw.VBox()
                 self.place.children = (*self.place.children, self._places[kind])

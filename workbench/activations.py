@@ -142,21 +142,29 @@ class _Watch:
         self._sums: dict[str, _Sums] = {}
         self._batch: dict[int, tuple[Tensor, _Sums]] = {}
         self._made: dict[int, tuple[Tensor, str]] = {}
+        self._read_elsewhere: set[int] = set()
 
     def run(self, hidden: Tensor, settings: dict[str, Any]) -> Tensor:
         """The block's output, its linear layers watched."""
         linear = dict(linear_layers(self._block))
         hooks = [layer.register_forward_pre_hook(self._reader(path)) for path, layer in linear.items()]
         for path, module in self._block.named_modules():
-            if path not in linear and not list(module.children()) and list(module.parameters()):
+            if path in linear or not any(True for _ in module.parameters(recurse=False)):
+                continue
+            hooks.append(module.register_forward_pre_hook(self._other_reader))
+            if not any(True for _ in module.children()):
                 hooks.append(module.register_forward_hook(self._writer(path)))
         try:
             output = run_block(self._block, hidden, settings)
         finally:
             for hook in hooks:
                 hook.remove()
+            for x, sums in self._batch.values():
+                if x.data_ptr() in self._read_elsewhere:  # what a linear layer shares with another kind of layer
+                    sums.source = None
             self._batch.clear()
             self._made.clear()
+            self._read_elsewhere.clear()
         return output
 
     def found(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> BlockInput:
@@ -184,6 +192,9 @@ class _Watch:
             self._batch[id(x)] = (x, self._sums[path])  # holding the tensor keeps its id from being given to another
 
         return read
+
+    def _other_reader(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._read_elsewhere.update(x.data_ptr() for x in args if isinstance(x, Tensor))
 
     def _writer(self, path: str) -> Any:
         def wrote(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -1,7 +1,7 @@
 """Steps that change the weight of one linear layer after another, on what calibration saw of each."""
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from workbench import model as models
 from workbench.activations import LayerInput
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
-from workbench.packed import PackedLinear, dense_weight, linear_layers, replace_module
+from workbench.packed import PackedLinear, SemiStructuredLinear, dense_weight, linear_layers, replace_module
 from workbench.progress import Progress
 from workbench.step import Forecast, Step
 from workbench.task import Task, Text
@@ -80,8 +80,11 @@ class LayerStep(Step):
         model, chosen = models.share(variant.model), frozenset(paths)
         if self.needs_data:
             seen = calibration.visit(variant, model, task, progress, self.hessians, self.runs_changed_blocks)
+            left = set(chosen)
             for block in seen:
                 self.replace_block(model, block.layers, chosen)
+                left -= block.layers.keys()
+            check_fed(left)
         else:
             for path in progress.track(f"{self.label}: changing layers", paths, len(paths)):
                 self.replace_block(model, {path: None}, chosen)
@@ -118,6 +121,14 @@ class SequentialStep(LayerStep):
         return self.sequential
 
 
+def check_fed(left: Collection[str]) -> None:
+    """Raise `InvalidInput` if there are layers that calibration never fed, such as experts that no token chose."""
+    if left:
+        raise InvalidInput(
+            f"The calibration text never reaches {len(left)} layers, such as {min(left)}: use more or exclude them."
+        )
+
+
 def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
     """Paths of the dense linear layers in the decoder blocks, but for the excluded ones.
 
@@ -126,6 +137,10 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
     """
     root, blocks = decoder_blocks(variant.model)
     found = dict(linear_layers(blocks))
+    if any(isinstance(layer, SemiStructuredLinear) for layer in found.values()):
+        raise InvalidInput(
+            f"'{variant.name}' is packed for this GPU's 2:4 kernels: apply {label} to its dense parent, or on a CPU."
+        )
     if any(isinstance(layer, PackedLinear) for layer in found.values()):
         raise InvalidInput(f"'{variant.name}' is already quantized: apply {label} to its dense parent.")
     left_out: set[str] = set()

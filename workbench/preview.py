@@ -166,7 +166,7 @@ def _compare(before: _Reading, made: Variant) -> dict[str, Any]:
     logs = _log_chances(made, before.spans)
     kl = (before.logs.exp() * (before.logs - logs)).sum(dim=-1).double().mean()
     return {
-        "kl": max(0.0, float(kl)),  # rounding can leave a KL of zero at -1e-7
+        "kl": max(float(kl), 0.0),  # rounding can leave a KL of zero at -1e-7; NaN stays NaN
         "perplexity": _perplexity(logs, before.targets),
         "base_perplexity": _perplexity(before.logs, before.targets),
         "tokens": len(before.targets),

@@ -21,7 +21,7 @@ from workbench.blocks import decoder_blocks
 from workbench.calibration import calibration_windows
 from workbench.errors import InvalidInput
 from workbench.estimate import CONFIDENCE
-from workbench.layerwise import LayerStep
+from workbench.layerwise import LayerStep, check_fed
 from workbench.packed import dense_weight, linear_layers
 from workbench.progress import Progress
 from workbench.task import Task, Text
@@ -114,6 +114,7 @@ def sensitivity(
     fed: Mapping[str, LayerInput | None] = dict.fromkeys(chosen)
     if template.needs_data:
         fed = calibration.statistics(variant, task, progress, template.hessians).layers
+        check_fed(set(chosen) - fed.keys())
     ids = read_windows(variant, task, windows)
     dots = _gradient_products(variant.model, ids, steps, {path: fed[path] for path in chosen}, draws, progress)
     samples = np.stack([dots[path] for path in chosen])  # (layers, strengths, draws, windows)

@@ -117,6 +117,8 @@ def _perplexity_change(baseline: Run, run: Run) -> Estimate | None:
 def _perplexity_words(change: Estimate | None) -> str:
     if change is None:
         return ""
+    if not math.isfinite(change.value):
+        return "broken: its likelihoods are not numbers"
     if change.n >= 2 and not change.enough:
         return f"too little text to tell the quality (n={change.n})"
     if change.covers(0.0):

@@ -148,6 +148,8 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
         return Verification(**facts, loads=False, problem="Its tokenizer gives other tokens there than here.")
     if theirs.shape != ours.shape or not theirs.isfinite().all():
         return Verification(**facts, loads=False, problem="Its logits there are not finite or of another shape.")
+    if not ours.isfinite().all():
+        return Verification(**facts, loads=False, problem="Its logits are not finite here: the model is broken.")
     return Verification(**facts, loads=True, seconds=seconds, **_closeness(ours, theirs))
 
 
@@ -182,7 +184,7 @@ def _closeness(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     return {
         "bit_equal": torch.equal(ours, theirs),
         "max_difference": (ours - theirs).abs().max().item(),
-        "kl": max(0.0, (mine.exp() * (mine - other)).sum(-1).mean().item()),
+        "kl": max((mine.exp() * (mine - other)).sum(-1).mean().item(), 0.0),
         "same_top": (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item(),
     }
 

@@ -226,7 +226,7 @@ def _likelihood(sums: Tensor, tokens: tuple[int, ...], comparable: bool) -> Like
     return Likelihood(
         nll=tuple(nll),
         tokens=tokens,
-        kl=tuple(max(0.0, each) for each in kl) if comparable else None,  # rounding can leave a KL of zero at -1e-7
+        kl=tuple(max(each, 0.0) for each in kl) if comparable else None,  # rounding can leave a KL of zero at -1e-7
         same_top=tuple(map(int, same_top)) if comparable else None,
         greedy=tuple(map(int, greedy)),
     )

@@ -38,7 +38,8 @@ class FP8Linear(PackedLinear):
             rounded, scale = to_float8(rows)
             return float8_product(rounded, self.weight).mul_(scale).mul_(self.scale)
         if rows.device.type != "cpu":
-            return F.linear(rows, self.weight.to(rows.dtype)).float().mul_(self.scale)
+            wide = torch.bfloat16 if rows.dtype == torch.float16 else rows.dtype  # float16 ends at 65504
+            return F.linear(rows.to(wide), self.weight.to(wide)).float().mul_(self.scale)
         kind = torch.bfloat16 if fast_bfloat16() else torch.float32
         return F.linear(rows.to(kind), to_bfloat16(self.weight).to(kind)).float().mul_(self.scale)
 

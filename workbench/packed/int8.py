@@ -38,7 +38,8 @@ class Int8Linear(PackedLinear):
 
     def multiply(self, rows: Tensor) -> Tensor:
         if rows.device.type != "cpu":
-            return F.linear(rows, self.weight.to(rows.dtype)) * self.scale.to(rows.dtype)
+            kind = torch.bfloat16 if rows.dtype == torch.float16 else rows.dtype  # float16 ends at 65504
+            return F.linear(rows.to(kind), self.weight.to(kind)).float().mul_(self.scale)
         wide = self.out_features >= WIDE * self.in_features
         if (wide or rows.shape[0] in SPLIT_ROWS) and exact_int8_products():
             return split_product(rows, self.weight).mul_(self.scale)
@@ -107,8 +108,10 @@ def _round_up_bfloat16(values: Tensor) -> Tensor:
 
 
 def _int8_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows (n, in) @ weight (out, in).T`` in int32; CUDA wants more than 16 rows, so the few are padded."""
-    if rows.device.type != "cuda" or rows.shape[0] > FEW_ROWS:
+    """``rows (n, in) @ weight (out, in).T`` in int32; CUDA wants more than 16 rows and sizes that 8 divides."""
+    if rows.device.type != "cuda":
         return torch._int_mm(rows, weight.t())
-    padded = F.pad(rows, (0, 0, 0, 2 * FEW_ROWS - rows.shape[0]))
-    return torch._int_mm(padded, weight.t())[: rows.shape[0]]
+    columns = -rows.shape[1] % 8
+    filled = F.pad(rows, (0, columns, 0, max(0, FEW_ROWS + 1 - rows.shape[0])))
+    outputs = F.pad(weight, (0, columns, 0, -weight.shape[0] % 8))
+    return torch._int_mm(filled, outputs.t())[: rows.shape[0], : weight.shape[0]]

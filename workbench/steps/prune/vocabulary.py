@@ -55,7 +55,9 @@ class Vocabulary(Step):
         used = set().union(*read) | control_tokens(variant)
         whole = json.loads(variant.tokenizer.backend_tokenizer.to_str())
         state, kept = cut_tokenizer(whole, used | set(range(self.keep)))
-        while fill := sorted(set(range(len(variant.tokenizer))) - set(kept))[: -len(kept) % MULTIPLE]:
+        known = set(variant.tokenizer.get_vocab().values())
+        while fill := sorted(known - set(kept))[: -len(kept) % MULTIPLE]:
+            progress.check()
             state, kept = cut_tokenizer(whole, {*kept, *fill})
         if len(kept) == variant.model.config.get_text_config().vocab_size:
             return variant.derive(self)

@@ -169,7 +169,8 @@ def _followed(inputs: Mapping[str, LayerInput], chosen: frozenset[str]) -> dict[
             parent, _, name = path.rpartition(".")
             if name == second and f"{parent}.{first}" in chosen and f"{parent}.{sibling}" in inputs:
                 found[path] = f"{parent}.{first}"
-    return {path: found[path] for path in sorted(found) if path in inputs}
+    # A normalization in between would undo the scale.
+    return {path: found[path] for path in sorted(found) if path in inputs and not inputs[path].source}
 
 
 def _weight(model: PreTrainedModel, path: str) -> Tensor:

@@ -16,7 +16,6 @@ from workbench.packed import GroupLinear, dense_weight, replace_module
 from workbench.progress import Progress
 from workbench.sensitivity import sensitivity
 from workbench.step import Forecast
-from workbench.steps.quantize.awq import AWQ
 from workbench.steps.quantize.gptq import GPTQ
 from workbench.steps.quantize.head import pack_head
 from workbench.steps.quantize.hqq import HQQ
@@ -25,7 +24,7 @@ from workbench.task import Task, Text
 from workbench.variant import Variant
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
-METHODS: dict[str, type[GroupStep]] = {"RTN": RTN, "HQQ": HQQ, "GPTQ": GPTQ, "AWQ": AWQ}
+METHODS: dict[str, type[GroupStep]] = {"RTN": RTN, "HQQ": HQQ, "GPTQ": GPTQ}
 
 
 class Budget(LayerStep):

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from workbench.activations import LayerInput
+from workbench.packed import stored_zero
 from workbench.steps.quantize.rounding import Codes, Grid, GroupStep, in_groups, minmax_grid, round_to
 
 POWER = 0.7  # of the error's norm: below 1, outliers count for little
@@ -49,7 +50,7 @@ def fit_zero(weight: Tensor, grid: Grid, bits: int, group_size: int, iterations:
         best, lowest = zero, mean
         zero = (codes - (grouped - _shrink(error, stiffness)) / scale).mean(dim=-1, keepdim=True)
         stiffness *= GROWTH
-    return Grid(grid.scale, best.squeeze(-1))
+    return Grid(grid.scale, stored_zero(best.squeeze(-1)))
 
 
 def _shrink(error: Tensor, stiffness: float) -> Tensor:
