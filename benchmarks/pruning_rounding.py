@@ -2,10 +2,9 @@
 
     WANDA_REPO=... python benchmarks/pruning_rounding.py
 
-The token embeddings get noise of 1e-4 of their size, a fortieth of what storing them in bfloat16 would change; averaged
-over the tokens, that moves the statistics as little as another kernel's order of additions. A flipped near-tie between
-two weights changes the inputs of every later block, which flips more. How much that makes in the end bounds how closely
-two implementations can be expected to agree.
+The token embeddings get noise of 1e-4 of their size, a fortieth of the most that storing them in bfloat16 would change.
+A flipped near-tie between two weights changes the inputs of every later block, which flips more. How far both
+implementations move, and whether they move together, is what is shown.
 """
 
 import copy
