@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 import workbench as wb
-from workbench import model as models
+from workbench import sharing
 from workbench.errors import Cancelled, Closed, InvalidInput
 from workbench.matching import block_pairs
 from workbench.packed import dense_weight
@@ -25,7 +25,7 @@ UP = "model.layers.1.mlp.up_proj"
 
 def with_weights(variant: wb.Variant, name: str = "changed", **weights: Tensor) -> wb.Variant:
     """The variant with other weights, by path, its dots written as two underscores."""
-    model = models.share(variant.model)
+    model = sharing.share(variant.model)
     for path, weight in weights.items():
         layer = model.get_submodule(path.replace("__", "."))
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -33,7 +33,7 @@ def with_weights(variant: wb.Variant, name: str = "changed", **weights: Tensor) 
 
 
 def without_blocks(variant: wb.Variant, *blocks: int) -> wb.Variant:
-    model = models.share(variant.model)
+    model = sharing.share(variant.model)
     for index in sorted(blocks, reverse=True):
         del model.model.layers[index]
     return replace(variant, model=model, name="shorter")

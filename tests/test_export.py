@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import workbench as wb
-from workbench import interchange, storage, verification
-from workbench import model as models
+from workbench import interchange, sharing, storage, verification
 from workbench.errors import Corrupt, InvalidInput, NotAvailable
 from workbench.interchange.bits import from_int32, to_int32
 from workbench.packed import (
@@ -77,7 +76,7 @@ save_file(answers, sys.argv[2])
 
 def replaced(base: wb.Variant, pack: Pack) -> wb.Variant:
     """The variant with every linear layer but the head packed; the layers are numbered for mixtures."""
-    model = models.share(base.model)
+    model = sharing.share(base.model)
     for number, (path, layer) in enumerate(list(linear_layers(model))):
         replace_module(model, path, pack(number, layer))
     return dataclasses.replace(base, model=model)

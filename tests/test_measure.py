@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import workbench as wb
-from workbench import model as models
+from workbench import sharing
 from workbench.measure import answers, kernels, latency, likelihood, memory
 from workbench.steps import prompt, quantize
 from workbench.task import Example, Task, Text
@@ -132,4 +132,4 @@ def test_the_other_kernel_gives_the_same_product(base: wb.Variant) -> None:
     dense = base.model.model.layers[0].mlp.up_proj
     x = torch.randn(3, 7, dense.in_features)
     torch.testing.assert_close(kernels.OneDNNLinear(dense)(x), dense(x))
-    assert models.storages(shared).keys() == models.storages(base.model).keys()
+    assert sharing.storages(shared).keys() == sharing.storages(base.model).keys()

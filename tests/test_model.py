@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, ViTConfig,
 
 import workbench as wb
 from workbench import model as models
+from workbench import sharing
 from workbench.errors import Corrupt, InvalidInput, NotAvailable, WorkbenchError
 
 IDS = torch.arange(3, 40)[None]
@@ -59,8 +60,8 @@ def test_a_name_of_ones_own(folders) -> None:
 
 def test_share_copies_the_tree_and_no_tensor(base: wb.Variant) -> None:
     before = [p.clone() for p in base.model.parameters()]
-    shared = models.share(base.model)
-    assert models.storages(shared) == models.storages(base.model)
+    shared = sharing.share(base.model)
+    assert sharing.storages(shared) == sharing.storages(base.model)
     assert all(a is b for a, b in zip(shared.parameters(), base.model.parameters(), strict=True))
     shared.lm_head = torch.nn.Linear(64, 3)
     assert base.model.lm_head is not shared.lm_head
@@ -71,7 +72,7 @@ def test_weights_are_counted_once_packed_or_tied(load_tiny) -> None:
     for name in ("llama", "gpt2"):
         base = load_tiny(name)
         count = sum(p.numel() for p in base.model.parameters())
-        assert models.weight_count(base.model) == count
+        assert sharing.weight_count(base.model) == count
         for step in (wb.steps.quantize.NF4(), wb.steps.quantize.Int8()):
             packed = base.apply(step).model
             biases = sum(
@@ -79,7 +80,7 @@ def test_weights_are_counted_once_packed_or_tied(load_tiny) -> None:
                 for m in packed.modules()
                 if hasattr(m, "dequantize") and m._buffers.get("bias") is not None
             )
-            assert models.weight_count(packed) + biases == count
+            assert sharing.weight_count(packed) + biases == count
 
 
 # ---- refusing
@@ -231,7 +232,7 @@ def test_a_flipped_bit_in_the_cache_is_corrupt(cache: Path, name: str) -> None:
 @pytest.mark.model
 def test_the_embedded_model_is_the_checked_one(smollm: wb.Variant) -> None:
     assert (smollm.name, smollm.source) == ("SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct")
-    assert models.weight_count(smollm.model) == 134_515_008
+    assert sharing.weight_count(smollm.model) == 134_515_008
     assert smollm.total_bytes == pytest.approx(4 * 134_515_008, rel=0.01)
     assert smollm.dtype == torch.float32
 

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import workbench as wb
-from workbench import model as models
+from workbench import sharing
 from workbench.errors import Closed, InvalidInput, WorkbenchError
 from workbench.steps import prompt, quantize
 from workbench.variant import Request
@@ -221,7 +221,7 @@ def test_owned_bytes_are_those_that_no_older_variant_holds(base: wb.Variant) -> 
     packed = base.apply(quantize.Int8(head=False))
     linear = [m for m in packed.model.modules() if hasattr(m, "scale")]
     assert packed.owned_bytes == sum(m.weight.nbytes + m.scale.nbytes for m in linear)
-    union = models.total_bytes([base.model, packed.model])
+    union = sharing.total_bytes([base.model, packed.model])
     assert union == packed.owned_bytes + base.total_bytes
     base.close()
     assert packed.owned_bytes == packed.total_bytes

@@ -13,6 +13,7 @@ from widgets.fields import Form
 from widgets.layers import Layers
 from widgets.live import Live
 from widgets.style import close_tree, framed
+from widgets.training import Training
 from workbench.errors import InvalidInput, WorkbenchError
 from workbench.progress import Progress
 from workbench.step import Recipe, Step
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from widgets.session import Session
 
 MOST_BUTTONS = 6  # methods; a longer list is a drop-down
-TOOLS = (Live, Layers, Blocks, Changes)
+TOOLS = (Training, Live, Layers, Blocks, Changes)
 
 
 class Panel:
@@ -136,6 +137,8 @@ class Panel:
 
         def show(job: Any) -> None:
             self._say(text.job_message(job, f"Made '{job.result}': it is on the list of variants."))
+            if Training in self.tools:
+                self.tools[Training].running(job)
 
         with self.bench.lock:  # so that the worker cannot say "running" before this says "queued"
             try:

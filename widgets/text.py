@@ -5,14 +5,17 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from workbench import units
+from workbench.curve import Curve, Evaluation
 from workbench.diff import Matrix
 from workbench.jobs import Job
 from workbench.preview import Preview
+from workbench.progress import Progress
 from workbench.sensitivity import Sensitivity
 from workbench.step import Forecast, Step
 from workbench.variant import Variant
 
 MOST_NAMED = 12  # layers in a list
+MOST_SHOWN = 200  # characters of a prompt
 
 
 def words(name: str) -> str:
@@ -152,6 +155,28 @@ def sensitive(found: Sensitivity, column: int) -> str:
     ]
     title = f"Most sensitive at {found.knob} {found.strengths[column]:g}"
     return folded_table(title, ("Layer", "Divergence (nats a token)"), cells)
+
+
+def training(curve: Curve, progress: Progress) -> str:
+    """How far a training is, what it reached, and how long it still takes."""
+    first, best = curve.evaluations[0], curve.best or curve.evaluations[0]
+    facts = [
+        f"{len(curve.points)} of {curve.total} steps",
+        f"validation loss {first.loss:.3f} → {curve.evaluations[-1].loss:.3f}, best {best.loss:.3f} after {best.step}",
+    ]
+    if curve.points:
+        facts.append(f"{curve.tokens_per_second:,.0f} tokens/s")
+        left = (curve.total - len(curve.points)) * sum(each.seconds for each in curve.points) / len(curve.points)
+        facts.append("paused" if progress.paused else f"about {units.duration(left)} left" if left else "ended")
+    return help_line("; ".join(facts) + ".") + "".join(help_line(note) for note in curve.notes)
+
+
+def said(found: Evaluation) -> str:
+    """What a model in training answers by now."""
+    return "".join(
+        f'<div class="wb-answer"><b>{escape(prompt[:MOST_SHOWN])}</b><div class="wb-said">{escape(answer)}</div></div>'
+        for prompt, answer in found.answers
+    )
 
 
 def changed(matrices: Sequence[Matrix]) -> str:

@@ -2,6 +2,7 @@
 
 from workbench import steps
 from workbench.comparison import Comparison, compare, measure
+from workbench.curve import Curve
 from workbench.diff import Diff, diff
 from workbench.errors import WorkbenchError
 from workbench.estimate import Estimate
@@ -13,11 +14,13 @@ from workbench.runs import Run, RunStore
 from workbench.sensitivity import Sensitivity, sensitivity
 from workbench.step import Recipe, Step
 from workbench.task import Example, Task, Text
+from workbench.training import curve
 from workbench.variant import Variant, load
 from workbench.verification import Verification, verify_export
 
 __all__ = [
     "Comparison",
+    "Curve",
     "Diff",
     "Estimate",
     "Example",
@@ -37,6 +40,7 @@ __all__ = [
     "WorkbenchError",
     "Worker",
     "compare",
+    "curve",
     "diff",
     "load",
     "measure",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import model as models
+from workbench import sharing
 from workbench.blocks import decoder_blocks
 from workbench.packed import linear_layers
 from workbench.progress import Progress
@@ -90,7 +90,7 @@ def enter_blocks(
     The arguments (masks, rotary angles) depend on shapes only, so they are taken once. Blocks may differ in them, as
     where some see a sliding window.
     """
-    probe = models.share(model)
+    probe = sharing.share(model)
     _, blocks = decoder_blocks(probe)
     states: list[Tensor] = []
     settings: list[dict[str, Any]] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import model as models
+from workbench import sharing
 from workbench.errors import Closed, InvalidInput
 from workbench.matching import Place, matrix_places
 from workbench.packed import Packed, dense_weight
@@ -267,7 +267,7 @@ def _stored(path: str, module: nn.Module, weight: Tensor) -> Stored:
     size = weight.element_size() * weight.numel()
     if isinstance(module, Packed):
         bias: Tensor | None = getattr(module, "bias", None)
-        size = models.total_bytes([module]) - (0 if bias is None else bias.untyped_storage().nbytes())
+        size = sharing.total_bytes([module]) - (0 if bias is None else bias.untyped_storage().nbytes())
     zeros = 1 - int(torch.count_nonzero(weight)) / weight.numel()
     return Stored(path, (weight.shape[0], weight.shape[1]), zeros, 8 * size / weight.numel())
 

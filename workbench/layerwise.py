@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from workbench import calibration
-from workbench import model as models
+from workbench import calibration, sharing
 from workbench.activations import LayerInput
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
@@ -77,7 +76,7 @@ class LayerStep(Step):
         paths = self.layers(variant)
         if self.neutral:
             return variant.derive(self)
-        model, chosen = models.share(variant.model), frozenset(paths)
+        model, chosen = sharing.share(variant.model), frozenset(paths)
         if self.needs_data:
             seen = calibration.visit(variant, model, task, progress, self.hessians, self.runs_changed_blocks)
             left = set(chosen)
@@ -93,7 +92,7 @@ class LayerStep(Step):
 
     def forecast(self, variant: Variant) -> Forecast:
         """A changed weight is as large as before, and the variant's own."""
-        size = models.total_bytes(variant.model.get_submodule(path) for path in self.layers(variant))
+        size = sharing.total_bytes(variant.model.get_submodule(path) for path in self.layers(variant))
         return Forecast(owned_bytes=0 if self.neutral else size, weight_bytes=variant.total_bytes, seconds=None)
 
     def layers(self, variant: Variant) -> list[str]:
@@ -143,13 +142,30 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
         )
     if any(isinstance(layer, PackedLinear) for layer in found.values()):
         raise InvalidInput(f"'{variant.name}' is already quantized: apply {label} to its dense parent.")
-    left_out: set[str] = set()
-    for item in filter(None, (each.strip() for each in exclude.split(","))):
-        named = {path for path in found if fnmatch.fnmatchcase(f".{path}.", f"*.{item}.*")}
-        if not named:
-            raise InvalidInput(f"No layer is called '{item[:60]}' here: exclude one such as {next(iter(found))}.")
-        left_out |= named
+    left_out = _named(exclude, found)
     return [f"{root}.{path}" for path in found if path not in left_out]
+
+
+def named_layers(variant: Variant, names: str) -> list[str]:
+    """Paths of the linear layers in the decoder blocks that are named, as in an exclusion; of all if none is.
+
+    Raises:
+        InvalidInput: a name fits no layer.
+    """
+    root, blocks = decoder_blocks(variant.model)
+    found = dict(linear_layers(blocks))
+    chosen = _named(names, found) or set(found)
+    return [f"{root}.{path}" for path in found if path in chosen]
+
+
+def _named(names: str, found: Collection[str]) -> set[str]:
+    chosen: set[str] = set()
+    for item in filter(None, (each.strip() for each in names.split(","))):
+        fitting = {path for path in found if fnmatch.fnmatchcase(f".{path}.", f"*.{item}.*")}
+        if not fitting:
+            raise InvalidInput(f"No layer is called '{item[:60]}' here: name one such as {next(iter(found))}.")
+        chosen |= fitting
+    return chosen
 
 
 def with_weight(layer: nn.Module, weight: Tensor) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from workbench import model as models
+from workbench import sharing
 from workbench.blocks import decoder_blocks
 from workbench.packed import Packed, dense_weight, linear_layers
 
@@ -47,10 +47,10 @@ def matrix_places(ours: PreTrainedModel, theirs: PreTrainedModel) -> list[Place]
 def _outside(model: PreTrainedModel, root: str) -> Iterator[str]:
     """Paths of the matrices that belong to no block; an embedding that shares the output head's is left to the head."""
     head = model.get_output_embeddings()
-    shared = set() if head is None else models.storages(head).keys()
+    shared = set() if head is None else sharing.storages(head).keys()
     for path, module in model.named_modules():
         table = isinstance(module, nn.Linear | Conv1D | nn.Embedding | Packed) and not path.startswith(f"{root}.")
-        if table and (module is head or not models.storages(module).keys() & shared):
+        if table and (module is head or not sharing.storages(module).keys() & shared):
             yield path
 
 

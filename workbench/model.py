@@ -1,20 +1,17 @@
-"""Models: load from the hub, a folder, a .gguf file or the embedded default; share, count and check their tensors."""
+"""Models: load from the hub, a folder, a .gguf file or the embedded default, and check their weights."""
 
-import copy
-from collections.abc import Iterable, Iterator
 from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from workbench import storage
 from workbench.device import resolve_dtype
 from workbench.errors import Corrupt, InvalidInput, NotAvailable, first_line
-from workbench.packed import Packed
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_FILE = f"{DEFAULT_NAME}.Q4_1.gguf"
@@ -155,40 +152,3 @@ def _check_finite(model: nn.Module) -> None:
             raise InvalidInput(
                 f"The weight '{name}' holds NaN or infinity: the model file is broken, download it again."
             )
-
-
-def share(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the module tree whose every tensor is the original's own: no weight is copied."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in _all_tensors(model)})
-
-
-def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor):
-                yield value
-            elif type(value).__name__ == "QuantState":
-                yield from (item for item in vars(value).values() if isinstance(item, Tensor))
-
-
-def storages(model: nn.Module) -> dict[int, int]:
-    """Address and size in bytes of every piece of memory that the model's tensors live in, each once."""
-    found = (tensor.untyped_storage() for tensor in _all_tensors(model))
-    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
-
-
-def total_bytes(models: Iterable[nn.Module]) -> int:
-    """Bytes of the distinct memory behind the models."""
-    merged: dict[int, int] = {}
-    for model in models:
-        merged |= storages(model)
-    return sum(merged.values())
-
-
-def weight_count(model: nn.Module) -> int:
-    """How many weights the model has, packed ones counted as what they stand for, tied ones once."""
-    packed = {id(m.weight): m.out_features * m.in_features for m in model.modules() if isinstance(m, Packed)}
-    dense = {id(p): p.numel() for p in model.parameters()}
-    return sum(packed.values()) + sum(dense.values())

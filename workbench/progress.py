@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from workbench.errors import Cancelled
 
@@ -14,6 +14,9 @@ SCREEN_INTERVAL = 0.2  # seconds: reports reach the screen at most five times a 
 class Progress:
     """How far a piece of work is, and whether it has been asked to stop.
 
+    Attributes:
+        live: what the work shows of itself while it runs, such as a training curve; None if nothing.
+
     Args:
         listener: called with this object at most five times a second, and at the end of every stage.
     """
@@ -23,7 +26,10 @@ class Progress:
         self.done = 0
         self.total = 0
         self._listener = listener
+        self.live: Any = None
         self._cancel = threading.Event()
+        self._paused = threading.Event()
+        self._stop = threading.Event()
         self._started = self._shown = time.monotonic()
 
     def start(self, label: str, total: int) -> None:
@@ -54,6 +60,30 @@ class Progress:
     def cancelled(self) -> bool:
         """Whether a cancel was requested."""
         return self._cancel.is_set()
+
+    def pause(self, paused: bool = True) -> None:
+        """Ask the work to wait, where it can, or to go on."""
+        (self._paused.set if paused else self._paused.clear)()
+
+    @property
+    def paused(self) -> bool:
+        """Whether a pause was requested."""
+        return self._paused.is_set()
+
+    def stop(self) -> None:
+        """Ask the work to end early and keep what it has, where it can."""
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether an early end was requested."""
+        return self._stop.is_set()
+
+    def wait(self) -> None:
+        """Return at once, or when a pause is over; raises `Cancelled` when a cancel was requested."""
+        while self.paused and not self.cancelled and not self.stopping:
+            time.sleep(SCREEN_INTERVAL / 4)
+        self.check()
 
     def check(self) -> None:
         """Raise `Cancelled` when a cancel was requested."""

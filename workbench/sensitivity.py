@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import calibration
-from workbench import model as models
+from workbench import calibration, sharing
 from workbench.activations import LayerInput, enter_blocks
 from workbench.blocks import decoder_blocks
 from workbench.calibration import calibration_windows
@@ -180,7 +179,7 @@ def _products(moved: Sequence[Tensor], slopes: Sequence[Tensor], windows: int) -
 
 def _head_gradients(model: PreTrainedModel, ids: Tensor, hidden: Tensor, draws: int) -> list[Tensor]:
     """For every draw of next tokens from the model, the gradient of their log-likelihood at the last block's output."""
-    probe = models.share(model)
+    probe = sharing.share(model)
     _, blocks = decoder_blocks(probe)
     for block in blocks:
         block.forward = lambda state, *args, **settings: state

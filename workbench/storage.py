@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
+from workbench import adapters
 from workbench.errors import Corrupt, InvalidInput, WorkbenchError, first_line
 from workbench.interchange import rebuild, write
 
@@ -195,7 +196,7 @@ def _damaged(folder: Path, hashes: dict[str, str]) -> str | None:
 def _write_files(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
 ) -> None:
-    exchange = write(model)
+    exchange = write(adapters.detached(model))
     tensors, aliases = _unique(exchange.tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     if exchange.own:
@@ -209,15 +210,17 @@ def _write_files(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if any(True for _ in adapters.adapted_layers(model)):
+        adapters.write(model, folder / adapters.FOLDER)
     manifest = record | {
         "format": FORMAT,
         "dtype": str(model.dtype).removeprefix("torch."),
         "packed": exchange.entries,
         "aliases": aliases,
-        "sha256": {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.is_file()},
+        "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
     }
     write_text(folder / MANIFEST, json.dumps(manifest | {"digest": _digest(manifest)}, indent=1))
-    for file in folder.iterdir():
+    for file in filter(Path.is_file, folder.rglob("*")):
         file.chmod((folder / MANIFEST).stat().st_mode)  # safetensors lets only its user read what it writes
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)
@@ -261,6 +264,8 @@ def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dt
         model.tie_weights()
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
+    if (folder / adapters.FOLDER).is_dir():
+        adapters.read(model, folder / adapters.FOLDER)
     model.eval()
     model.requires_grad_(False)
     loaded: PreTrainedModel = model

@@ -93,7 +93,7 @@ class Task(Value):
 
 
 class Text(Value):
-    """A text cut into token windows: the first calibrate, the last are scored by perplexity.
+    """A text cut into token windows: the first calibrate, the last are scored by perplexity, the others train.
 
     Attributes:
         window: tokens in a window.
@@ -126,8 +126,9 @@ class Text(Value):
                 f"'{self.name}' has {whole} windows of {self.window} tokens, fewer than the {self.calibration} + "
                 f"{self.test} asked for: use a shorter window or fewer of them."
             )
-        chosen = range(self.calibration) if split == "calibration" else range(whole - self.test, whole)
-        return [ids[i * self.window : (i + 1) * self.window] for i in chosen]
+        starts = {"calibration": 0, "train": self.calibration, "test": whole - self.test}
+        stops = {"calibration": self.calibration, "train": whole - self.test, "test": whole}
+        return [ids[i * self.window : (i + 1) * self.window] for i in range(starts[split], stops[split])]
 
     def __repr__(self) -> str:
         return f"Text({self.name!r}: windows of {self.window} tokens, {self.calibration} calibrate, {self.test} test)"

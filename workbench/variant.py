@@ -15,7 +15,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench import model as models
-from workbench import storage
+from workbench import sharing, storage
 from workbench.decoding import Decoding, decode
 from workbench.device import resolve_device
 from workbench.errors import Closed, InvalidInput, OutOfMemory, first_line
@@ -79,17 +79,17 @@ class Variant:
     @property
     def total_bytes(self) -> int:
         """Bytes of all its tensors, shared ones included."""
-        return 0 if self.closed else models.total_bytes([self.model])
+        return 0 if self.closed else sharing.total_bytes([self.model])
 
     @property
     def owned_bytes(self) -> int:
         """Bytes of its tensors that no older live variant holds: over all live variants they add up to the total."""
         if self.closed:
             return 0
-        mine = models.storages(self.model)
+        mine = sharing.storages(self.model)
         for other in list(_live):
             if other._born < self._born and not other.closed:
-                for address in models.storages(other.model):
+                for address in sharing.storages(other.model):
                     mine.pop(address, None)
         return sum(mine.values())
 

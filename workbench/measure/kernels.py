@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import model as models
+from workbench import sharing
 from workbench.packed import linear_layers, replace_module
 
 
@@ -32,7 +32,7 @@ def for_reading(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its dense float32 layers on the faster kernel; the same model where that is torch's usual one."""
     if model.device.type != "cpu" or model.dtype != torch.float32 or not onednn_is_faster():
         return model
-    shared = models.share(model)
+    shared = sharing.share(model)
     for path, layer in list(linear_layers(shared, head=True)):
         if type(layer) is nn.Linear:
             replace_module(shared, path, OneDNNLinear(layer))

@@ -8,7 +8,7 @@ from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workbench import model as models
+from workbench import sharing
 from workbench.measure.latency import time_request
 from workbench.packed import Packed
 from workbench.variant import Variant, model_lock
@@ -27,7 +27,7 @@ def peak_memory(variant: Variant, prompt: str, new_tokens: int) -> int:
 
 def bits_per_weight(variant: Variant) -> float:
     """Stored bits over the number of weights they stand for; tied weights count once on both sides."""
-    return 8 * variant.total_bytes / models.weight_count(variant.model)
+    return 8 * variant.total_bytes / sharing.weight_count(variant.model)
 
 
 def describe_layers(variant: Variant) -> str:
@@ -44,7 +44,7 @@ def _cuda_peak(variant: Variant, prompt: str, new_tokens: int) -> int:
 
 
 def _cpu_peak(variant: Variant, prompt: str, new_tokens: int) -> int:
-    held = Held(models.storages(variant.model))
+    held = Held(sharing.storages(variant.model))
     with held:
         time_request(variant, prompt, new_tokens)
     return held.peak

@@ -81,7 +81,9 @@ class PackedLinear(Packed):
     def forward(self, x: Tensor) -> Tensor:
         if not x.numel():  # the kernels divide by the number of rows
             return x.new_empty(*x.shape[:-1], self.out_features)
-        out = self.multiply(x.reshape(-1, self.in_features).contiguous())
+        rows = x.reshape(-1, self.in_features).contiguous()
+        learns = torch.is_grad_enabled() and rows.requires_grad
+        out: Tensor = _Product.apply(rows, self) if learns else self.multiply(rows)  # type: ignore[no-untyped-call]
         if self.bias is not None:
             out = out + self.bias
         return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -91,8 +93,46 @@ class PackedLinear(Packed):
         raise NotImplementedError
 
 
+class _Product(torch.autograd.Function):
+    """A packed layer's product, for training what lies before it: its own codes stay as they are."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layer: PackedLinear) -> Tensor:
+        """``rows (n, in) -> (n, out)``."""
+        ctx.layer, ctx.kind = layer, rows.dtype
+        return layer.multiply(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        """By the unpacked weight."""
+        gradient = outer[0].to(ctx.kind)
+        return gradient @ ctx.layer.dequantize().to(ctx.kind), None
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether a layer is one of peft's: another layer with an adapter beside it."""
+    return hasattr(module, "base_layer") and hasattr(module, "lora_A")
+
+
+def adapted_weight(layer: Any) -> Tensor:
+    """The weight ``(out, in)`` that a layer and its active adapters stand for, in float32."""
+    weight = dense_weight(layer.base_layer).float()
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            change = layer.lora_B[name].weight.float() @ layer.lora_A[name].weight.float() * layer.scaling[name]
+            if name in layer.lora_magnitude_vector:  # DoRA: the sum is brought to a length of its own, row by row
+                length = layer.lora_magnitude_vector[name].weight.float()
+                weight = weight + change
+                weight = weight * (length / weight.norm(dim=1)).unsqueeze(1)
+            else:
+                weight = weight + change
+    return weight
+
+
 def dense_weight(module: nn.Module) -> Tensor:
-    """The weight ``(out, in)`` of a linear layer, whether dense, transposed (GPT-2's Conv1D) or packed."""
+    """The weight ``(out, in)`` of a linear layer: dense, transposed (GPT-2's Conv1D), packed or with an adapter."""
+    if is_adapted(module):
+        return adapted_weight(module)
     if isinstance(module, Packed):
         return module.dequantize()
     weight = module.get_parameter("weight").detach()
@@ -102,8 +142,13 @@ def dense_weight(module: nn.Module) -> Tensor:
 def linear_layers(model: nn.Module, head: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """Path and module of every linear layer, packed or not; the output head only when asked for."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
+    inside = "\0"  # of a layer with an adapter, whose parts are no layers of the model
     for path, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D | PackedLinear) and (head or module is not output):
+        if is_adapted(module):
+            inside = f"{path}."
+        elif path.startswith(inside) or not isinstance(module, nn.Linear | Conv1D | PackedLinear):
+            continue
+        if head or module is not output:
             yield path, module
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedConfig
 
-from workbench import model as models
+from workbench import sharing
 from workbench.blocks import POSITIONS, conform, decoder_blocks
 from workbench.calibration import statistics
 from workbench.errors import InvalidInput
@@ -49,7 +49,7 @@ class DropBlocks(Step):
             return variant.derive(self)
         influence = statistics(variant, task, progress).influence if self.order == "influence" else ()
         kept = without(len(blocks), count, influence)
-        model = models.share(variant.model)
+        model = sharing.share(variant.model)
         own = model.get_submodule(path)
         assert isinstance(own, nn.ModuleList)
         for index in sorted(set(range(len(blocks))) - set(kept), reverse=True):
@@ -63,7 +63,7 @@ class DropBlocks(Step):
         """Bytes as if all blocks were equally large; the time depends on whether calibration was done before."""
         _, blocks = decoder_blocks(variant.model)
         count = self._count(variant, len(blocks))
-        left = variant.total_bytes - models.total_bytes(blocks) * count / len(blocks)
+        left = variant.total_bytes - sharing.total_bytes(blocks) * count / len(blocks)
         calibrates = count and self.order == "influence"
         return Forecast(owned_bytes=0, weight_bytes=round(left), seconds=None if calibrates else 0.0)
 

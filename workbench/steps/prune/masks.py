@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench import model as models
+from workbench import sharing
 from workbench.activations import LayerInput
 from workbench.errors import InvalidInput
 from workbench.layerwise import LayerStep, SequentialStep, inverse_factor, with_weight
@@ -85,7 +85,7 @@ class Magnitude(_Sparsity):
         """Within each layer, or against one threshold for all of them."""
         if self.scope == "layer" or self.neutral:
             return super().apply(variant, task, progress)
-        model, chosen = models.share(variant.model), self.layers(variant)
+        model, chosen = sharing.share(variant.model), self.layers(variant)
         weights = [dense_weight(model.get_submodule(path)) for path in chosen]
         threshold = _model_threshold(weights, self.sparsity, progress)
         for path, weight in zip(chosen, weights, strict=True):

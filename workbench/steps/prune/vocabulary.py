@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench import model as models
+from workbench import sharing
 from workbench.blocks import cut
 from workbench.errors import InvalidInput
 from workbench.progress import Progress
@@ -63,7 +63,7 @@ class Vocabulary(Step):
             return variant.derive(self)
         new = {old: index for index, old in enumerate(kept)}
         tokenizer = _tokenizer(variant.tokenizer, state)
-        model = models.share(variant.model)
+        model = sharing.share(variant.model)
         for config in _configurations(model):
             renumber(config, new)
         cut(model, {(name, 0): torch.tensor(kept) for name in _table_tensors(model)}, progress)
@@ -77,7 +77,7 @@ class Vocabulary(Step):
     def forecast(self, variant: Variant) -> Forecast:
         """Bytes if the task used no token beyond those kept anyway: the least that it can be."""
         _check_dense(variant, self.label)
-        tables = models.storages(nn.ModuleList(_tables(variant.model)))
+        tables = sharing.storages(nn.ModuleList(_tables(variant.model)))
         before, rows = sum(tables.values()), len(variant.tokenizer)
         after = round(before * min(self.keep, rows) / rows)
         return Forecast(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from workbench import model as models
+from workbench import sharing
 from workbench.blocks import Cuts, cut, decoder_blocks, skeleton
 from workbench.calibration import Statistics, statistics
 from workbench.errors import InvalidInput
@@ -70,7 +70,7 @@ class Width(Step):
         cuts: Cuts = {}
         for (axis, left), each in zip(chosen, dims, strict=True):
             cuts |= axis.cuts(each, left, seen)
-        model = models.share(variant.model)
+        model = sharing.share(variant.model)
         for axis, left in chosen:
             configure(model.config, axis.settings(left))
         cut(model, cuts, progress)

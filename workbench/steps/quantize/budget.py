@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from workbench import calibration
-from workbench import model as models
+from workbench import calibration, sharing
 from workbench.errors import InvalidInput
 from workbench.layerwise import LayerStep
 from workbench.packed import GroupLinear, dense_weight, replace_module
@@ -61,7 +60,7 @@ class Budget(LayerStep):
         assert task is not None
         widths = self.widths(variant, task, progress)
         steps = {bits: METHODS[self.method](bits=bits, group_size=self.group_size) for bits in WIDTHS}
-        model = models.share(variant.model)
+        model = sharing.share(variant.model)
         for block in calibration.visit(variant, model, task, progress, METHODS[self.method].hessians):
             for path in block.layers.keys() & widths.keys():
                 layer = steps[widths[path]].replace(model.get_submodule(path), block.layers[path])
@@ -102,7 +101,7 @@ class Budget(LayerStep):
         plain = RTN(head=False, exclude=self.exclude).forecast(variant)
         return Forecast(
             owned_bytes=round(packed) + head.owned_bytes - plain.owned_bytes,
-            weight_bytes=round(variant.total_bytes - models.total_bytes(chosen) + packed)
+            weight_bytes=round(variant.total_bytes - sharing.total_bytes(chosen) + packed)
             + (head.weight_bytes - plain.weight_bytes),
             seconds=None,
         )

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from workbench import model as models
+from workbench import sharing
 from workbench.errors import InvalidInput
 from workbench.packed import (
     Bits4Linear,
@@ -48,7 +48,7 @@ class _Quantize(Step):
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """Pack layer by layer; the parent's tensors are read, never written."""
         layers = self._layers(variant)
-        model = models.share(variant.model)
+        model = sharing.share(variant.model)
         head, tied = variant.model.get_output_embeddings(), is_tied(variant.model)
         for path, layer in progress.track(f"{self.label}: packing layers", layers, len(layers)):
             packed = self._pack(layer)
@@ -62,7 +62,7 @@ class _Quantize(Step):
         layers = self._layers(variant)
         shapes = [dense_weight(layer).shape for _, layer in layers]
         packed = sum(rows * columns * (self.kind.bits + self.extra_bits(columns)) / 8 for rows, columns in shapes)
-        dense = models.total_bytes(layer for _, layer in layers)
+        dense = sharing.total_bytes(layer for _, layer in layers)
         smallest = min(layers, key=lambda item: dense_weight(item[1]).numel())[1]
         self._pack(smallest)  # the first time pays for imports
         started = time.perf_counter()

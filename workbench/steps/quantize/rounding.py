@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import model as models
+from workbench import sharing
 from workbench.activations import LayerInput
 from workbench.layerwise import LayerStep
 from workbench.packed import GroupLinear, dense_weight, stored_scale
@@ -96,7 +96,7 @@ class GroupStep(LayerStep):
         if head is not None:
             packed += head.numel() + 4 * head.shape[0]
             chosen.append(variant.model.get_output_embeddings())
-        dense = models.total_bytes(chosen)
+        dense = sharing.total_bytes(chosen)
         return Forecast(round(packed), round(variant.total_bytes - dense + packed), None)
 
 

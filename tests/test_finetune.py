@@ -1,0 +1,259 @@
+"""Fine-tuning: what is trained, what stays shared, and what an adapter stands for."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ARCHITECTURES
+
+import workbench as wb
+from workbench.errors import Cancelled, InvalidInput
+from workbench.packed import dense_weight
+from workbench.progress import Progress
+from workbench.sequences import Sample, lay_out, overlap_note, read_samples
+from workbench.steps import finetune, quantize
+from workbench.training import batch_loss, curve, learning_rate, likelihood, packs
+
+IDS = torch.arange(3, 60)[None]
+KINDS = [finetune.LoRA, finetune.RSLoRA, finetune.DoRA, finetune.QLoRA, finetune.Full]
+QUICK = {"epochs": 4.0, "batch_size": 4}
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def trained(kind: type[finetune.LoRA], base: wb.Variant, task: wb.Task, **knobs) -> wb.Variant:
+    rate = 1e-3 if kind is finetune.Full else 1e-2
+    return base.apply(kind(**QUICK | {"learning_rate": rate} | knobs), task)
+
+
+def logits(variant: wb.Variant) -> torch.Tensor:
+    with torch.no_grad():
+        return variant.model(IDS).logits
+
+
+@every_kind
+@every_model
+def test_training_lowers_the_loss_and_leaves_the_base(kind, architecture, load_tiny, tiny_task, tmp_path) -> None:
+    base = load_tiny(architecture)
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    tuned = trained(kind, base, tiny_task)
+    losses = [each.loss for each in curve(tuned).evaluations]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items())
+    assert not any(each.requires_grad for each in tuned.model.parameters())
+    again = wb.load(tuned.save(tmp_path / "tuned"), device="cpu")
+    assert torch.equal(logits(again), logits(tuned))
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1], ids=lambda kind: kind.__name__)
+@every_model
+def test_fused_it_is_a_plain_model_of_the_same_function(kind, architecture, load_tiny, tiny_task) -> None:
+    tuned = trained(kind, load_tiny(architecture), tiny_task)
+    fused = tuned.apply(finetune.Fuse())
+    difference = (logits(fused) - logits(tuned)).norm() / logits(tuned).norm()
+    assert difference < (0.02 if kind is finetune.QLoRA else 1e-4)  # the kernel of NF4 multiplies in 16 bits
+    assert not hasattr(fused.model, "peft_config")
+
+
+def test_ten_adapters_cost_ten_adapters(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    several = [trained(finetune.LoRA, base, tiny_task, seed=seed, epochs=0.5) for seed in range(10)]
+    size = finetune.LoRA().forecast(base).owned_bytes
+    assert [each.owned_bytes for each in several] == [size] * 10
+
+
+@every_model
+def test_packing_and_parts_change_no_loss(architecture: str, load_tiny) -> None:
+    """Every sample alone, padded together, or end to end: the same sum, and the gradients of its parts."""
+    variant = load_tiny(architecture)
+    lengths = (5, 17, 9, 30, 2)
+    draw = torch.Generator().manual_seed(0)
+    samples = [
+        Sample(tuple(torch.randint(3, 300, (length,), generator=draw).tolist()), 1 + length // 3, str(length))
+        for length in lengths
+    ]
+    alone = 0.0
+    for sample in samples:
+        with torch.no_grad():
+            scores = variant.model(torch.tensor([sample.ids])).logits[0, sample.start - 1 : -1]
+        alone += float(F.cross_entropy(scores, torch.tensor(sample.ids[sample.start :]), reduction="sum"))
+    assert packs(variant.model) is (architecture != "opt"), "OPT numbers its tokens by itself"
+    for packed in {False, packs(variant.model)}:
+        batch = lay_out(samples, packed, variant.device)
+        assert batch.tokens == sum(lengths)
+        assert batch.ids.shape[0] == (1 if packed else len(lengths))
+        with torch.no_grad():
+            found = float(batch_loss(variant.model, batch, likelihood(batch, samples)))
+        assert found == pytest.approx(alone, rel=1e-4)
+
+
+def test_the_gradient_is_that_of_the_whole_head(load_tiny, tiny_task: wb.Task, monkeypatch) -> None:
+    variant = load_tiny("llama")
+    samples = read_samples(variant, tiny_task, "train").samples[:4]
+    monkeypatch.setattr("workbench.training.CHUNK_LOGITS", {"cpu": 1})
+    found = {}
+    for way in ("chunks", "whole"):
+        model = finetune.Full().prepare(variant)
+        batch = lay_out(samples, True, variant.device)
+        with torch.enable_grad():
+            if way == "chunks":
+                loss = batch_loss(model, batch, likelihood(batch, samples))
+            else:
+                scores = model(batch.ids, position_ids=batch.positions, use_cache=False).logits.flatten(0, 1)
+                loss = F.cross_entropy(scores[batch.places], batch.targets, reduction="sum")
+            loss.backward()
+        found[way] = {name: each.grad for name, each in model.named_parameters()}
+    for name, gradient in found["whole"].items():
+        assert torch.allclose(found["chunks"][name], gradient, rtol=1e-3, atol=1e-4), name
+
+
+def test_accumulation_changes_nothing_but_memory(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    one, four = (trained(finetune.LoRA, base, tiny_task, accumulation=parts) for parts in (1, 4))
+    for a, b in zip(curve(one).points, curve(four).points, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_the_learning_rate_rises_and_falls(schedule: str) -> None:
+    step = finetune.LoRA(schedule=schedule, warmup=0.2, learning_rate=1.0)
+    rates = [learning_rate(step, number, 10) for number in range(10)]
+    assert rates[0] == pytest.approx(1 / 3)
+    assert max(rates) == rates[2] == 1.0
+    assert rates[-1] == (1.0 if schedule == "constant" else min(rates[2:]))
+
+
+def test_a_loss_that_is_not_a_number_stops_and_says_where(load_tiny, tiny_task: wb.Task, monkeypatch) -> None:
+    class _Poisoned(finetune.LoRA):
+        def objective(self, variant, progress):
+            batches = iter(range(100))
+            return lambda batch, samples: lambda logits, part: logits.sum() * (math.nan if next(batches) == 3 else 0.0)
+
+    base = load_tiny("llama")
+    progress = Progress()
+    with pytest.raises(InvalidInput, match="not a number after 3 steps on the examples"):
+        base.apply(_Poisoned(batch_size=4, epochs=10.0), tiny_task, progress)
+    assert len(progress.live.points) == 3
+
+
+def test_a_cancel_takes_effect_within_a_step(load_tiny, tiny_task: wb.Task) -> None:
+    class Stopped(Progress):
+        def advance(self, units: int = 1) -> None:
+            if self.done == 2:
+                self.cancel()
+            super().advance(units)
+
+    progress = Stopped()
+    with pytest.raises(Cancelled):
+        load_tiny("llama").apply(finetune.LoRA(epochs=100.0), tiny_task, progress)
+    assert len(progress.live.points) == 3
+
+
+KILLED = """
+import os, signal, sys
+import workbench as wb
+from workbench import checkpoint
+from workbench.progress import Progress
+from workbench.steps import finetune
+
+class Killed(Progress):
+    def advance(self, units=1):
+        super().advance(units)
+        if self.label.endswith("training") and self.done == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+checkpoint.SECONDS = 0.0
+task = wb.Task.model_validate_json(open(sys.argv[2]).read())
+wb.load(sys.argv[1], device="cpu").apply(finetune.LoRA(epochs=6.0, batch_size=4, dropout=0.1), task, Killed())
+"""
+
+
+def test_a_killed_training_is_taken_up_where_it_was(
+    folders, tiny_task: wb.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = finetune.LoRA(epochs=6.0, batch_size=4, dropout=0.1)
+    base = wb.load(folders["llama"], device="cpu", dtype="float32")
+    whole = base.apply(step, tiny_task)
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
+    (tmp_path / "task.json").write_text(tiny_task.model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folders["llama"]), str(tmp_path / "task.json")],
+        env=os.environ | {"PYTHONPATH": str(Path(wb.__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert len(list((tmp_path / "training").iterdir())) == 1
+    resumed = base.apply(step, tiny_task)
+    assert "Taken up again at step 6" in curve(resumed).notes[-1]
+    assert [each.loss for each in curve(resumed).points] == [each.loss for each in curve(whole).points]
+    assert curve(resumed).evaluations == curve(whole).evaluations
+    assert torch.equal(logits(resumed), logits(whole))
+    assert not list((tmp_path / "training").iterdir())
+
+
+def test_stopping_early_keeps_the_best(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    tuned = trained(finetune.Full, base, tiny_task, epochs=60.0, patience=2, learning_rate=5e-3)
+    found = curve(tuned)
+    assert len(found.points) < found.total
+    assert found.waited >= 2
+    samples = read_samples(tuned, tiny_task, "calibration").samples
+    batch = lay_out(samples, True, tuned.device)
+    with torch.no_grad():
+        loss = float(batch_loss(tuned.model, batch, likelihood(batch, samples))) / len(batch.targets)
+    assert loss == pytest.approx(found.best.loss, rel=1e-4)
+
+
+def test_an_adapter_is_turned_down_to_the_base(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    tuned = trained(finetune.LoRA, base, tiny_task)
+    off, half, full = (tuned.apply(finetune.Strength(strength=each)) for each in (0.0, 0.5, 1.0))
+    assert torch.equal(logits(off), logits(base))
+    assert torch.equal(logits(full), logits(tuned))
+    assert half.owned_bytes == 0
+    path = "model.layers.0.mlp.up_proj"
+    middle = (dense_weight(base.model.get_submodule(path)) + dense_weight(tuned.model.get_submodule(path))) / 2
+    assert torch.allclose(dense_weight(half.model.get_submodule(path)), middle, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [quantize.NF4(), quantize.Int8(), quantize.RTN()], ids=lambda step: step.label)
+def test_adapters_sit_beside_packed_layers(step, load_tiny, tiny_task: wb.Task) -> None:
+    packed = load_tiny("llama").apply(step)
+    tuned = trained(finetune.QLoRA, packed, tiny_task)
+    losses = [each.loss for each in curve(tuned).evaluations]
+    assert losses[-1] < 0.9 * losses[0]
+    assert tuned.owned_bytes == finetune.LoRA().forecast(packed).owned_bytes
+
+
+def test_bad_input_is_refused_in_words(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    empty = tiny_task.model_copy(update={"train": ()})
+    with pytest.raises(InvalidInput, match="no train examples"):
+        base.apply(finetune.LoRA(), empty)
+    with pytest.raises(InvalidInput, match="No layer is called 'nothing'"):
+        base.apply(finetune.LoRA(layers="nothing"), tiny_task)
+    long = tiny_task.train[0].model_copy(update={"prompt": "boat " * 600})
+    with pytest.raises(InvalidInput, match="shorten the prompts"):
+        base.apply(finetune.LoRA(), tiny_task.model_copy(update={"train": (long,)}))
+    with pytest.raises(InvalidInput, match="no adapter"):
+        base.apply(finetune.Fuse())
+    with pytest.raises(InvalidInput, match="is quantized"):
+        base.apply(quantize.NF4()).apply(finetune.DoRA(), tiny_task)
+
+
+def test_what_was_cut_is_counted(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    long = tiny_task.train[0].model_copy(update={"answer": "boat " * 600, "id": "long"})
+    task = tiny_task.model_copy(update={"train": (*tiny_task.train, long)})
+    notes = read_samples(base, task, "train").notes
+    assert notes == ("1 of 9 train examples were longer than 512 tokens and cut.",)
+    again = tiny_task.model_copy(update={"train": (tiny_task.test[0].model_copy(update={"id": "again"}),)})
+    assert overlap_note(again) == ("1 of 8 test prompts are in the train split, too: the score will flatter.",)
+    assert math.isfinite(curve(base.apply(finetune.LoRA(), task)).points[-1].loss)

@@ -1,0 +1,75 @@
+"""A training in its panel, without a browser: curves, pause, an early end, cancel."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_widgets import TIMEOUT, html
+
+import widgets
+import workbench as wb
+from widgets import Bench
+from widgets.training import Training
+from workbench.steps import finetune
+
+LONG = finetune.LoRA(epochs=100.0, batch_size=4, learning_rate=1e-3)
+
+
+@pytest.fixture
+def bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.chdir(tmp_path)
+    made = Bench(base, tiny_task)
+    yield made
+    made.close()
+
+
+def started(bench: Bench, step: finetune.LoRA) -> tuple[Training, threading.Event]:
+    """The tool of a panel whose training has begun to show itself."""
+    panel = bench.family_panels["finetune"]
+    tool, seen = panel.tools[Training], threading.Event()
+    tool.place.observe(lambda _: seen.set(), "children")
+    panel.set(step)
+    assert panel.step == step
+    panel.button.click()
+    assert seen.wait(TIMEOUT)
+    return tool, seen
+
+
+def test_a_finished_training_stands_on_screen(bench: Bench) -> None:
+    tool, _ = started(bench, finetune.LoRA(epochs=2.0, batch_size=4))
+    assert bench.wait(TIMEOUT)
+    assert "LoRA" in bench.variants
+    assert "4 of 4 steps" in tool.status.value
+    assert "ended" in tool.status.value
+    assert tool.pause.disabled
+    figure = tool.place.children[0]
+    assert list(figure.data[0].x) == [1, 2, 3, 4]
+    assert list(figure.data[1].x) == [0, 1, 2, 3, 4]
+    assert "star" in figure.data[1].marker.symbol
+    assert tool.answers.value.count("wb-said") == 2
+    assert "validation loss" in html(bench)
+
+
+def test_pause_holds_and_finish_keeps_what_was_learned(bench: Bench) -> None:
+    tool, _ = started(bench, LONG)
+    tool.pause.click()
+    assert tool.pause.description == "Resume"
+    assert not bench.wait(0.5)
+    assert bench.base.generate("Rain", max_new_tokens=2).text is not None, "the bench can be talked to meanwhile"
+    tool.pause.click()
+    tool.finish.click()
+    assert bench.wait(TIMEOUT)
+    made = bench.variants["LoRA"]
+    assert 0 < len(wb.curve(made).points) < wb.curve(made).total
+
+
+def test_cancel_keeps_nothing(bench: Bench) -> None:
+    tool, _ = started(bench, LONG)
+    tool.cancel.click()
+    assert bench.wait(TIMEOUT)
+    assert list(bench.variants) == [bench.base.name]
+
+
+def test_the_panel_has_its_name() -> None:
+    assert callable(widgets.FineTunePanel)

@@ -1,0 +1,146 @@
+"""Low-rank adapters on a model's linear layers, by peft: attached, scaled and fused, always in a copy."""
+
+import contextlib
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from workbench import sharing
+from workbench.errors import InvalidInput, NotAvailable, first_line
+from workbench.packed import PackedLinear, bitsandbytes, dense_weight, is_adapted, replace_module
+
+NAME = "default"  # what peft calls an adapter unless told otherwise
+FOLDER, TENSORS = "adapter", "adapter_model.safetensors"
+MAGNITUDE = "lora_magnitude_vector"
+PARTS = ("lora_A", "lora_B", MAGNITUDE)
+PREFIX = "base_model.model."
+
+
+def attach(
+    model: PreTrainedModel, paths: Sequence[str], seed: int, rank: int, alpha: float, dropout: float, **kind: bool
+) -> None:
+    """Put a new adapter beside the layers at these paths of a copy of a model; the layers themselves stay shared.
+
+    Args:
+        model: dense or quantized.
+        paths: of linear layers.
+        seed: of the first factor; the second is 0, so that nothing changes before training.
+        rank: columns of the first factor, rows of the second.
+        alpha: their product is multiplied by ``alpha / rank``.
+        dropout: share of the adapter's inputs left out at random while it trains.
+        kind: `use_dora` or `use_rslora` of peft's LoraConfig.
+
+    Raises:
+        InvalidInput: a layer has one already, or peft refuses it.
+        NotAvailable: peft is not installed.
+    """
+    peft = _peft()
+    for path in paths:
+        if is_adapted(model.get_submodule(path)):
+            raise InvalidInput("This variant has an adapter already: apply finetune.Fuse() before another one.")
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(paths), bias="none", **kind
+    )
+    _inject(model, config, seed)
+
+
+def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
+    peft = _peft()
+    config._register_custom_module({PackedLinear: peft.tuners.lora.Linear})
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(seed)
+        try:
+            peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+        except (ValueError, TypeError) as error:
+            raise InvalidInput(f"These adapters do not fit: {first_line(error)}.") from None
+    for _, layer in adapted_layers(model):
+        for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+            part.float()  # small steps get lost in 16 bits
+
+
+def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Path and module of every layer with an adapter."""
+    for path, module in model.named_modules():
+        if is_adapted(module):
+            yield path, module
+
+
+def detached(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its adapters; the same one if it has none."""
+    if not any(True for _ in adapted_layers(model)):
+        return model
+    plain = sharing.share(model)
+    for path, layer in list(adapted_layers(plain)):
+        replace_module(plain, path, layer.base_layer)
+    del plain.peft_config
+    return plain
+
+
+def write(model: PreTrainedModel, folder: Path) -> None:
+    """Write the adapter as peft's `PeftModel.from_pretrained` reads it; how far it is turned up goes into its alpha."""
+    layers = dict(adapted_layers(model))
+    config: Any = copy.copy(model.peft_config[NAME])
+    first = next(iter(layers.values()))
+    config.lora_alpha = first.scaling[NAME] * (math.sqrt(config.r) if config.use_rslora else config.r)
+    config.inference_mode, config.base_model_name_or_path, config.task_type = True, "..", "CAUSAL_LM"
+    config.save_pretrained(folder)
+    tensors = {
+        f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}": getattr(layer, part)[NAME].weight
+        for path, layer in layers.items()
+        for part in PARTS
+        if NAME in getattr(layer, part)
+    }
+    save_file({name: each.detach().contiguous() for name, each in tensors.items()}, folder / TENSORS)
+
+
+def read(model: PreTrainedModel, folder: Path) -> None:
+    """Put what `write` wrote beside the layers of a model that the caller owns."""
+    peft = _peft()
+    config = peft.LoraConfig.from_pretrained(folder)
+    _inject(model, config, 0)
+    tensors = load_file(folder / TENSORS, device=str(model.device))
+    for path, layer in adapted_layers(model):
+        for part in PARTS:
+            if NAME in getattr(layer, part):
+                name = f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}"
+                getattr(layer, part)[NAME].weight = nn.Parameter(tensors[name], requires_grad=False)
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Replace every layer with an adapter in a copy of a model by a plain dense one of the same function."""
+    for path, layer in list(adapted_layers(model)):
+        base = layer.base_layer
+        if isinstance(base, Conv1D):
+            fused: nn.Module = Conv1D(base.nf, base.nx)
+        else:
+            fused = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+        weight = dense_weight(layer).to(model.dtype)
+        weight = weight.t().contiguous() if isinstance(base, Conv1D) else weight
+        fused.weight = nn.Parameter(weight, requires_grad=False)
+        bias = base.bias
+        kept = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        fused.register_parameter("bias", kept)
+        replace_module(model, path, fused)
+    del model.peft_config
+
+
+def _peft() -> Any:
+    """The library, imported where it is used; bitsandbytes first, or it would be imported with its messages."""
+    with contextlib.suppress(NotAvailable):
+        bitsandbytes()
+    try:
+        import peft
+        import peft.tuners.lora
+    except ImportError:
+        raise NotAvailable("This step needs peft: run `pip install peft`.") from None
+    return peft

@@ -1,0 +1,46 @@
+"""Models that share tensors: copied without their weights, and counted without counting twice."""
+
+import copy
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench.packed import Packed
+
+
+def share(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the module tree whose every tensor is the original's own: no weight is copied."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in _all_tensors(model)})
+
+
+def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor):
+                yield value
+            elif type(value).__name__ == "QuantState":
+                yield from (item for item in vars(value).values() if isinstance(item, Tensor))
+
+
+def storages(model: nn.Module) -> dict[int, int]:
+    """Address and size in bytes of every piece of memory that the model's tensors live in, each once."""
+    found = (tensor.untyped_storage() for tensor in _all_tensors(model))
+    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+
+
+def total_bytes(models: Iterable[nn.Module]) -> int:
+    """Bytes of the distinct memory behind the models."""
+    merged: dict[int, int] = {}
+    for model in models:
+        merged |= storages(model)
+    return sum(merged.values())
+
+
+def weight_count(model: nn.Module) -> int:
+    """How many weights the model has, packed ones counted as what they stand for, tied ones once."""
+    packed = {id(m.weight): m.out_features * m.in_features for m in model.modules() if isinstance(m, Packed)}
+    dense = {id(p): p.numel() for p in model.parameters()}
+    return sum(packed.values()) + sum(dense.values())

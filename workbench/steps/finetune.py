@@ -1,0 +1,197 @@
+"""Fine-tuning: weights trained on the task's own examples."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench import sharing
+from workbench.adapters import adapted_layers, attach, fuse
+from workbench.blocks import decoder_blocks
+from workbench.errors import InvalidInput
+from workbench.layerwise import named_layers
+from workbench.packed import (
+    Bits4Linear,
+    Int8Linear,
+    Packed,
+    PackedLinear,
+    dense_weight,
+    linear_layers,
+    replace_module,
+)
+from workbench.progress import Progress
+from workbench.step import Forecast, Step
+from workbench.task import Task, Text
+from workbench.training import TrainingStep
+from workbench.variant import Variant
+
+
+class LoRA(TrainingStep):
+    """Trains two thin matrices beside every linear layer; the layer itself stays as it is.
+
+    A few percent of the weights learn a format, a tone or a task, and the base stays shared by any number of adapters.
+    It teaches behaviour well and new facts poorly; watch the validation loss.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    caveat: ClassVar[str] = "not faster: the adapters are two more products for every layer, until Fuse adds them in"
+    rank: int = Field(default=8, ge=1, le=1024, description="Width of the two matrices: what the adapter can hold.")
+    alpha: float = Field(default=16.0, ge=0.1, le=1024.0, description="Its product counts alpha / rank times.")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Share of its inputs left out while training.")
+    layers: str = Field(
+        default="",
+        max_length=20_000,
+        description="Layers that get one, separated by commas, such as q_proj, v_proj or 0.mlp.*; empty for all.",
+    )
+
+    def prepare(self, variant: Variant) -> PreTrainedModel:
+        """The model with a new adapter."""
+        model = sharing.share(variant.model)
+        self.quantize(model)
+        paths = named_layers(variant, self.layers)
+        attach(model, paths, self.seed, self.rank, self.alpha, self.dropout, **self.kind)
+        return model
+
+    def quantize(self, model: PreTrainedModel) -> None:
+        """What becomes of the layers before they get an adapter."""
+
+    @property
+    def kind(self) -> dict[str, bool]:
+        """What peft calls this kind of adapter."""
+        return {}
+
+    def forecast(self, variant: Variant) -> Forecast:
+        """Bytes of the two matrices, in float32."""
+        layers = [variant.model.get_submodule(path) for path in named_layers(variant, self.layers)]
+        size = 0 if self.neutral else sum(4 * self.rank * sum(dense_weight(layer).shape) for layer in layers)
+        return Forecast(owned_bytes=size, weight_bytes=variant.total_bytes + size, seconds=None)
+
+
+class RSLoRA(LoRA):
+    """LoRA whose product counts alpha / sqrt(rank) times, so that large ranks learn as fast as small ones.
+
+    With plain LoRA the step shrinks as the rank grows, and a larger adapter may learn less. Try it from rank 32 on.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2312.03732"
+
+    @property
+    def kind(self) -> dict[str, bool]:
+        """Scaled by the root of the rank."""
+        return {"use_rslora": True}
+
+
+class DoRA(LoRA):
+    """LoRA that trains the length of every output row apart from its direction.
+
+    Often a little better than LoRA at a small rank, and slower: each product needs the length of the changed weight.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
+
+    @property
+    def kind(self) -> dict[str, bool]:
+        """Weight-decomposed."""
+        return {"use_dora": True}
+
+    def prepare(self, variant: Variant) -> PreTrainedModel:
+        """The model with a new adapter; peft cannot read the length of rows that are packed."""
+        if any(isinstance(module, PackedLinear) for module in variant.model.modules()):
+            raise InvalidInput(f"'{variant.name}' is quantized: use finetune.QLoRA, or DoRA on its dense parent.")
+        return super().prepare(variant)
+
+
+class QLoRA(LoRA):
+    """LoRA beside layers in 4 or 8 bits: the large model is stored small, and only the adapter is trained.
+
+    For models that would not fit otherwise. Layers that are dense are quantized first; those already packed stay as
+    they are. The adapter learns around the rounding, at the price of unpacking every weight twice a step.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2305.14314"
+    store: Literal["NF4", "Int8"] = Field(default="NF4", description="How layers that are still dense are stored.")
+
+    def quantize(self, model: PreTrainedModel) -> None:
+        """Pack the layers of the blocks."""
+        root, blocks = decoder_blocks(model)
+        for path, layer in list(linear_layers(blocks)):
+            if not isinstance(layer, Packed):
+                replace_module(model, f"{root}.{path}", _packed(layer, self.store))
+
+
+def _packed(layer: nn.Module, store: str) -> PackedLinear:
+    weight, bias = dense_weight(layer), layer.bias
+    assert bias is None or isinstance(bias, Tensor)
+    if store == "Int8":
+        return Int8Linear.pack(weight, bias)
+    return Bits4Linear.pack(weight, bias, quant_type="nf4", block_size=64)
+
+
+class Full(TrainingStep):
+    """Trains every weight.
+
+    The most it can learn, and the most it can forget: a copy of the whole model, and three times its size while it
+    trains. For small models; compare it with LoRA at the same validation loss. Use a tenth of LoRA's learning rate.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1801.06146"
+    learning_rate: float = Field(default=5e-5, ge=1e-7, le=1.0, description="Size of the first full steps.")
+
+    def prepare(self, variant: Variant) -> PreTrainedModel:
+        """A copy of the model whose every parameter is its own."""
+        if any(isinstance(module, Packed) for module in variant.model.modules()):
+            raise InvalidInput(f"'{variant.name}' is quantized: train it with finetune.QLoRA, or its dense parent.")
+        model = sharing.share(variant.model)
+        copies: dict[int, nn.Parameter] = {}
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+                    module._parameters[name] = copies[id(parameter)]
+        return model
+
+    def forecast(self, variant: Variant) -> Forecast:
+        """A copy of everything."""
+        size = 0 if self.neutral else variant.total_bytes
+        return Forecast(owned_bytes=size, weight_bytes=variant.total_bytes, seconds=None)
+
+
+class Strength(Step):
+    """Turns an adapter down or up, from 0 (the base) to 1 (as trained) and beyond, without training.
+
+    Between two behaviours there is often a better one; above 1 a habit is exaggerated.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2212.04089"
+    strength: float = Field(default=0.5, ge=0.0, le=1.5, description="Factor on what the adapters add; 1 as trained.")
+
+    def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
+        """The same tensors, added in another measure."""
+        model = sharing.share(variant.model)
+        layers = [layer for _, layer in adapted_layers(model)]
+        if not layers:
+            raise InvalidInput(f"'{variant.name}' has no adapter: apply a step such as finetune.LoRA() first.")
+        if any(layer.lora_magnitude_vector for layer in layers):
+            raise InvalidInput("DoRA changes rows in length, which cannot be turned up or down: use LoRA.")
+        for layer in layers:
+            layer.scaling = {name: self.strength * value for name, value in layer.scaling.items()}
+        return variant.derive(self, model)
+
+
+class Fuse(Step):
+    """Adds the adapters into their layers: a plain model again, and no slower than its base.
+
+    On dense layers only the last bits change. Layers in 4 or 8 bits become dense, as large as before they were
+    quantized, because rounding the sum would lose much of the adapter.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+
+    def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
+        """Layer by layer, in new tensors."""
+        model = sharing.share(variant.model)
+        if not any(True for _ in adapted_layers(model)):
+            raise InvalidInput(f"'{variant.name}' has no adapter: apply a step such as finetune.LoRA() first.")
+        fuse(model)
+        return variant.derive(self, model)

@@ -1,0 +1,346 @@
+"""Steps that learn: the one training loop, what it learns from a batch, and the curve it leaves.
+
+The loop is our own because no library's fits a workbench: transformers' Trainer (and TRL, built on it) computes the
+logits of every token instead of those that are learned, cannot pause, holds the model for as long as it trains, hides a
+loss that is not a number, and writes its checkpoints as pickles.
+"""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench import checkpoint
+from workbench.curve import Curve, Evaluation, Point
+from workbench.decoding import decode
+from workbench.errors import InvalidInput
+from workbench.progress import Progress
+from workbench.sequences import Batch, Sample, lay_out, overlap_note, read_samples
+from workbench.step import Step
+from workbench.task import Task, Text
+from workbench.variant import Variant, model_lock
+
+Rows = Callable[[Tensor, slice], Tensor]  # logits of some learned tokens, and which they are, to their summed loss
+Objective = Callable[[Batch, Sequence[Sample]], Rows]
+CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}  # logits held at once
+EVALUATIONS = 10  # in a run, besides the first
+VALIDATION = 32  # samples of the calibration split that an evaluation reads
+ASKED, ANSWER = 2, 24  # prompts answered at every evaluation, and the tokens of an answer
+CLIP = 1.0  # most that all gradients together may measure
+
+_curves: WeakKeyDictionary[Variant, Curve] = WeakKeyDictionary()
+
+
+class TrainingStep(Step):
+    """Trains some of a variant's parameters on the train split, and watches the calibration split."""
+
+    needs_data: ClassVar[bool] = True
+    learning_rate: float = Field(default=5e-4, ge=1e-7, le=1.0, description="Size of the first full steps.")
+    epochs: float = Field(default=1.0, ge=0.0, le=100.0, description="Passes over the train split; 0 changes nothing.")
+    batch_size: int = Field(default=8, ge=1, le=4096, description="Examples that one optimizer step learns from.")
+    accumulation: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Parts in which they are read, one after another: less memory, the same result.",
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup: float = Field(default=0.05, ge=0.0, le=0.5, description="Share of the steps in which it rises from 0.")
+    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0, description="Pull of the trained weights towards 0.")
+    packing: bool = Field(default=True, description="Read several examples in a row instead of filling rows up.")
+    checkpointing: bool = Field(
+        default=False, description="Compute activations twice instead of keeping them: less memory, a third slower."
+    )
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=100,
+        description="Evaluations without a better validation loss after which training ends; 0 goes on to the end.",
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best", description="The weights that were best on the calibration split, or the last."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Of the order of examples, of dropout and of new weights.")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether nothing is trained."""
+        return self.epochs == 0
+
+    @abstractmethod
+    def prepare(self, variant: Variant) -> PreTrainedModel:
+        """A copy of the variant's model whose trained parameters, and only they, are its own and require gradients."""
+
+    def objective(self, variant: Variant, progress: Progress) -> Objective:
+        """What a batch teaches; by default the likelihood of the learned tokens."""
+        return likelihood
+
+    def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
+        """Train a copy; the parent's tensors are read, never written."""
+        assert task is not None
+        if self.neutral:
+            return variant.derive(self)
+        samples, watched = read_samples(variant, task, "train"), read_samples(variant, task, "calibration")
+        curve = Curve(notes=[*overlap_note(task), *samples.notes])
+        model = self.prepare(variant)
+        child = variant.derive(self, model)
+        progress.live = _curves[child] = curve
+        asked = task.calibration[:ASKED] if isinstance(task, Task) else ()
+        prompts = {each.prompt: child.encode(task.prompt(each)) for each in asked if isinstance(task, Task)}
+        objective = self.objective(variant, progress)
+        run = _Run(self, child, samples.samples, watched.samples[:VALIDATION], objective, prompts)
+        saved = checkpoint.place(variant, self, task)
+        try:
+            run.train(curve, progress, saved)
+        finally:  # whatever ends it, short of the process being killed
+            checkpoint.remove(saved)
+        return child
+
+
+def curve(variant: Variant) -> Curve:
+    """How the last training step of a variant went.
+
+    Raises:
+        InvalidInput: it was not trained in this process.
+    """
+    if variant not in _curves:
+        raise InvalidInput(f"'{variant.name}' was not trained here: apply a step of the finetune or distil family.")
+    return _curves[variant]
+
+
+def likelihood(batch: Batch, samples: Sequence[Sample]) -> Rows:
+    """Negative log-likelihood of the learned tokens, in nats."""
+    return lambda logits, part: F.cross_entropy(logits, batch.targets[part], reduction="sum")
+
+
+class _Run:
+    """One training: model, optimizer, data and where it stands."""
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        variant: Variant,
+        samples: Sequence[Sample],
+        watched: Sequence[Sample],
+        objective: Objective,
+        prompts: Mapping[str, list[int]],
+    ) -> None:
+        self.step, self.variant, self.model = step, variant, variant.model
+        self.samples, self.watched, self.objective, self.prompts = samples, watched, objective, prompts
+        self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=step.learning_rate, weight_decay=step.weight_decay)
+        self.per_epoch = math.ceil(len(samples) / step.batch_size)
+        self.total = max(1, round(step.epochs * self.per_epoch))
+        self.best: dict[str, Tensor] = {}
+        self.packed = step.packing and packs(variant.model)
+
+    def train(self, curve: Curve, progress: Progress, saved: Path) -> None:
+        """Every step, an evaluation now and then, and the weights to keep at the end."""
+        curve.total = self.total
+        every = max(1, self.total // EVALUATIONS)
+        progress.start(f"{self.step.label}: training", self.total)
+        first = self._resume(curve, saved)
+        progress.done = first
+        if not curve.evaluations:
+            self._evaluate(curve, 0)
+        written = time.monotonic()
+        for number in range(first, self.total):
+            progress.wait()
+            if curve.points and time.monotonic() - written >= checkpoint.SECONDS:
+                checkpoint.write(saved, self._tensors(), curve.to_json())
+                written = time.monotonic()
+            curve.points.append(self._learn(number, progress))
+            if (number + 1) % every == 0 or number + 1 == self.total:
+                self._evaluate(curve, number + 1)
+            progress.advance()
+            if progress.stopping or (self.step.patience and curve.waited >= self.step.patience):
+                break
+        if self.step.keep == "best" and self.best:
+            with torch.no_grad():
+                for name, value in self.best.items():
+                    self.trained[name].copy_(value)
+        for each in self.trained.values():
+            each.requires_grad_(False)
+            each.grad = None
+        self.model.eval()
+
+    def _learn(self, number: int, progress: Progress) -> Point:
+        """One optimizer step."""
+        chosen = self._chosen(number)
+        rate = learning_rate(self.step, number, self.total)
+        started, total, tokens = time.perf_counter(), 0.0, 0
+        learned = sum(len(sample.ids) - sample.start for sample in chosen)
+        self.optimizer.zero_grad(set_to_none=True)
+        for samples in _parts(chosen, self.step.accumulation):
+            progress.check()
+            batch = lay_out(samples, self.packed, self.model.device)
+            tokens += batch.tokens
+            with model_lock, torch.enable_grad(), torch.random.fork_rng():
+                torch.manual_seed(self.step.seed * 1_000_003 + number)  # so that a resumed run drops out the same
+                self.model.train()
+                loss = batch_loss(self.model, batch, self.objective(batch, samples)) / learned
+                loss.backward()  # type: ignore[no-untyped-call]
+                self.model.eval()
+            total += float(loss.detach())
+        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), CLIP))
+        if not math.isfinite(total) or not math.isfinite(norm):
+            names = ", ".join(sample.name for sample in chosen[:3])
+            raise InvalidInput(
+                f"The loss is not a number {_after(number)} on the examples {names}, ...: lower the learning rate "
+                f"({self.step.learning_rate:g}) or look at them; nothing was changed."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with model_lock:
+            self.optimizer.step()
+        return Point(number + 1, total, rate, tokens, time.perf_counter() - started)
+
+    def _answers(self) -> tuple[tuple[str, str], ...]:
+        """What it says now to some prompts of the calibration split, greedily and not for long."""
+        if not self.prompts:
+            return ()
+        settings = self.variant.decoding.but(max_new_tokens=ANSWER, temperature=0.0)
+        said: list[list[int]] = [[] for _ in self.prompts]
+        with model_lock:
+            for tokens in decode(self.model, list(self.prompts.values()), settings):
+                for answer, token in zip(said, tokens, strict=True):
+                    if not (answer and answer[-1] in self.variant.end_tokens):
+                        answer.append(token)
+        return tuple(zip(self.prompts, (self.variant.decode(each).strip() for each in said), strict=True))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+        kept = {f"now/{name}": each.detach() for name, each in self.trained.items()}
+        kept |= {f"best/{name}": each for name, each in self.best.items()}
+        for name, each in self.trained.items():
+            kept |= {f"{key}/{name}": value for key, value in self.optimizer.state[each].items()}
+        return kept
+
+    @torch.no_grad()
+    def _resume(self, curve: Curve, saved: Path) -> int:
+        """Go on where the same training was killed; how many steps it had done."""
+        found = checkpoint.read(saved)
+        if found is None:
+            return 0
+        tensors, record = found
+        if not tensors.keys() >= {f"now/{name}" for name in self.trained}:
+            return 0
+        curve.read_json(record)
+        for name, each in self.trained.items():
+            each.copy_(tensors[f"now/{name}"])
+            self.optimizer.state[each] = {key: tensors[f"{key}/{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        self.best = {name: tensors[f"best/{name}"] for name in self.trained if f"best/{name}" in tensors}
+        curve.notes.append(f"Taken up again at step {len(curve.points)}, where its process had ended.")
+        return len(curve.points)
+
+    def _chosen(self, number: int) -> list[Sample]:
+        """The samples of a step: every epoch goes through all of them in an order of its own."""
+        epoch, at = divmod(number, self.per_epoch)
+        draw = torch.Generator().manual_seed(self.step.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.samples), generator=draw).tolist()
+        start = at * self.step.batch_size
+        return [self.samples[index] for index in order[start : start + self.step.batch_size]]
+
+    @torch.no_grad()
+    def _evaluate(self, curve: Curve, number: int) -> None:
+        total = learned = 0.0
+        for samples in _parts(self.watched, math.ceil(len(self.watched) / self.step.batch_size)):
+            batch = lay_out(samples, self.packed, self.model.device)
+            with model_lock:
+                total += float(batch_loss(self.model, batch, likelihood(batch, samples)))
+            learned += len(batch.targets)
+        if not math.isfinite(total):
+            raise InvalidInput(f"The validation loss is not a number {_after(number)}: lower the learning rate.")
+        curve.evaluations.append(Evaluation(number, total / learned, self._answers()))
+        if curve.best is not None and curve.best.step == number:
+            self.best = {name: each.detach().clone() for name, each in self.trained.items()}
+
+
+def _after(steps: int) -> str:
+    return f"after {steps} steps" if steps else "before the first step"
+
+
+@torch.no_grad()
+def packs(model: PreTrainedModel) -> bool:
+    """Whether samples laid end to end do not see each other in this model, tried on two short ones."""
+    samples = [Sample(tuple(range(start, start + 5)), 1, "") for start in (3, 9)]
+    with model_lock:
+        sums = []
+        for packed in (True, False):
+            batch = lay_out(samples, packed, model.device)
+            sums.append(float(batch_loss(model, batch, likelihood(batch, samples))))
+    return math.isclose(*sums, rel_tol=1e-2 if model.dtype != torch.float32 else 1e-4)
+
+
+def learning_rate(step: TrainingStep, number: int, total: int) -> float:
+    """Of the optimizer step with this index: a linear rise, then the schedule's fall to 0."""
+    rising = step.warmup * total
+    if number < rising:
+        return step.learning_rate * (number + 1) / (math.ceil(rising) + 1)
+    done = (number - rising) / max(1.0, total - rising)
+    falls = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
+    return step.learning_rate * falls[step.schedule]
+
+
+def batch_loss(model: PreTrainedModel, batch: Batch, rows: Rows) -> Tensor:
+    """Summed loss of a batch. The logits of the learned tokens alone are made, and never all at once."""
+    hidden = model.base_model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
+    head = model.get_output_embeddings()
+    learned = hidden.flatten(0, 1)[batch.places]
+    weights = [each for each in head.parameters() if each.requires_grad]
+    kind = batch.ids.device.type
+    size = max(16, CHUNK_LOGITS.get(kind, CHUNK_LOGITS["cpu"]) // model.config.get_text_config().vocab_size)
+    if not torch.is_grad_enabled():
+        parts = [slice(at, at + size) for at in range(0, len(learned), size)]
+        return torch.stack([rows(head(learned[part]).float(), part) for part in parts]).sum()
+    total: Tensor = _HeadLoss.apply(learned, head, rows, size, *weights)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _HeadLoss(torch.autograd.Function):
+    """The output head and the loss, chunk by chunk: the gradient is taken with the loss, so no logits are kept.
+
+    After Hsu et al., "Liger Kernel", 2024 (fused linear cross entropy).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, learned: Tensor, head: nn.Module, rows: Rows, size: int, *weights: Tensor) -> Tensor:
+        """``learned (n, hidden)`` to the summed loss."""
+        total = learned.new_zeros((), dtype=torch.float32)
+        gradients = [torch.empty_like(learned), *(torch.zeros_like(each) for each in weights)]
+        for start in range(0, len(learned), size):
+            part = slice(start, start + size)
+            with torch.enable_grad():
+                state = learned[part].detach().requires_grad_()
+                loss = rows(head(state).float(), part)
+                found = torch.autograd.grad(loss, [state, *weights])
+            total += loss.detach()
+            gradients[0][part] = found[0]
+            for kept, each in zip(gradients[1:], found[1:], strict=True):
+                kept += each
+        ctx.save_for_backward(*gradients)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        """The kept gradients, times that of the sum."""
+        first, *rest = (each * outer[0] for each in ctx.saved_tensors)
+        return first, None, None, None, *rest
+
+
+def _parts(samples: Sequence[Sample], count: int) -> Iterator[Sequence[Sample]]:
+    """At most so many parts of nearly one size."""
+    size = math.ceil(len(samples) / max(1, count))
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
