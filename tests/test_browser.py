@@ -16,6 +16,7 @@ Page = playwright_api.Page
 
 OUT = ROOT / "out"
 SHOTS = OUT / "screenshots"
+TABS = ("Prompt", "Prune", "Quantize", "Finetune", "Chat", "Compare")
 XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 SECONDS = 1000  # in Playwright's milliseconds
 FITS = "[...document.querySelectorAll('.wb-bench')].every((bench) => bench.scrollWidth <= bench.clientWidth + 1)"
@@ -277,7 +278,7 @@ def test_every_tab_is_accessible(page: Page) -> None:
     for theme in ("JupyterLab Light", "JupyterLab Dark"):
         command(page, "apputils:change-theme", theme=theme)
         page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=theme)
-        for name in ("Prompt", "Prune", "Quantize", "Chat", "Compare"):
+        for name in TABS:
             tab(page, name)
             found = Axe().run(page, context=".wb-bench").response["violations"]
             bad = [
@@ -296,7 +297,7 @@ def test_looks(page: Page, width: int, theme: str) -> None:
     page.set_viewport_size({"width": width, "height": 2300})
     command(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
     page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=f"JupyterLab {theme}")
-    for name in ("Prompt", "Prune", "Quantize", "Chat", "Compare"):
+    for name in TABS:
         tab(page, name)
         show(page)
         bench = page.locator(".wb-bench")
@@ -351,7 +352,7 @@ bench.add(base.apply(prompt.System(text=xss)))
     panel.get_by_role("button", name="Apply").click()
     row(page, "System 2").wait_for()
     idle(page)
-    for each in ("Prompt", "Prune", "Quantize", "Chat", "Compare"):
+    for each in TABS:
         tab(page, each)
     assert page.locator(".wb-bench img, .wb-bench script").count() == 0
     assert page.evaluate("window.__xss") is None

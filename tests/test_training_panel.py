@@ -73,3 +73,11 @@ def test_cancel_keeps_nothing(bench: Bench) -> None:
 
 def test_the_panel_has_its_name() -> None:
     assert callable(widgets.FineTunePanel)
+
+
+def test_what_a_slider_of_factors_shows_is_what_it_gives(bench: Bench) -> None:
+    form = bench.family_panels["finetune"].form
+    form.controls["learning_rate"].value = 10**-3.3  # the notch of the slider nearest to 0.0005
+    assert form.step().learning_rate == 5e-4
+    form.controls["learning_rate"].value = 1.234e-4
+    assert form.step().learning_rate == 1.234e-4

@@ -40,7 +40,7 @@ class Form:
         Raises:
             InvalidInput: a knob is out of range, said in the same words as in code.
         """
-        return self.kind(**{name: _typed(each.value) for name, each in self.controls.items()})
+        return self.kind(**{name: _typed(each) for name, each in self.controls.items()})
 
     def set(self, step: Step) -> None:
         """Show a step's knobs."""
@@ -48,8 +48,12 @@ class Form:
             each.value = getattr(step, name)
 
 
-def _typed(value: Any) -> Any:
-    """What a control holds; a slider in a browser makes 0.49999999999999994 of 0.5."""
+def _typed(control: Any) -> Any:
+    """What a control holds; a slider in a browser makes 0.49999999999999994 of 0.5, and 0.000501 of 0.0005."""
+    value = control.value
+    if isinstance(control, ipw.FloatLogSlider):
+        notches = (math.log10(value) - control.min) / control.step
+        return float(f"{value:.2g}") if abs(notches - round(notches)) < 1e-6 else value
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 

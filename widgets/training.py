@@ -37,8 +37,8 @@ class Training:
         head.add_class("wb-footer")
         self.shown = ipw.VBox([head, self.place, self.answers])
         self.shown.layout.display = "none"
+        self.shown.add_class("wb-section")
         self.widget = ipw.VBox([self.shown])
-        self.widget.add_class("wb-section")
         self.pause.on_click(lambda _: self._hold())
         self.finish.on_click(lambda _: self.job and self.job.progress.stop())
         self.cancel.on_click(lambda _: self.job and self.job.cancel())

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.errors import InvalidInput
@@ -91,7 +92,8 @@ def step_from_json(record: dict[str, Any]) -> Step:
     knobs = dict(record)
     name = knobs.pop("step", None)
     if not isinstance(name, str) or name not in REGISTRY:
-        raise InvalidInput(f"There is no step '{name}': use one of {', '.join(sorted(REGISTRY))}.")
+        near = get_close_matches(str(name), REGISTRY, n=5, cutoff=0.3) or sorted(REGISTRY)[:5]
+        raise InvalidInput(f"There is no step '{str(name)[:60]}': use one such as {', '.join(near)}.")
     return REGISTRY[name](**knobs)
 
 

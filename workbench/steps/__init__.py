@@ -5,8 +5,10 @@ from pkgutil import iter_modules
 
 from workbench.step import REGISTRY, Step
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+ORDER = ("prompt", "prune", "quantize", "finetune")  # in which people meet them; others follow
+_found = [module.name for module in iter_modules(__path__)]
+for _name in sorted(_found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
+    import_module(f"{__name__}.{_name}")
 
 
 def families() -> dict[str, list[type[Step]]]:
