@@ -17,7 +17,7 @@ from workbench.errors import Cancelled, InvalidInput
 from workbench.packed import dense_weight
 from workbench.progress import Progress
 from workbench.sequences import Sample, lay_out, overlap_note, read_samples
-from workbench.steps import finetune, quantize
+from workbench.steps import finetune, prune, quantize
 from workbench.training import batch_loss, curve, learning_rate, likelihood, packs
 
 IDS = torch.arange(3, 60)[None]
@@ -118,6 +118,19 @@ def test_accumulation_changes_nothing_but_memory(load_tiny, tiny_task: wb.Task) 
     one, four = (trained(finetune.LoRA, base, tiny_task, accumulation=parts) for parts in (1, 4))
     for a, b in zip(curve(one).points, curve(four).points, strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-3)
+
+
+@every_model
+def test_activations_computed_twice_are_the_same(architecture: str, load_tiny, tiny_task: wb.Task, monkeypatch) -> None:
+    calls = []
+    whole = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", lambda *a, **k: calls.append(1) or whole(*a, **k))
+    base = load_tiny(architecture)
+    once, twice = (trained(finetune.LoRA, base, tiny_task, epochs=1.0, checkpointing=each) for each in (False, True))
+    assert len(calls) == 2 * len(curve(twice).points), "two blocks a step"
+    for a, b in zip(curve(once).points, curve(twice).points, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in twice.model.modules())
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
@@ -246,6 +259,18 @@ def test_bad_input_is_refused_in_words(load_tiny, tiny_task: wb.Task) -> None:
         base.apply(finetune.Fuse())
     with pytest.raises(InvalidInput, match="is quantized"):
         base.apply(quantize.NF4()).apply(finetune.DoRA(), tiny_task)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [quantize.NF4(), quantize.RTN(), prune.Magnitude(), prune.Wanda(), prune.Width(), prune.DropBlocks(share=0.5)],
+    ids=lambda step: step.label,
+)
+def test_a_step_that_would_lose_an_adapter_asks_to_fuse_it(step, load_tiny, tiny_task: wb.Task) -> None:
+    tuned = trained(finetune.LoRA, load_tiny("llama"), tiny_task, epochs=0.5)
+    with pytest.raises(InvalidInput, match=r"has an adapter: apply finetune.Fuse\(\) first"):
+        tuned.apply(step, tiny_task)
+    assert tuned.apply(finetune.Fuse()).apply(step, tiny_task).generate("Rain", max_new_tokens=2).token_ids
 
 
 def test_what_was_cut_is_counted(load_tiny, tiny_task: wb.Task) -> None:

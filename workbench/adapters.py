@@ -75,6 +75,12 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
+def check_plain(model: nn.Module, name: str) -> None:
+    """Raise `InvalidInput` if the model of that name has an adapter, which a step that changes layers would lose."""
+    if any(True for _ in adapted_layers(model)):
+        raise InvalidInput(f"'{name}' has an adapter: apply finetune.Fuse() first.")
+
+
 def detached(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its adapters; the same one if it has none."""
     if not any(True for _ in adapted_layers(model)):
@@ -130,7 +136,7 @@ def fuse(model: PreTrainedModel) -> None:
         bias = base.bias
         kept = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         fused.register_parameter("bias", kept)
-        replace_module(model, path, fused)
+        replace_module(model, path, fused.eval())
     del model.peft_config
 
 

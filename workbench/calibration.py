@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.activations import BlockInput, LayerInput, walk
+from workbench.adapters import check_plain
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.packed import PackedLinear, dense_weight, linear_layers
@@ -141,6 +142,7 @@ def calibration_windows(variant: Variant, task: Task | Text | None) -> list[list
 
 
 def _check_dense(variant: Variant) -> None:
+    check_plain(variant.model, variant.name)
     if any(isinstance(layer, PackedLinear) for _, layer in linear_layers(variant.model, head=True)):
         raise InvalidInput(
             f"'{variant.name}' is quantized and cannot be calibrated: apply the step to its dense parent."

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench import calibration, sharing
 from workbench.activations import LayerInput
+from workbench.adapters import check_plain
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.packed import PackedLinear, SemiStructuredLinear, dense_weight, linear_layers, replace_module
@@ -134,6 +135,7 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
     Raises:
         InvalidInput: the variant is quantized, or an exclusion names no layer.
     """
+    check_plain(variant.model, variant.name)
     root, blocks = decoder_blocks(variant.model)
     found = dict(linear_layers(blocks))
     if any(isinstance(layer, SemiStructuredLinear) for layer in found.values()):

@@ -94,6 +94,10 @@ class TrainingStep(Step):
         samples, watched = read_samples(variant, task, "train"), read_samples(variant, task, "calibration")
         curve = Curve(notes=[*overlap_note(task), *samples.notes])
         model = self.prepare(variant)
+        if self.checkpointing:
+            if not model.supports_gradient_checkpointing:
+                raise InvalidInput(f"{type(model).__name__} cannot compute activations twice: leave checkpointing off.")
+            _keep_activations(model, False)
         child = variant.derive(self, model)
         progress.live = _curves[child] = curve
         asked = task.calibration[:ASKED] if isinstance(task, Task) else ()
@@ -173,6 +177,8 @@ class _Run:
         for each in self.trained.values():
             each.requires_grad_(False)
             each.grad = None
+        if self.step.checkpointing:
+            _keep_activations(self.model, True)
         self.model.eval()
 
     def _learn(self, number: int, progress: Progress) -> Point:
@@ -265,6 +271,12 @@ class _Run:
         curve.evaluations.append(Evaluation(number, total / learned, self._answers()))
         if curve.best is not None and curve.best.step == number:
             self.best = {name: each.detach().clone() for name, each in self.trained.items()}
+
+
+def _keep_activations(model: Any, keep: bool) -> None:
+    """Whether the blocks keep their activations for the backward pass, or compute them again."""
+    prefix = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{prefix}_checkpointing_{'disable' if keep else 'enable'}")()
 
 
 def _after(steps: int) -> str:

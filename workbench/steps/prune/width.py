@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from workbench import sharing
+from workbench.adapters import check_plain
 from workbench.blocks import Cuts, cut, decoder_blocks, skeleton
 from workbench.calibration import Statistics, statistics
 from workbench.errors import InvalidInput
@@ -94,6 +95,7 @@ class Width(Step):
     def _chosen(self, variant: Variant) -> list[tuple["_Axis", int]]:
         """What is narrowed, and how much of it stays."""
         model = variant.model
+        check_plain(model, variant.name)
         if any(isinstance(layer, PackedLinear) for _, layer in linear_layers(model, head=True)):
             raise InvalidInput(f"'{variant.name}' is quantized: prune its dense parent with {self.label}.")
         chosen: list[tuple[_Axis, int]] = []

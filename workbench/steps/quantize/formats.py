@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from workbench import sharing
+from workbench.adapters import check_plain
 from workbench.errors import InvalidInput
 from workbench.packed import (
     Bits4Linear,
@@ -75,6 +76,7 @@ class _Quantize(Step):
         )
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:
+        check_plain(variant.model, variant.name)
         layers = list(linear_layers(variant.model, head=self.with_head()))
         if any(isinstance(layer, PackedLinear) for _, layer in layers):
             raise InvalidInput(f"'{variant.name}' is already quantized: apply {self.label} to its dense parent.")
