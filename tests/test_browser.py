@@ -215,7 +215,7 @@ def test_two_answers_stream_side_by_side(page: Page) -> None:
 def test_the_keyboard_is_enough(page: Page) -> None:
     tab(page, "Prompt")
     page.locator(".wb-tabs").get_by_role("tab", name="Prompt").focus()
-    for _ in range(3):
+    for _ in range(TABS.index("Chat")):
         page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     prompt = page.get_by_label("Prompt", exact=True)

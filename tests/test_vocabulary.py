@@ -79,7 +79,7 @@ def test_logits_are_the_parents_at_the_kept_ids(architecture, load_tiny, tiny_ta
 
 
 def test_control_tokens_are_renumbered_everywhere(base, tiny_task) -> None:
-    model = wb.model.share(base.model)
+    model = wb.sharing.share(base.model)
     model.generation_config.eos_token_id = [2, 399]
     model.config.eos_token_id = [2, 399]
     child = wb.Variant(model=model, tokenizer=base.tokenizer, name="b", source="b").apply(Vocabulary(keep=0), tiny_task)

@@ -81,7 +81,7 @@ def shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
 
 def zeroed(variant: wb.Variant, importance: dict[str, torch.Tensor], endings: tuple[str, ...], group: int, kept: int):
     """Logits of the dense model in which the layers with these names read nothing from the groups ranked lowest."""
-    model = wb.model.share(variant.model)
+    model = wb.sharing.share(variant.model)
     for path, layer in linear_layers(model):
         if not path.endswith(endings):
             continue

@@ -144,7 +144,7 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
         )
     if any(isinstance(layer, PackedLinear) for layer in found.values()):
         raise InvalidInput(f"'{variant.name}' is already quantized: apply {label} to its dense parent.")
-    left_out = _named(exclude, found)
+    left_out = _named(exclude, found, "exclude")
     return [f"{root}.{path}" for path in found if path not in left_out]
 
 
@@ -156,16 +156,16 @@ def named_layers(variant: Variant, names: str) -> list[str]:
     """
     root, blocks = decoder_blocks(variant.model)
     found = dict(linear_layers(blocks))
-    chosen = _named(names, found) or set(found)
+    chosen = _named(names, found, "name") or set(found)
     return [f"{root}.{path}" for path in found if path in chosen]
 
 
-def _named(names: str, found: Collection[str]) -> set[str]:
+def _named(names: str, found: Collection[str], verb: str) -> set[str]:
     chosen: set[str] = set()
     for item in filter(None, (each.strip() for each in names.split(","))):
         fitting = {path for path in found if fnmatch.fnmatchcase(f".{path}.", f"*.{item}.*")}
         if not fitting:
-            raise InvalidInput(f"No layer is called '{item[:60]}' here: name one such as {next(iter(found))}.")
+            raise InvalidInput(f"No layer is called '{item[:60]}' here: {verb} one such as {next(iter(found))}.")
         chosen |= fitting
     return chosen
 
