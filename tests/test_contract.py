@@ -15,7 +15,7 @@ import workbench as wb
 from workbench import Progress, Recipe
 from workbench.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.step import step_from_json
-from workbench.steps import families, finetune
+from workbench.steps import families, finetune, prune
 
 STEPS = [step for steps in families().values() for step in steps]
 IDS = torch.arange(3, 40)[None]
@@ -82,7 +82,9 @@ def attempt(base: wb.Variant, step: wb.Step, data: list[Any], progress: Progress
 
 
 def ready(step: type[wb.Step], base: wb.Variant, data: list[Any]) -> wb.Variant:
-    """A variant that the step can start from: one with an adapter where the step is about adapters."""
+    """A variant that the step can start from: with an adapter where the step is about adapters, or a student."""
+    if step.family() == "distil":
+        return base.apply(prune.DropBlocks(share=0.5, order="last"), data[1])
     return base.apply(finetune.LoRA(), data[0]) if step in (finetune.Strength, finetune.Fuse) else base
 
 
@@ -152,17 +154,18 @@ def test_works_or_refuses_and_leaves_the_parent_untouched(
 ) -> None:
     base = load_tiny(architecture)
     before, answer = hashes(base), base.generate("Rain", max_new_tokens=3).token_ids
-    child = attempt(base, step(), data)
+    start = ready(step, base, data)
+    child = attempt(start, step(), data)
     if child is not None:
         tokens = child.generate("What is a lobster?", max_new_tokens=3)
         assert 1 <= len(tokens.token_ids) <= 3
-        assert child.parent is base
-        assert child.recipe == Recipe([step()]) == Recipe.from_json(child.recipe.to_json())
+        assert child.parent is start
+        assert child.recipe == start.recipe.then(step()) == Recipe.from_json(child.recipe.to_json())
         assert step_from_json(step().to_json()) == step()
         with torch.no_grad():
             assert torch.isfinite(child.model(IDS).logits).all()
         assert child.owned_bytes <= child.total_bytes
-        forecast = step().forecast(base)
+        forecast = step().forecast(start)
         assert forecast.weight_bytes > 0
 
         again = wb.load(child.save(tmp_path / "export"), device="cpu")
@@ -188,11 +191,12 @@ def test_the_same_recipe_gives_the_same_tensors(step: type[wb.Step], base: wb.Va
 @every_step
 @pytest.mark.parametrize("after", [1, 3])
 def test_a_cancel_leaves_nothing_behind(step: type[wb.Step], after: int, base: wb.Variant, data) -> None:
-    attempt(base, step(), data)  # the first time pays for caches
+    start = ready(step, base, data)
+    attempt(start, step(), data)  # the first time pays for caches
     before, count, memory, owned = hashes(base), variants(), tensor_bytes(), base.owned_bytes
     progress = Stopped(after)
     try:
-        attempt(base, step(), data, progress)
+        attempt(start, step(), data, progress)
         assert progress.after > 0, "a cancelled step went on to its end"
     except Cancelled:
         assert progress.cancelled

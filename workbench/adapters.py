@@ -55,7 +55,9 @@ def attach(
 
 def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
     peft = _peft()
-    config._register_custom_module({PackedLinear: peft.tuners.lora.Linear})
+    from workbench.lora import AdaptedLinear
+
+    config._register_custom_module({PackedLinear: peft.tuners.lora.Linear, nn.Linear: AdaptedLinear})
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)

@@ -18,6 +18,7 @@ class Point:
         rate: its learning rate.
         tokens: read, padding left out.
         seconds: that it took.
+        memory: bytes, on a GPU the most allocated during it, on a CPU what the process held behind it.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Point:
     rate: float
     tokens: int
     seconds: float
+    memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where a model runs: device, dtype, allocated memory and the environment recorded with every number."""
 
 import platform
+import resource
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -45,6 +46,16 @@ def synchronize(device: torch.device) -> None:
     """Wait for the work queued on the device, so that a clock read afterwards means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def memory_held(device: torch.device) -> int:
+    """Bytes: on a GPU the most allocated since it was last asked, on a CPU what this process has in memory now."""
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(most)
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else 0
 
 
 def device_name(device: torch.device) -> str:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workbench.decoding import SHORTEST_PREFIX
 from workbench.errors import InvalidInput
 from workbench.prompting import encode_text
 from workbench.task import Task, Text
 from workbench.variant import Variant
 
-ROW_TOKENS = 512  # of a row that samples are packed into; attention over much longer rows costs more than it saves
+ROW_TOKENS = 256  # of a row of packed samples; attention over much longer rows costs more than filling saves
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,27 @@ class Batch:
     """Samples as a model reads them.
 
     Attributes:
+        common: ``(1, common)``, what all samples begin with and the rows leave out; None if they are whole.
         ids: ``(rows, tokens)``.
-        positions: ``(rows, tokens)``, from 0 for every sample.
+        positions: ``(rows, tokens)``, the place of every token in its sample.
+        mask: ``(rows, 1, tokens, common + tokens)``, what a token sees; None for all that is before it.
         places: ``(learned,)``, indices into the flattened rows of what predicts a learned token.
         targets: ``(learned,)``, the learned tokens.
-        tokens: how many are no padding.
+        samples: in the order of their learned tokens.
     """
 
+    common: Tensor | None
     ids: Tensor
     positions: Tensor
+    mask: Tensor | None
     places: Tensor
     targets: Tensor
-    tokens: int
+    samples: tuple[Sample, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of the samples, padding left out; a beginning that was read once counts for each."""
+        return sum(len(sample.ids) for sample in self.samples)
 
 
 def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
@@ -108,44 +118,64 @@ def overlap_note(task: Task | Text) -> tuple[str, ...]:
     )
 
 
-def lay_out(samples: Sequence[Sample], packed: bool, device: torch.device) -> Batch:
-    """Samples in rows: one each, filled up at the end, or several end to end.
+def lay_out(samples: Sequence[Sample], packed: bool, device: torch.device, share: bool = True) -> Batch:
+    """Samples in rows: one each, filled up at the end; or packed, several end to end.
 
-    A sample sees no other one: positions that start again at 0 tell the model where a row's next sample begins, and the
-    filling comes after everything that is learned.
+    A sample sees no other one. What is learned sees the same tokens at the same positions either way; the beginning
+    that packed samples share is taken out of them, to be read once.
     """
-    rows = _bins(samples) if packed else [[sample] for sample in samples]
-    longest = max(sum(len(sample.ids) for sample in row) for row in rows)
+    common = _common(samples) if packed and share else 0
+    rows = _bins(samples, common) if packed else [[sample] for sample in samples]
+    longest = max(sum(len(sample.ids) - common for sample in row) for row in rows)
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    positions = torch.arange(longest).repeat(len(rows), 1)
+    positions = torch.zeros_like(ids) if packed else torch.arange(longest).repeat(len(rows), 1)
+    owner = torch.full((len(rows), longest), -1)  # which sample of its row a token is of; -1 is the filling
     places: list[int] = []
     targets: list[int] = []
     for number, row in enumerate(rows):
         at = 0
-        for sample in row:
-            stop = at + len(sample.ids)
-            ids[number, at:stop] = torch.tensor(sample.ids)
-            positions[number, at:] = torch.arange(longest - at)
-            first = number * longest + at
+        for index, sample in enumerate(row):
+            stop = at + len(sample.ids) - common
+            ids[number, at:stop] = torch.tensor(sample.ids[common:])
+            positions[number, at:stop] = torch.arange(common, len(sample.ids))
+            owner[number, at:stop] = index
+            first = number * longest + at - common
             places += range(first + sample.start - 1, first + len(sample.ids) - 1)
             targets += sample.ids[sample.start :]
             at = stop
-    tokens = sum(len(sample.ids) for sample in samples)
+    mask = None
+    if packed:
+        own = (owner[:, None, :] == owner[:, :, None]) & torch.ones(longest, longest, dtype=torch.bool).tril()
+        mask = torch.cat([own.new_ones(len(rows), longest, common), own], dim=-1)[:, None].to(device)
     return Batch(
-        ids.to(device), positions.to(device), torch.tensor(places).to(device), torch.tensor(targets).to(device), tokens
+        common=torch.tensor([samples[0].ids[:common]]).to(device) if common else None,
+        ids=ids.to(device),
+        positions=positions.to(device),
+        mask=mask,
+        places=torch.tensor(places).to(device),
+        targets=torch.tensor(targets).to(device),
+        samples=tuple(sample for row in rows for sample in row),
     )
 
 
-def _bins(samples: Sequence[Sample]) -> list[list[Sample]]:
+def _common(samples: Sequence[Sample]) -> int:
+    """How many tokens all samples begin with, short of the one that predicts a first learned token; 0 if too few."""
+    first, most = samples[0].ids, min(sample.start for sample in samples) - 1
+    found = next((at for at in range(most) if any(sample.ids[at] != first[at] for sample in samples)), most)
+    return found if len(samples) > 1 and found >= SHORTEST_PREFIX else 0
+
+
+def _bins(samples: Sequence[Sample], common: int) -> list[list[Sample]]:
     """Samples in as few rows as first fit, longest first, needs."""
-    room = max(ROW_TOKENS, *(len(sample.ids) for sample in samples))
+    room = max(ROW_TOKENS, *(len(sample.ids) - common for sample in samples))
     rows: list[list[Sample]] = []
     left: list[int] = []
     for sample in sorted(samples, key=lambda each: len(each.ids), reverse=True):
-        at = next((index for index, free in enumerate(left) if free >= len(sample.ids)), len(rows))
+        needed = len(sample.ids) - common
+        at = next((index for index, free in enumerate(left) if free >= needed), len(rows))
         if at == len(rows):
             rows.append([])
             left.append(room)
         rows[at].append(sample)
-        left[at] -= len(sample.ids)
+        left[at] -= needed
     return rows

@@ -14,6 +14,18 @@ def share(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in _all_tensors(model)})
 
 
+def own(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the module tree whose every parameter is a copy too, and can be trained; tied ones stay tied."""
+    copied = share(model)
+    parameters: dict[int, nn.Parameter] = {}
+    for module in copied.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                parameters.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+                module._parameters[name] = parameters[id(parameter)]
+    return copied
+
+
 def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()

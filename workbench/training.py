@@ -1,4 +1,4 @@
-"""Steps that learn: the one training loop, what it learns from a batch, and the curve it leaves.
+"""Steps that learn: the one training loop, and the curve it leaves.
 
 The loop is our own because no library's fits a workbench: transformers' Trainer (and TRL, built on it) computes the
 logits of every token instead of those that are learned, cannot pause, holds the model for as long as it trains, hides a
@@ -8,30 +8,31 @@ loss that is not a number, and writes its checkpoints as pickles.
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench import checkpoint
+from workbench.attention import in_16_bits
 from workbench.curve import Curve, Evaluation, Point
 from workbench.decoding import decode
+from workbench.device import memory_held
 from workbench.errors import InvalidInput
+from workbench.loss import LIKELIHOOD, Objective, batch_loss, packs
+from workbench.packed import fast_bfloat16
 from workbench.progress import Progress
-from workbench.sequences import Batch, Sample, lay_out, overlap_note, read_samples
+from workbench.sequences import Sample, Samples, lay_out, overlap_note, read_samples
 from workbench.step import Step
 from workbench.task import Task, Text
 from workbench.variant import Variant, model_lock
 
-Rows = Callable[[Tensor, slice], Tensor]  # logits of some learned tokens, and which they are, to their summed loss
-Objective = Callable[[Batch, Sequence[Sample]], Rows]
-CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}  # logits held at once
 EVALUATIONS = 10  # in a run, besides the first
 VALIDATION = 32  # samples of the calibration split that an evaluation reads
 ASKED, ANSWER = 2, 24  # prompts answered at every evaluation, and the tokens of an answer
@@ -68,6 +69,10 @@ class TrainingStep(Step):
         le=100,
         description="Evaluations without a better validation loss after which training ends; 0 goes on to the end.",
     )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Type of the products while training; auto is bfloat16 where the device is faster with it.",
+    )
     keep: Literal["best", "last"] = Field(
         default="best", description="The weights that were best on the calibration split, or the last."
     )
@@ -82,16 +87,20 @@ class TrainingStep(Step):
     def prepare(self, variant: Variant) -> PreTrainedModel:
         """A copy of the variant's model whose trained parameters, and only they, are its own and require gradients."""
 
-    def objective(self, variant: Variant, progress: Progress) -> Objective:
+    def samples(self, variant: Variant, task: Task | Text, progress: Progress) -> Samples:
+        """What is learned from; by default the train split."""
+        return read_samples(variant, task, "train")
+
+    def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
         """What a batch teaches; by default the likelihood of the learned tokens."""
-        return likelihood
+        return LIKELIHOOD
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """Train a copy; the parent's tensors are read, never written."""
         assert task is not None
         if self.neutral:
             return variant.derive(self)
-        samples, watched = read_samples(variant, task, "train"), read_samples(variant, task, "calibration")
+        samples, watched = self.samples(variant, task, progress), read_samples(variant, task, "calibration")
         curve = Curve(notes=[*overlap_note(task), *samples.notes])
         model = self.prepare(variant)
         if self.checkpointing:
@@ -102,7 +111,7 @@ class TrainingStep(Step):
         progress.live = _curves[child] = curve
         asked = task.calibration[:ASKED] if isinstance(task, Task) else ()
         prompts = {each.prompt: child.encode(task.prompt(each)) for each in asked if isinstance(task, Task)}
-        objective = self.objective(variant, progress)
+        objective = self.objective(variant, samples.samples, progress)
         run = _Run(self, child, samples.samples, watched.samples[:VALIDATION], objective, prompts)
         saved = checkpoint.place(variant, self, task)
         try:
@@ -121,11 +130,6 @@ def curve(variant: Variant) -> Curve:
     if variant not in _curves:
         raise InvalidInput(f"'{variant.name}' was not trained here: apply a step of the finetune or distil family.")
     return _curves[variant]
-
-
-def likelihood(batch: Batch, samples: Sequence[Sample]) -> Rows:
-    """Negative log-likelihood of the learned tokens, in nats."""
-    return lambda logits, part: F.cross_entropy(logits, batch.targets[part], reduction="sum")
 
 
 class _Run:
@@ -183,19 +187,22 @@ class _Run:
 
     def _learn(self, number: int, progress: Progress) -> Point:
         """One optimizer step."""
-        chosen = self._chosen(number)
+        with model_lock:
+            chosen = self.objective.samples(self.model, self._chosen(number), number)
         rate = learning_rate(self.step, number, self.total)
         started, total, tokens = time.perf_counter(), 0.0, 0
         learned = sum(len(sample.ids) - sample.start for sample in chosen)
         self.optimizer.zero_grad(set_to_none=True)
         for samples in _parts(chosen, self.step.accumulation):
             progress.check()
-            batch = lay_out(samples, self.packed, self.model.device)
+            # What is shared is read into a cache, which transformers leaves out where activations are computed twice.
+            batch = lay_out(samples, self.packed, self.model.device, share=not self.step.checkpointing)
             tokens += batch.tokens
             with model_lock, torch.enable_grad(), torch.random.fork_rng():
                 torch.manual_seed(self.step.seed * 1_000_003 + number)  # so that a resumed run drops out the same
                 self.model.train()
-                loss = batch_loss(self.model, batch, self.objective(batch, samples)) / learned
+                with products(self.step.precision, self.model):
+                    loss = batch_loss(self.model, batch, self.objective.lesson(batch)) / learned
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.model.eval()
             total += float(loss.detach())
@@ -210,7 +217,8 @@ class _Run:
             group["lr"] = rate
         with model_lock:
             self.optimizer.step()
-        return Point(number + 1, total, rate, tokens, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Point(number + 1, total, rate, tokens, seconds, memory_held(self.model.device))
 
     def _answers(self) -> tuple[tuple[str, str], ...]:
         """What it says now to some prompts of the calibration split, greedily and not for long."""
@@ -263,8 +271,8 @@ class _Run:
         total = learned = 0.0
         for samples in _parts(self.watched, math.ceil(len(self.watched) / self.step.batch_size)):
             batch = lay_out(samples, self.packed, self.model.device)
-            with model_lock:
-                total += float(batch_loss(self.model, batch, likelihood(batch, samples)))
+            with model_lock, products(self.step.precision, self.model):
+                total += float(batch_loss(self.model, batch, LIKELIHOOD.lesson(batch)))
             learned += len(batch.targets)
         if not math.isfinite(total):
             raise InvalidInput(f"The validation loss is not a number {_after(number)}: lower the learning rate.")
@@ -279,20 +287,19 @@ def _keep_activations(model: Any, keep: bool) -> None:
     getattr(model, f"{prefix}_checkpointing_{'disable' if keep else 'enable'}")()
 
 
+@contextmanager
+def products(precision: str, model: PreTrainedModel) -> Iterator[None]:
+    """Take a model's products in 16 bits, or as they are. The model is the caller's own."""
+    device = model.device.type
+    on = precision == "bfloat16" or (precision == "auto" and (device != "cpu" or fast_bfloat16()))
+    kind = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
+    attention = in_16_bits(model) if on and device == "cpu" else nullcontext()
+    with attention, torch.autocast(device, kind, enabled=on):
+        yield
+
+
 def _after(steps: int) -> str:
     return f"after {steps} steps" if steps else "before the first step"
-
-
-@torch.no_grad()
-def packs(model: PreTrainedModel) -> bool:
-    """Whether samples laid end to end do not see each other in this model, tried on two short ones."""
-    samples = [Sample(tuple(range(start, start + 5)), 1, "") for start in (3, 9)]
-    with model_lock:
-        sums = []
-        for packed in (True, False):
-            batch = lay_out(samples, packed, model.device)
-            sums.append(float(batch_loss(model, batch, likelihood(batch, samples))))
-    return math.isclose(*sums, rel_tol=1e-2 if model.dtype != torch.float32 else 1e-4)
 
 
 def learning_rate(step: TrainingStep, number: int, total: int) -> float:
@@ -303,52 +310,6 @@ def learning_rate(step: TrainingStep, number: int, total: int) -> float:
     done = (number - rising) / max(1.0, total - rising)
     falls = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
     return step.learning_rate * falls[step.schedule]
-
-
-def batch_loss(model: PreTrainedModel, batch: Batch, rows: Rows) -> Tensor:
-    """Summed loss of a batch. The logits of the learned tokens alone are made, and never all at once."""
-    hidden = model.base_model(input_ids=batch.ids, position_ids=batch.positions, use_cache=False).last_hidden_state
-    head = model.get_output_embeddings()
-    learned = hidden.flatten(0, 1)[batch.places]
-    weights = [each for each in head.parameters() if each.requires_grad]
-    kind = batch.ids.device.type
-    size = max(16, CHUNK_LOGITS.get(kind, CHUNK_LOGITS["cpu"]) // model.config.get_text_config().vocab_size)
-    if not torch.is_grad_enabled():
-        parts = [slice(at, at + size) for at in range(0, len(learned), size)]
-        return torch.stack([rows(head(learned[part]).float(), part) for part in parts]).sum()
-    total: Tensor = _HeadLoss.apply(learned, head, rows, size, *weights)  # type: ignore[no-untyped-call]
-    return total
-
-
-class _HeadLoss(torch.autograd.Function):
-    """The output head and the loss, chunk by chunk: the gradient is taken with the loss, so no logits are kept.
-
-    After Hsu et al., "Liger Kernel", 2024 (fused linear cross entropy).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, learned: Tensor, head: nn.Module, rows: Rows, size: int, *weights: Tensor) -> Tensor:
-        """``learned (n, hidden)`` to the summed loss."""
-        total = learned.new_zeros((), dtype=torch.float32)
-        gradients = [torch.empty_like(learned), *(torch.zeros_like(each) for each in weights)]
-        for start in range(0, len(learned), size):
-            part = slice(start, start + size)
-            with torch.enable_grad():
-                state = learned[part].detach().requires_grad_()
-                loss = rows(head(state).float(), part)
-                found = torch.autograd.grad(loss, [state, *weights])
-            total += loss.detach()
-            gradients[0][part] = found[0]
-            for kept, each in zip(gradients[1:], found[1:], strict=True):
-                kept += each
-        ctx.save_for_backward(*gradients)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
-        """The kept gradients, times that of the sum."""
-        first, *rest = (each * outer[0] for each in ctx.saved_tensors)
-        return first, None, None, None, *rest
 
 
 def _parts(samples: Sequence[Sample], count: int) -> Iterator[Sequence[Sample]]:

@@ -87,8 +87,8 @@ class Variant:
         if self.closed:
             return 0
         mine = sharing.storages(self.model)
-        for other in list(_live):
-            if other._born < self._born and not other.closed:
+        for other in live():
+            if other._born < self._born:
                 for address in sharing.storages(other.model):
                     mine.pop(address, None)
         return sum(mine.values())
@@ -253,6 +253,11 @@ class Variant:
         if self.closed:
             return f"<Variant {self.name!r}, closed>"
         return f"<Variant {self.name!r}: {self.total_bytes / 1e6:.0f} MB on {self.device}, {self.recipe!r}>"
+
+
+def live() -> list[Variant]:
+    """Every variant that is in use and not closed, the oldest first."""
+    return sorted((each for each in list(_live) if not each.closed), key=lambda each: each._born)
 
 
 def load(

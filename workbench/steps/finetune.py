@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench import sharing
-from workbench.adapters import adapted_layers, attach, fuse
+from workbench.adapters import adapted_layers, attach, check_plain, fuse
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.layerwise import named_layers
@@ -142,14 +142,8 @@ class Full(TrainingStep):
         """A copy of the model whose every parameter is its own."""
         if any(isinstance(module, Packed) for module in variant.model.modules()):
             raise InvalidInput(f"'{variant.name}' is quantized: train it with finetune.QLoRA, or its dense parent.")
-        model = sharing.share(variant.model)
-        copies: dict[int, nn.Parameter] = {}
-        for module in model.modules():
-            for name, parameter in list(module._parameters.items()):
-                if parameter is not None:
-                    copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
-                    module._parameters[name] = copies[id(parameter)]
-        return model
+        check_plain(variant.model, variant.name)
+        return sharing.own(variant.model)
 
     def forecast(self, variant: Variant) -> Forecast:
         """A copy of everything."""

@@ -1,0 +1,248 @@
+"""Distillation: a student that learns from what a better model says."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workbench import sharing
+from workbench.adapters import attach, check_plain
+from workbench.divergence import forward_kl, jensen_shannon, reverse_kl, states_apart, with_rest
+from workbench.errors import InvalidInput
+from workbench.layerwise import named_layers
+from workbench.loss import Lesson, Objective
+from workbench.packed import Packed
+from workbench.progress import Progress
+from workbench.sequences import Batch, Sample, Samples
+from workbench.step import Forecast
+from workbench.task import Task, Text
+from workbench.teacher import Kept, Teacher, answered, find_teacher, kept, taught
+from workbench.training import TrainingStep
+from workbench.variant import Variant
+
+
+class _Distillation(TrainingStep):
+    """A student and its teacher."""
+
+    caveat: ClassVar[str] = "no faster than before: the student has the size it had, it only answers better"
+    teacher: str = Field(
+        default="",
+        max_length=200,
+        description="Name of a variant, a hub id or a path; empty for the model that the student was made from.",
+    )
+    rank: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="Of an adapter that is trained instead of every weight; 0 for all of them.",
+    )
+    learning_rate: float = Field(default=2e-4, ge=1e-7, le=1.0, description="Size of the first full steps.")
+
+    def prepare(self, variant: Variant) -> PreTrainedModel:
+        """The student: a copy, or a new adapter beside shared layers."""
+        if self.rank:
+            model = sharing.share(variant.model)
+            attach(model, named_layers(variant, ""), self.seed, self.rank, 2.0 * self.rank, 0.0)
+            return model
+        if any(isinstance(module, Packed) for module in variant.model.modules()):
+            raise InvalidInput(f"'{variant.name}' is quantized: set a rank such as 16, to train an adapter beside it.")
+        check_plain(variant.model, variant.name)
+        return sharing.own(variant.model)
+
+    def forecast(self, variant: Variant) -> Forecast:
+        """A copy of everything, unless an adapter is trained."""
+        size = 0 if self.neutral or self.rank else variant.total_bytes
+        return Forecast(owned_bytes=size, weight_bytes=variant.total_bytes, seconds=None)
+
+
+class _Divergence(_Distillation):
+    """Brings the student's distribution over the next token to the teacher's."""
+
+    temperature: float = Field(
+        default=1.0, ge=0.1, le=20.0, description="Above 1 the unlikely tokens count for more, on both sides."
+    )
+    likelihood: float = Field(
+        default=0.0, ge=0.0, le=1.0, description="Share of the loss that is the text's own, as in fine-tuning."
+    )
+    top_k: int = Field(
+        default=64,
+        ge=0,
+        le=4096,
+        description="The teacher's likeliest tokens, kept on disk so that it is read once; 0 asks it at every step.",
+    )
+    on_policy: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of the steps on answers that the student makes itself, instead of the task's.",
+    )
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what the teacher says is known before training."""
+        return self.top_k > 0 and self.on_policy == 0
+
+    @abstractmethod
+    def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """How far two distributions ``(rows, tokens)`` of log-probabilities are apart, in nats, ``(rows,)``."""
+
+    def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
+        """To follow the teacher."""
+        teacher = Teacher(find_teacher(variant, self.teacher), variant, self.temperature)
+        source = kept(teacher, samples, self.top_k, progress) if self.keeps else teacher
+        return Following(self, variant, source, teacher.height)
+
+
+class ForwardKL(_Divergence):
+    """Gives the student the teacher's whole distribution over the next token, not only the one that came.
+
+    The classic. It tells the student how likely every other word would have been, so it learns more from the same text
+    than fine-tuning; a student too small for the task spreads itself over everything the teacher might say.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1503.02531"
+
+    def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """KL(teacher || student)."""
+        return forward_kl(teacher, student)
+
+
+class ReverseKL(_Divergence):
+    """Keeps the student from saying what the teacher would not.
+
+    The student settles on some of the teacher's ways and leaves the others out: fewer blunders, less variety. It is at
+    its best on the student's own answers: try it with an on-policy share.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2306.08543"
+
+    def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """KL(student || teacher)."""
+        return reverse_kl(teacher, student)
+
+
+class JensenShannon(_Divergence):
+    """Between the forward and the reverse divergence, and never beyond log 2: one odd token cannot upset it.
+
+    Generalized knowledge distillation: with an on-policy share the student learns from its own mistakes, which the
+    task's answers never show. Own answers have to be made first, which takes most of the time.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2306.13649"
+    beta: float = Field(default=0.5, ge=0.01, le=0.99, description="Near 0 like the forward KL, near 1 the reverse.")
+
+    def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """Divergence of both from their mixture."""
+        return jensen_shannon(teacher, student, self.beta)
+
+
+class HiddenStates(_Divergence):
+    """Forward KL, and hidden states behind every block that point where the teacher's do.
+
+    A student with fewer blocks compares each of its own with the teacher's at the same share of the depth. It learns
+    faster at the start; the teacher is read at every step, and both must be of the same width.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1908.09355"
+    states: float = Field(default=1.0, ge=0.0, le=100.0, description="How much the hidden states count.")
+
+    @property
+    def keeps(self) -> bool:
+        """Hidden states are too large to keep."""
+        return False
+
+    def apart(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """KL(teacher || student)."""
+        return forward_kl(teacher, student)
+
+    def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
+        """To follow the teacher inside, too."""
+        teacher = find_teacher(variant, self.teacher)
+        widths = [each.model.config.get_text_config().hidden_size for each in (teacher, variant)]
+        if widths[0] != widths[1]:
+            raise InvalidInput(
+                f"Hidden states of '{teacher.name}' have {widths[0]} numbers and those of '{variant.name}' "
+                f"{widths[1]}: use distil.ForwardKL()."
+            )
+        source = Teacher(teacher, variant, self.temperature)
+        return Following(self, variant, source, source.height, self.states)
+
+
+class SequenceLevel(_Distillation):
+    """Fine-tunes on the answers that the teacher gives, in place of the task's own.
+
+    Its answers are plainer than people's and easier to imitate. Nothing but the text is needed, so that any teacher
+    with the same vocabulary serves; what the teacher gets wrong, the student learns.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/1606.07947"
+
+    def samples(self, variant: Variant, task: Task | Text, progress: Progress) -> Samples:
+        """The prompts of the train split with the teacher's answers."""
+        found = super().samples(variant, task, progress)
+        made = taught(find_teacher(variant, self.teacher), found.samples, progress)
+        return Samples(tuple(made), found.notes)
+
+
+class Following(Objective):
+    """The divergence from a teacher, the text's likelihood and hidden states, each in its share."""
+
+    def __init__(
+        self, step: _Divergence, student: Variant, source: Teacher | Kept, height: int, states: float | None = None
+    ) -> None:
+        self.step, self.student, self.source = step, student, source
+        self.height, self.weight = height, states
+
+    def samples(self, model: PreTrainedModel, samples: Sequence[Sample], number: int) -> Sequence[Sample]:
+        """Now and then, answers of the student's own."""
+        draw = torch.Generator().manual_seed(self.step.seed * 1_000_003 + number)
+        if float(torch.rand((), generator=draw)) >= self.step.on_policy:
+            return samples
+        return answered(model, self.student.end_tokens, samples, 1.0, self.step.seed + number)
+
+    def lesson(self, batch: Batch) -> Lesson:
+        """What the teacher says on a batch."""
+        states = None
+        if isinstance(self.source, Kept):
+            compare = self._kept(self.source, batch)
+        elif self.weight is None:
+            compare = self._online(self.source.logs(batch))
+        else:
+            hidden = self.source.states(batch)
+            compare = self._online(self.source.logs(batch, hidden[-1]))
+            states = self._states(hidden, self.weight)
+        share, warmth = self.step.likelihood, self.step.temperature**2  # after Hinton: gradients shrink by its square
+
+        def rows(logits: Tensor, part: slice) -> Tensor:
+            total = (1 - share) * warmth * compare(logits[:, : self.height] / self.step.temperature, part).sum()
+            if share:
+                total = total + share * F.cross_entropy(logits, batch.targets[part], reduction="sum")
+            return total
+
+        return Lesson(rows, states)
+
+    def _kept(self, source: Kept, batch: Batch) -> Callable[[Tensor, slice], Tensor]:
+        values, indices = source.likeliest(batch)
+
+        def compare(logits: Tensor, part: slice) -> Tensor:
+            logs = logits.gather(-1, indices[part]) - logits.logsumexp(dim=-1, keepdim=True)
+            return self.step.apart(with_rest(values[part]), with_rest(logs))
+
+        return compare
+
+    def _online(self, teacher: Callable[[slice], Tensor]) -> Callable[[Tensor, slice], Tensor]:
+        return lambda logits, part: self.step.apart(teacher(part), torch.log_softmax(logits, dim=-1))
+
+    def _states(self, teacher: list[Tensor], weight: float) -> Callable[[list[Tensor]], Tensor]:
+        def apart(student: list[Tensor]) -> Tensor:
+            depth = len(student) - 1
+            pairs = [(round(block * (len(teacher) - 1) / depth), block) for block in range(1, depth + 1)]
+            each = [states_apart(teacher[theirs], student[ours]).sum() for theirs, ours in pairs]
+            return weight * torch.stack(each).mean()
+
+        return apart

@@ -1,0 +1,230 @@
+"""What a student learns from: another variant, asked while it trains or read once and kept on disk."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workbench.decoding import Decoding, decode
+from workbench.divergence import likeliest
+from workbench.errors import InvalidInput, WorkbenchError, first_line
+from workbench.loss import packs, read
+from workbench.progress import Progress
+from workbench.sequences import Batch, Sample, lay_out
+from workbench.storage import cache_folder
+from workbench.variant import Variant, live, load, model_lock
+
+BATCH_TOKENS = 4096  # that a teacher reads at a time
+ANSWERS = 8  # prompts that a model answers at a time
+NEW_TOKENS = 64  # most of an answer that is made for learning
+PROBED = 4096  # values of a tensor that tell it from another
+
+Logs = Callable[[slice], Tensor]
+
+
+def find_teacher(student: Variant, name: str) -> Variant:
+    """The variant of that name, or the model with that hub id or path; without a name what the student was loaded as.
+
+    Raises:
+        InvalidInput: the student is its own teacher, or the two do not share a vocabulary.
+        NotAvailable: it is neither a variant nor a model that can be read.
+    """
+    teacher = _named(student, name)
+    if teacher.model is student.model:
+        raise InvalidInput(
+            f"'{student.name}' is its own teacher: make a student first, such as prune.DropBlocks(), or name another."
+        )
+    sizes = [len(each.tokenizer) for each in (teacher, student)]
+    if sizes[0] != sizes[1] or teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise InvalidInput(
+            f"Teacher '{teacher.name}' has a vocabulary of {sizes[0]} tokens and student '{student.name}' another of "
+            f"{sizes[1]}: choose a teacher of the student's own model family."
+        )
+    return teacher
+
+
+def _named(student: Variant, name: str) -> Variant:
+    name = name.strip()
+    if name:
+        found = [each for each in live() if each.name == name]
+        return found[-1] if found else load(name, device=str(student.device), dtype=student.dtype)
+    origin = student
+    while origin.recipe and origin.parent is not None and not origin.parent.closed:
+        origin = origin.parent
+    if not origin.recipe:
+        return origin
+    found = [each for each in live() if each.source == student.source and not each.recipe]
+    return found[-1] if found else load(student.source, device=str(student.device), dtype=student.dtype)
+
+
+class Teacher:
+    """Asked anew for every batch: its whole distribution, never the logits of more than a few tokens at once."""
+
+    def __init__(self, variant: Variant, student: Variant, temperature: float) -> None:
+        self.variant, self.model, self.temperature = variant, variant.model, temperature
+        # Models of a family pad their heads to different heights, behind the tokens that they share.
+        heads = [each.model.get_output_embeddings().weight for each in (variant, student)]
+        self.height = min(len(head) for head in heads)
+
+    @torch.no_grad()
+    def states(self, batch: Batch) -> list[Tensor]:
+        """Hidden states behind every block, each ``(learned, hidden)``."""
+        return read(self.model, batch, every=True)
+
+    @torch.no_grad()
+    def logs(self, batch: Batch, states: Tensor | None = None) -> Logs:
+        """Log-probabilities ``(rows, height)`` of some learned tokens of a batch, at the temperature."""
+        last = read(self.model, batch)[-1] if states is None else states
+
+        @torch.no_grad()
+        def part(rows: slice) -> Tensor:
+            logits = self.model.get_output_embeddings()(last[rows])[:, : self.height].float()
+            return torch.log_softmax(logits / self.temperature, dim=-1)
+
+        return part
+
+
+class Kept:
+    """What a teacher says on all samples, read once: the likeliest tokens of every learned one, on disk.
+
+    Attributes:
+        values: log-probabilities at the temperature, ``(learned, k)``, in 16 bits.
+        indices: the tokens, ``(learned, k)``.
+    """
+
+    def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
+        self.values: np.ndarray = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
+        self.indices: np.ndarray = np.load(folder / "indices.npy", mmap_mode="r", allow_pickle=False)
+        self._starts, count = {}, 0
+        for sample in samples:
+            self._starts[sample.name] = count
+            count += len(sample.ids) - sample.start
+        if self.values.shape != self.indices.shape or len(self.values) != count:
+            raise ValueError("written for other samples")
+
+    def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and tokens of a batch, each ``(learned, k)``."""
+        rows = np.concatenate(
+            [np.arange(at := self._starts[each.name], at + len(each.ids) - each.start) for each in batch.samples]
+        )
+        device = batch.ids.device
+        values = torch.from_numpy(np.asarray(self.values[rows], dtype=np.float32)).to(device)
+        return values, torch.from_numpy(np.asarray(self.indices[rows], dtype=np.int64)).to(device)
+
+
+def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress) -> Kept:
+    """What the teacher says on the samples: from disk if this teacher read them before, else read now.
+
+    Raises:
+        WorkbenchError: the disk is full.
+    """
+    facts = [_fingerprint(teacher.variant), str(teacher.temperature), str(teacher.height), str(k), _digest(samples)]
+    folder = cache_folder() / "teacher" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
+    with contextlib.suppress(OSError, ValueError):
+        return Kept(folder, samples)
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    try:
+        temporary.mkdir(parents=True)
+        _write(teacher, samples, k, temporary, progress)
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            os.replace(temporary, folder)
+        return Kept(folder, samples)
+    except OSError as error:
+        raise WorkbenchError(
+            f"What the teacher says could not be kept in '{folder.parent}' ({first_line(error)}): make room there, or "
+            "set top_k to 0 to ask it while training."
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@torch.no_grad()
+def _write(teacher: Teacher, samples: Sequence[Sample], k: int, folder: Path, progress: Progress) -> None:
+    shape = (sum(len(each.ids) - each.start for each in samples), min(k, teacher.height))
+    values = np.lib.format.open_memmap(folder / "values.npy", "w+", np.float16, shape)
+    whole = np.uint16 if teacher.height <= 1 << 16 else np.int32
+    indices = np.lib.format.open_memmap(folder / "indices.npy", "w+", whole, shape)
+    longest = max(len(each.ids) for each in samples)
+    packed, count = packs(teacher.model), max(1, BATCH_TOKENS // longest)
+    starts = np.cumsum([0, *(len(each.ids) - each.start for each in samples)])
+    places = {each.name: int(at) for each, at in zip(samples, starts, strict=False)}
+    groups = [samples[at : at + count] for at in range(0, len(samples), count)]
+    for group in progress.track("Distillation: the teacher reads", groups, len(groups)):
+        batch = lay_out(group, packed, teacher.model.device)
+        rows = torch.cat([torch.arange(at := places[s.name], at + len(s.ids) - s.start) for s in batch.samples]).numpy()
+        with model_lock:
+            logs = teacher.logs(batch)
+            for start in range(0, len(rows), 128):
+                part = slice(start, start + 128)
+                found = likeliest(logs(part), k)
+                values[rows[part]] = found[0].cpu().numpy()
+                indices[rows[part]] = found[1].cpu().numpy()
+    values.flush()
+    indices.flush()
+
+
+def answered(
+    model: PreTrainedModel, ends: Collection[int], samples: Sequence[Sample], temperature: float, seed: int
+) -> list[Sample]:
+    """The samples with answers of a model's own in place of theirs; of a text, the second half is made anew."""
+    starts = [each.start if each.start > 1 else len(each.ids) // 2 for each in samples]
+    longest = max(len(each.ids) - start for each, start in zip(samples, starts, strict=True))
+    settings = Decoding(max_new_tokens=min(NEW_TOKENS, longest), temperature=temperature, seed=seed)
+    prompts = [each.ids[:start] for each, start in zip(samples, starts, strict=True)]
+    made: list[list[int]] = [[] for _ in samples]
+    for tokens in decode(model, prompts, settings):
+        for answer, token in zip(made, tokens, strict=True):
+            if not (answer and answer[-1] in ends):
+                answer.append(token)
+        if all(answer[-1] in ends for answer in made):
+            break
+    return [
+        Sample((*prompt, *answer), len(prompt), each.name)
+        for each, prompt, answer in zip(samples, prompts, made, strict=True)
+    ]
+
+
+def taught(teacher: Variant, samples: Sequence[Sample], progress: Progress) -> list[Sample]:
+    """The samples with the teacher's greedy answers, from disk if it gave them before."""
+    key = hashlib.sha256(f"{_fingerprint(teacher)}\n{_digest(samples)}".encode()).hexdigest()[:24]
+    file = cache_folder() / "teacher" / f"{key}.json"
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        found = [Sample(tuple(ids), start, name) for ids, start, name in json.loads(file.read_text())]
+        if [each.name for each in found] == [each.name for each in samples]:
+            return found
+    made: list[Sample] = []
+    groups = [samples[at : at + ANSWERS] for at in range(0, len(samples), ANSWERS)]
+    for group in progress.track("Distillation: the teacher answers", groups, len(groups)):
+        with model_lock:
+            made += answered(teacher.model, teacher.end_tokens, group, 0.0, 0)
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+        temporary.write_text(json.dumps([[each.ids, each.start, each.name] for each in made]))
+        os.replace(temporary, file)
+    return made
+
+
+def _digest(samples: Sequence[Sample]) -> str:
+    return hashlib.sha256(repr([(each.ids, each.start) for each in samples]).encode()).hexdigest()
+
+
+def _fingerprint(variant: Variant) -> str:
+    """Of the weights, by values spread over every tensor: the same model loaded anew has the same."""
+    seen = hashlib.sha256(str(variant.dtype).encode())
+    for name, tensor in sorted(variant.model.state_dict().items()):
+        values = tensor.detach().flatten()
+        chosen = values[:: max(1, values.numel() // PROBED)].contiguous().cpu()
+        seen.update(f"{name} {tuple(tensor.shape)}".encode())
+        seen.update(chosen.view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
