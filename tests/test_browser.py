@@ -16,7 +16,7 @@ Page = playwright_api.Page
 
 OUT = ROOT / "out"
 SHOTS = OUT / "screenshots"
-TABS = ("Prompt", "Prune", "Quantize", "Finetune", "Chat", "Compare")
+TABS = ("Prompt", "Prune", "Quantize", "Fine-tune", "Distil", "Chat", "Compare")
 XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 SECONDS = 1000  # in Playwright's milliseconds
 FITS = "[...document.querySelectorAll('.wb-bench')].every((bench) => bench.scrollWidth <= bench.clientWidth + 1)"

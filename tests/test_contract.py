@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -19,6 +19,15 @@ from workbench.steps import families, finetune, prune
 
 STEPS = [step for steps in families().values() for step in steps]
 IDS = torch.arange(3, 40)[None]
+ON_ADAPTERS = (finetune.Strength, finetune.Combine, finetune.Fuse)
+OTHERS: list[wb.Variant] = []  # what must stay alive while a step is tried
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    yield
+    OTHERS.clear()
+
 
 every_step = pytest.mark.parametrize("step", STEPS, ids=lambda step: step.full_name())
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -85,7 +94,9 @@ def ready(step: type[wb.Step], base: wb.Variant, data: list[Any]) -> wb.Variant:
     """A variant that the step can start from: with an adapter where the step is about adapters, or a student."""
     if step.family() == "distil":
         return base.apply(prune.DropBlocks(share=0.5, order="last"), data[1])
-    return base.apply(finetune.LoRA(), data[0]) if step in (finetune.Strength, finetune.Fuse) else base
+    if step is finetune.Combine:
+        OTHERS[:] = [base.apply(finetune.LoRA(seed=1), data[0])]
+    return base.apply(finetune.LoRA(), data[0]) if step in ON_ADAPTERS else base
 
 
 @every_step

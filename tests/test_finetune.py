@@ -17,10 +17,11 @@ from workbench import sharing
 from workbench.attention import in_16_bits
 from workbench.errors import Cancelled, InvalidInput
 from workbench.loss import LIKELIHOOD, Lesson, Objective, batch_loss, packs, read
-from workbench.packed import dense_weight
+from workbench.packed import dense_weight, linear_layers
 from workbench.progress import Progress
 from workbench.sequences import Sample, lay_out, overlap_note, read_samples
 from workbench.steps import finetune, prune, quantize
+from workbench.teacher import drift
 from workbench.training import curve, learning_rate
 
 IDS = torch.arange(3, 60)[None]
@@ -335,3 +336,109 @@ def test_16_bits_learn_as_well(load_tiny, tiny_task: wb.Task) -> None:
     found = [curve(trained(finetune.LoRA, base, tiny_task, precision=each)) for each in ("float32", "bfloat16")]
     assert found[1].best.loss == pytest.approx(found[0].best.loss, rel=0.05)
     assert [each.loss for each in found[1].points] != [each.loss for each in found[0].points]
+
+
+def test_two_adapters_are_summed(load_tiny, tiny_task: wb.Task, tmp_path: Path) -> None:
+    base = load_tiny("gpt2")
+    one = trained(finetune.LoRA, base, tiny_task, seed=1).renamed("one")
+    two = trained(finetune.LoRA, base, tiny_task, seed=2, rank=3, layers="mlp.*").renamed("two")
+    both = one.apply(finetune.Combine(adapter="two", weight=0.5))
+    for path, layer in linear_layers(base.model):
+        weight = dense_weight(layer)
+        changes = [dense_weight(each.model.get_submodule(path)) - weight for each in (one, two)]
+        expected = weight + changes[0] + 0.5 * changes[1]
+        assert torch.allclose(dense_weight(both.model.get_submodule(path)), expected, atol=1e-5), path
+    assert both.owned_bytes < 2 * one.owned_bytes
+    again = wb.load(both.save(tmp_path / "both"), device="cpu")
+    assert torch.equal(logits(again), logits(both))
+    assert one.apply(finetune.Combine(weight=0.0)).model is one.model
+    two.close()
+    with pytest.raises(InvalidInput, match="no variant 'two' with an adapter"):
+        one.apply(finetune.Combine(adapter="two"))
+    other = trained(finetune.LoRA, load_tiny("gpt2"), tiny_task).renamed("other")
+    with pytest.raises(InvalidInput, match="of different models"):
+        one.apply(finetune.Combine(adapter="other"))
+    assert other.name == "other"
+
+
+def test_adapters_are_switched_by_the_request(load_tiny, tiny_task: wb.Task) -> None:
+    """Variants of one base answer in turn, each as if it were alone, and nothing is loaded or copied between them."""
+    base = load_tiny("llama")
+    several = [base, *(trained(finetune.LoRA, base, tiny_task, seed=seed) for seed in (1, 2))]
+    alone = [each.generate("How many seats?", max_new_tokens=6).token_ids for each in several]
+    streams = [each.stream("How many seats?", max_new_tokens=6) for each in several]
+    together = list(zip(*([piece.token_id for piece in stream] for stream in streams), strict=False))
+    assert [tuple(tokens) for tokens in zip(*together, strict=True)] == [each[: len(together)] for each in alone]
+    assert len(set(alone)) == 3
+
+
+@pytest.mark.parametrize("step", [quantize.NF4(), quantize.Int8()], ids=lambda step: step.label)
+def test_fusing_into_packed_layers_says_what_it_costs(step, load_tiny, tiny_task: wb.Task) -> None:
+    packed = load_tiny("llama").apply(step)
+    tuned = trained(finetune.QLoRA, packed, tiny_task)
+    dense, again = (tuned.apply(finetune.Fuse(repack=each), tiny_task) for each in (False, True))
+    assert again.total_bytes == packed.total_bytes < dense.total_bytes
+    drifts = []
+    for fused, now in ((dense, "dense now"), (again, "rounded to their bits again")):
+        assert now in fused.notes[-1]
+        assert now in repr(fused)
+        drifts.append(float(fused.notes[-1].split(" are ")[-1].split()[0]))
+        assert drifts[-1] == pytest.approx(drift(tuned, fused, tiny_task), rel=0.01)
+    assert drifts[0] < drifts[1]
+    assert "nats a token" in tuned.apply(finetune.Fuse()).notes[-1], "without a task, on an answer"
+    grouped = trained(finetune.QLoRA, load_tiny("llama").apply(quantize.RTN()), tiny_task)
+    with pytest.raises(InvalidInput, match="apply that step again"):
+        grouped.apply(finetune.Fuse(repack=True))
+
+
+def test_drift_is_the_divergence_of_whole_forwards(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    tuned = trained(finetune.LoRA, base, tiny_task)
+    total = count = 0.0
+    for sample in read_samples(base, tiny_task, "calibration").samples:
+        with torch.no_grad():
+            rows = [
+                each.model(torch.tensor([sample.ids])).logits[0, sample.start - 1 : -1].log_softmax(-1)
+                for each in (tuned, base)
+            ]
+        total += float(F.kl_div(*rows, log_target=True, reduction="sum"))
+        count += len(rows[0])
+    assert drift(base, tuned, tiny_task) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_what_should_be_known_is_noted(load_tiny, tiny_task: wb.Task) -> None:
+    leaked = tiny_task.model_copy(
+        update={"train": tuple(each.model_copy(update={"id": f"x{each.id}"}) for each in tiny_task.test)}
+    )
+    tuned = load_tiny("llama").apply(finetune.LoRA(epochs=0.5), leaked)
+    assert tuned.notes == ("8 of 8 test prompts are in the train split, too: the score will flatter.",)
+    assert tuned.apply(finetune.Strength()).notes == tuned.notes
+    assert "will flatter" in repr(tuned)
+
+
+def test_a_turned_adapter_leaves_the_other_as_it_was(load_tiny, tiny_task: wb.Task) -> None:
+    tuned = trained(finetune.LoRA, load_tiny("llama"), tiny_task)
+    before = logits(tuned)
+    half = tuned.apply(finetune.Strength(strength=0.5))
+    fused = half.apply(finetune.Fuse())
+    assert (logits(fused) - logits(half)).norm() < 1e-4 * logits(half).norm()
+    assert torch.equal(logits(tuned), before)
+    assert not torch.equal(logits(half), before)
+    states = [each.model(IDS, output_hidden_states=True).hidden_states for each in (tuned, half)]
+    assert len(states[0]) == len(states[1]) == 3
+
+
+@pytest.mark.parametrize("kind", [finetune.LoRA, finetune.RSLoRA, finetune.DoRA, finetune.QLoRA])
+def test_peft_reads_an_exported_adapter(kind, load_tiny, tiny_task: wb.Task, tmp_path: Path) -> None:
+    """In a process of its own that does not import the workbench; turned up, so that the strength counts, too."""
+    base = load_tiny("llama")
+    tuned = trained(kind, base, tiny_task)
+    if kind is not finetune.DoRA:
+        tuned = tuned.apply(finetune.Strength(strength=1.5))
+    found = wb.verify_export(tuned.save(tmp_path / "tuned"))
+    assert found.loads, found
+    assert found.format.endswith("with an adapter")
+    assert "peft on plain transformers loads it" in repr(found)
+    assert found.kl < (1e-3 if kind is finetune.QLoRA else 1e-8)
+    base_logits = logits(base)
+    assert (logits(tuned) - base_logits).norm() > 0.05 * base_logits.norm(), "it would be seen if it were left out"

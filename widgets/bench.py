@@ -50,7 +50,7 @@ class Bench(Session):
         self.compare = Compare(self)
         self.tabs = ipw.Tab(
             [*(panel.widget for panel in self.family_panels.values()), self.chat.widget, self.compare.widget],
-            titles=[*map(text.words, self.family_panels), "Chat", "Compare"],
+            titles=[*map(text.family, self.family_panels), "Chat", "Compare"],
         )
         self.tabs.add_class("wb-tabs")
         self._open_family = next(iter(self.family_panels))

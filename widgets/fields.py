@@ -1,6 +1,7 @@
 """One control for each kind of knob: bounds, choices and texts are read from the step's fields."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets as ipw
@@ -24,15 +25,21 @@ class Form:
     def __init__(self, step: type[Step]) -> None:
         self.kind = step
         self.controls = {name: control(name, field) for name, field in step.model_fields.items()}
-        short, long = [], []  # what is typed at length stands below the rest
-        for name, field in step.model_fields.items():
-            row = ipw.VBox([self.controls[name], ipw.HTML(help_line(field.description or ""))])
+        short, long, folded = [], [], []  # what is typed at length stands below the rest
+        for name in sorted(step.model_fields, key=lambda name: _inherited(step, name)):
+            row = ipw.VBox([self.controls[name], ipw.HTML(help_line(step.model_fields[name].description or ""))])
             row.add_class("wb-field")
             if isinstance(self.controls[name], ipw.Textarea):
                 row.add_class("wb-long")
-            (long if isinstance(self.controls[name], ipw.Textarea) else short).append(row)
-        self.widget = ipw.VBox([*short, *long])
-        self.widget.add_class("wb-form")
+            at = folded if name in step.folded else long if isinstance(self.controls[name], ipw.Textarea) else short
+            at.append(row)
+        shown = ipw.VBox([*short, *long])
+        shown.add_class("wb-form")
+        self.widget = ipw.VBox([shown])
+        if folded:
+            more = ipw.VBox(folded)
+            more.add_class("wb-form")
+            self.widget.children = [shown, ipw.Accordion([more], titles=["More settings"])]
 
     def step(self) -> Step:
         """The step as set.
@@ -42,10 +49,22 @@ class Form:
         """
         return self.kind(**{name: _typed(each) for name, each in self.controls.items()})
 
+    def offer(self, variants: Sequence[str]) -> None:
+        """Suggest the names of variants where one is asked for."""
+        for each in self.controls.values():
+            if isinstance(each, ipw.Combobox):
+                each.options = tuple(variants)
+
     def set(self, step: Step) -> None:
         """Show a step's knobs."""
         for name, each in self.controls.items():
             each.value = getattr(step, name)
+
+
+def _inherited(step: type[Step], name: str) -> bool:
+    """Whether a knob comes from the class that folds some of its own away: those of the method itself stand first."""
+    base = next((each for each in step.__mro__ if "folded" in vars(each)), step)
+    return base is not step and name in vars(base).get("__annotations__", {})
 
 
 def _typed(control: Any) -> Any:
@@ -70,6 +89,8 @@ def control(name: str, field: FieldInfo) -> ipw.Widget:
         return _whole(field, common)
     if field.annotation is float:
         return _real(field, common)
+    if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("names") == "variants":
+        return ipw.Combobox(continuous_update=False, ensure_option=False, **common)
     longest = max((bound.max_length for bound in field.metadata if hasattr(bound, "max_length")), default=None)
     if longest is None or longest > 200:
         return ipw.Textarea(rows=3, continuous_update=False, **common)

@@ -51,8 +51,8 @@ class Live:
 
     @staticmethod
     def fits(kind: type[Step]) -> bool:
-        """Whether a step changes layers one by one, by a knob that can be moved."""
-        return issubclass(kind, LayerStep) and bool(kind.strength)
+        """Whether a step has a knob that can be moved, and is quick enough to follow it."""
+        return kind.instant or (issubclass(kind, LayerStep) and bool(kind.strength))
 
     @property
     def static(self) -> str:
@@ -62,7 +62,7 @@ class Live:
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Try the step when the worker is free, and give up what is being tried; None stands for refused settings."""
         self._progress.cancel()
-        if not self.switch.value or variant is None or not isinstance(step, LayerStep):
+        if not self.switch.value or variant is None or step is None or not self.fits(type(step)):
             self.status.value = HINT if self.switch.value else OFF
             return
         if step.needs_data and self.bench.task is None:
@@ -77,7 +77,7 @@ class Live:
                 progress.check()
                 found = preview(self.bench[name], step, self.bench.task, prompt, progress)
                 shown = text.preview(found, name, repr(step), getattr(self.bench.task, "name", ""))
-                said = SEQUENTIAL if step.runs_changed_blocks else ""
+                said = SEQUENTIAL if getattr(step, "runs_changed_blocks", False) else ""
             except Cancelled:
                 return
             except WorkbenchError as error:

@@ -87,6 +87,7 @@ class Panel:
         kind = self.method.value
         if kind not in self.forms:
             self.forms[kind] = Form(kind)
+            self.forms[kind].offer(tuple(self.bench.variants))
             for each in self.forms[kind].controls.values():
                 each.observe(lambda _: self._changed(), "value")
         return self.forms[kind]
@@ -136,7 +137,8 @@ class Panel:
             return self.bench.add(variant.apply(step, self.bench.task, progress))
 
         def show(job: Any) -> None:
-            self._say(text.job_message(job, f"Made '{job.result}': it is on the list of variants."))
+            notes = self.bench[job.result].notes if job.status == "done" and job.result in self.bench.variants else ()
+            self._say(text.job_message(job, " ".join([f"Made '{job.result}': it is on the list of variants.", *notes])))
             if Training in self.tools:
                 self.tools[Training].running(job)
 
@@ -171,6 +173,8 @@ class Panel:
 
     def _list_targets(self) -> None:
         names = tuple(self.bench.variants)
+        for form in self.forms.values():
+            form.offer(names)
         if self.target.options != names:
             kept = self.target.value if self.target.value in names else self.bench.base.name
             self.target.options = names

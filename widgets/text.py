@@ -23,6 +23,11 @@ def words(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
+def family(name: str) -> str:
+    """A step family as the title of a tab."""
+    return {"finetune": "Fine-tune"}.get(name, words(name))
+
+
 def message(text: str, kind: str = "info", details: str = "") -> str:
     """A line of news: kind is info, done or error; details fold."""
     if not text:

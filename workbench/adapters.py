@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -83,6 +83,45 @@ def check_plain(model: nn.Module, name: str) -> None:
         raise InvalidInput(f"'{name}' has an adapter: apply finetune.Fuse() first.")
 
 
+def scaled(model: PreTrainedModel, strength: float) -> PreTrainedModel:
+    """A copy of a model, its adapters counting so many times as much; every tensor is shared."""
+    turned = sharing.shallow(model)
+    for _, layer in adapted_layers(turned):
+        if layer.lora_magnitude_vector:
+            raise InvalidInput("DoRA changes rows in length, which cannot be turned up or down: use LoRA.")
+        layer.scaling = {name: strength * value for name, value in layer.scaling.items()}
+    return turned
+
+
+def combined(first: PreTrainedModel, second: PreTrainedModel, weight: float) -> PreTrainedModel:
+    """A copy of the first model whose one adapter is the sum of its own and `weight` times the second's.
+
+    The factors are put side by side, so the sum is exact and its rank that of both together.
+
+    Raises:
+        InvalidInput: the two do not share the layers that the adapters stand beside, or one is a DoRA.
+    """
+    adapters = [dict(adapted_layers(each)) for each in (first, second)]
+    model, other = detached(first), detached(second)
+    paths = list(adapters[0] | adapters[1])
+    for path in paths:
+        if sharing.storages(model.get_submodule(path)).keys() != sharing.storages(other.get_submodule(path)).keys():
+            raise InvalidInput("The two adapters are of different models: combine adapters that were trained on one.")
+    if any(layer.lora_magnitude_vector for each in adapters for layer in each.values()):
+        raise InvalidInput("DoRA changes rows in length, which cannot be added: combine LoRA adapters.")
+    ranks = [max(layer.r[NAME] for layer in each.values()) for each in adapters]
+    attach(model, paths, 0, sum(ranks), sum(ranks), 0.0)
+    for path, layer in adapted_layers(model):
+        narrow, wide = layer.lora_A[NAME].weight.detach().zero_(), layer.lora_B[NAME].weight.detach().zero_()
+        for each, factor, start in zip(adapters, (1.0, weight), (0, ranks[0]), strict=True):
+            if path in each:
+                stop = start + each[path].r[NAME]
+                narrow[start:stop] = each[path].lora_A[NAME].weight
+                wide[:, start:stop] = each[path].lora_B[NAME].weight * (factor * each[path].scaling[NAME])
+        layer.requires_grad_(False)
+    return model
+
+
 def detached(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its adapters; the same one if it has none."""
     if not any(True for _ in adapted_layers(model)):
@@ -124,22 +163,45 @@ def read(model: PreTrainedModel, folder: Path) -> None:
                 getattr(layer, part)[NAME].weight = nn.Parameter(tensors[name], requires_grad=False)
 
 
-def fuse(model: PreTrainedModel) -> None:
-    """Replace every layer with an adapter in a copy of a model by a plain dense one of the same function."""
+def fuse(model: PreTrainedModel, repack: bool) -> None:
+    """Replace every layer with an adapter in a copy of a model by a plain one of the same function.
+
+    Args:
+        model: the copy.
+        repack: pack the sums of packed layers as those were, which rounds; otherwise they become dense.
+
+    Raises:
+        InvalidInput: layers are packed in a way that takes more than their weight.
+    """
     for path, layer in list(adapted_layers(model)):
         base = layer.base_layer
-        if isinstance(base, Conv1D):
-            fused: nn.Module = Conv1D(base.nf, base.nx)
+        if repack and isinstance(base, PackedLinear):
+            options = {name: value for name, value in base.options.items() if name != "shape"}
+            weight = dense_weight(layer).to(model.dtype)
+            try:
+                replace_module(model, path, type(base).pack(weight, base.bias, **options))
+            except NotImplementedError:
+                raise InvalidInput(
+                    f"Only the step that made them can pack layers of the kind {type(base).__name__}: fuse without "
+                    "repack, and apply that step again."
+                ) from None
         else:
-            fused = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
-        weight = dense_weight(layer).to(model.dtype)
-        weight = weight.t().contiguous() if isinstance(base, Conv1D) else weight
-        fused.weight = nn.Parameter(weight, requires_grad=False)
-        bias = base.bias
-        kept = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        fused.register_parameter("bias", kept)
-        replace_module(model, path, fused.eval())
+            replace_module(model, path, _dense(base, dense_weight(layer).to(model.dtype)))
     del model.peft_config
+
+
+def _dense(base: Any, weight: Tensor) -> nn.Module:
+    """A plain layer with a weight ``(out, in)`` and the bias of another."""
+    if isinstance(base, Conv1D):
+        made: nn.Module = Conv1D(base.nf, base.nx)
+        weight = weight.t().contiguous()
+    else:
+        made = nn.Linear(base.in_features, base.out_features, bias=False, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    made.register_parameter(
+        "bias", None if base.bias is None else nn.Parameter(base.bias.detach(), requires_grad=False)
+    )
+    return made.eval()
 
 
 def _peft() -> Any:

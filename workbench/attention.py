@@ -1,13 +1,15 @@
-"""Attention for training in 16 bits on a CPU, where torch's fused kernel computes in 32 and takes twice as long."""
+"""Products in 16 bits while training: on a CPU in attention, too, where torch's fused kernel takes twice as long."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+
+from workbench.packed import fast_bfloat16
 
 NAME = "workbench_16_bits"
 
@@ -51,6 +53,17 @@ def _attend(
         shares = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training).view(batch, few, -1, seen)
         out = (shares @ value).view(batch, heads, tokens, width)
     return out.transpose(1, 2).to(kind, memory_format=torch.contiguous_format), None
+
+
+@contextmanager
+def products(precision: str, model: PreTrainedModel) -> Iterator[None]:
+    """Take a model's products in 16 bits, or as they are. The model is the caller's own."""
+    device = model.device.type
+    on = precision == "bfloat16" or (precision == "auto" and (device != "cpu" or fast_bfloat16()))
+    kind = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
+    attention = in_16_bits(model) if on and device == "cpu" else nullcontext()
+    with attention, torch.autocast(device, kind, enabled=on):
+        yield
 
 
 AttentionInterface.register(NAME, _attend)

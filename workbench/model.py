@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
 
 
 def read_model(source: str | Path | None, device: torch.device, dtype: str | torch.dtype | None) -> Loaded:
-    """Load a model from the hub, a folder, an export or a .gguf file; None is the embedded default.
+    """Load a model from the hub, a folder, an export or a .gguf file; None is the embedded default, and so is its name.
 
     Raises:
         NotAvailable: neither on this machine nor to be had from the hub.
@@ -37,7 +37,7 @@ def read_model(source: str | Path | None, device: torch.device, dtype: str | tor
         Corrupt: a cached or exported file does not match its recorded hash.
     """
     wanted = resolve_dtype(dtype, device)
-    if source is None:
+    if source is None or (source == DEFAULT_NAME and not Path(source).exists()):
         model, tokenizer, _ = storage.read_export(default_folder(), device, wanted)
         return Loaded(model, tokenizer, DEFAULT_NAME, {})
     path = Path(source).expanduser()

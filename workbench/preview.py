@@ -21,6 +21,7 @@ from workbench.measure.likelihood import Span, answer_span
 from workbench.measure.memory import bits_per_weight
 from workbench.packed import GroupLinear, dense_weight, linear_layers, replace_module
 from workbench.progress import Progress
+from workbench.step import Step
 from workbench.task import Task, Text
 from workbench.variant import Variant, model_lock
 
@@ -73,7 +74,7 @@ _readings: WeakKeyDictionary[Variant, _Reading] = WeakKeyDictionary()
 @torch.no_grad()
 def preview(
     variant: Variant,
-    step: LayerStep,
+    step: Step,
     task: Task | Text | None = None,
     prompt: str = PROMPT,
     progress: Progress | None = None,
@@ -100,7 +101,8 @@ def preview(
     if prompt not in said:
         said[prompt] = _answer(variant, prompt, progress)
     made = variant.apply(at_once(step), task, progress)
-    bits, zeros = bits_per_weight(made), _share_of_zeros(made, step.layers(variant))
+    layers = step.layers(variant) if isinstance(step, LayerStep) else []
+    bits, zeros = bits_per_weight(made), _share_of_zeros(made, layers)
     if made.model is not variant.model:
         _unpack(made.model)
     found = _compare(reading, made) if reading else {}
@@ -109,9 +111,9 @@ def preview(
     return Preview(text, said[prompt], zeros=zeros, bits_per_weight=bits, seconds=seconds, **found)
 
 
-def at_once(step: LayerStep) -> LayerStep:
+def at_once(step: Step) -> Step:
     """The step on statistics of the unchanged model, which are taken once for all settings."""
-    return step.model_copy(update={"sequential": False}) if step.runs_changed_blocks else step
+    return step.model_copy(update={"sequential": False}) if getattr(step, "runs_changed_blocks", False) else step
 
 
 def _answer(variant: Variant, prompt: str, progress: Progress) -> str:

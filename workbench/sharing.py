@@ -1,6 +1,7 @@
 """Models that share tensors: copied without their weights, and counted without counting twice."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
@@ -8,10 +9,35 @@ from transformers import PreTrainedModel
 
 from workbench.packed import Packed
 
+CONTAINERS = (dict, OrderedDict, list, set)
+
 
 def share(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the module tree whose every tensor is the original's own: no weight is copied."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in _all_tensors(model)})
+
+
+def shallow(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the module tree that shares everything else, configuration included: in a hundredth of a second.
+
+    Only for models whose modules know each other by the tree alone, and for changes to the attributes of a module.
+    """
+    seen: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        if id(module) not in seen:
+            new = seen[id(module)] = type(module).__new__(type(module))
+            held = {
+                name: copy.copy(value) if type(value) in CONTAINERS else value for name, value in vars(module).items()
+            }
+            new.__dict__.update(held)
+            for name, child in module._modules.items():
+                new._modules[name] = None if child is None else copied(child)
+        return seen[id(module)]
+
+    found = copied(model)
+    assert isinstance(found, PreTrainedModel)
+    return found
 
 
 def own(model: PreTrainedModel) -> PreTrainedModel:

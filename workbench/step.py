@@ -36,12 +36,15 @@ class Step(Value):
     """One optimization: its fields are its knobs, its docstring its explanation, `apply` its only verb.
 
     A concrete step names its `paper` (or reference) and, through its module, its family. Its `caveat` is the reason
-    given when a measurement shows that it did not get faster.
+    given when a measurement shows that it did not get faster. An `instant` one takes no longer than a token, so that a
+    panel may try it out while a knob is moved. Knobs that are `folded` matter to few, and panels show them on request.
     """
 
     paper: ClassVar[str] = ""
     caveat: ClassVar[str] = ""
     needs_data: ClassVar[bool] = False
+    instant: ClassVar[bool] = False
+    folded: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

@@ -14,18 +14,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from workbench import sharing
+from workbench.attention import products
 from workbench.decoding import Decoding, decode
-from workbench.divergence import likeliest
+from workbench.divergence import forward_kl, likeliest
 from workbench.errors import InvalidInput, WorkbenchError, first_line
 from workbench.loss import packs, read
 from workbench.progress import Progress
-from workbench.sequences import Batch, Sample, lay_out
+from workbench.sequences import Batch, Sample, lay_out, read_samples
 from workbench.storage import cache_folder
+from workbench.task import Task, Text
 from workbench.variant import Variant, live, load, model_lock
 
 BATCH_TOKENS = 4096  # that a teacher reads at a time
 ANSWERS = 8  # prompts that a model answers at a time
 NEW_TOKENS = 64  # most of an answer that is made for learning
+DRIFT_SAMPLES = 8  # of the calibration split
 PROBED = 4096  # values of a tensor that tell it from another
 
 Logs = Callable[[slice], Tensor]
@@ -57,37 +61,35 @@ def _named(student: Variant, name: str) -> Variant:
     if name:
         found = [each for each in live() if each.name == name]
         return found[-1] if found else load(name, device=str(student.device), dtype=student.dtype)
-    origin = student
-    while origin.recipe and origin.parent is not None and not origin.parent.closed:
-        origin = origin.parent
-    if not origin.recipe:
-        return origin
-    found = [each for each in live() if each.source == student.source and not each.recipe]
-    return found[-1] if found else load(student.source, device=str(student.device), dtype=student.dtype)
+    origins = [*student.ancestors, *(each for each in live() if each.source == student.source)]
+    found = [each for each in (student, *origins) if not each.recipe and not each.closed]
+    return found[0] if found else load(student.source, device=str(student.device), dtype=student.dtype)
 
 
 class Teacher:
     """Asked anew for every batch: its whole distribution, never the logits of more than a few tokens at once."""
 
-    def __init__(self, variant: Variant, student: Variant, temperature: float) -> None:
-        self.variant, self.model, self.temperature = variant, variant.model, temperature
+    def __init__(self, variant: Variant, student: Variant, temperature: float, precision: str = "float32") -> None:
+        self.variant, self.temperature, self.precision = variant, temperature, precision
+        self.model = sharing.share(variant.model)
         # Models of a family pad their heads to different heights, behind the tokens that they share.
         heads = [each.model.get_output_embeddings().weight for each in (variant, student)]
         self.height = min(len(head) for head in heads)
 
     @torch.no_grad()
-    def states(self, batch: Batch) -> list[Tensor]:
-        """Hidden states behind every block, each ``(learned, hidden)``."""
-        return read(self.model, batch, every=True)
+    def states(self, batch: Batch, every: bool = True) -> list[Tensor]:
+        """Hidden states, each ``(learned, hidden)``: behind every block, or the last."""
+        with products(self.precision, self.model):
+            return read(self.model, batch, every)
 
-    @torch.no_grad()
     def logs(self, batch: Batch, states: Tensor | None = None) -> Logs:
         """Log-probabilities ``(rows, height)`` of some learned tokens of a batch, at the temperature."""
-        last = read(self.model, batch)[-1] if states is None else states
+        last = self.states(batch, every=False)[-1] if states is None else states
 
         @torch.no_grad()
         def part(rows: slice) -> Tensor:
-            logits = self.model.get_output_embeddings()(last[rows])[:, : self.height].float()
+            with products(self.precision, self.model):
+                logits = self.model.get_output_embeddings()(last[rows])[:, : self.height].float()
             return torch.log_softmax(logits / self.temperature, dim=-1)
 
         return part
@@ -127,7 +129,14 @@ def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress
     Raises:
         WorkbenchError: the disk is full.
     """
-    facts = [_fingerprint(teacher.variant), str(teacher.temperature), str(teacher.height), str(k), _digest(samples)]
+    facts = [
+        _fingerprint(teacher.variant),
+        str(teacher.temperature),
+        teacher.precision,
+        str(teacher.height),
+        str(k),
+        _digest(samples),
+    ]
     folder = cache_folder() / "teacher" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
     with contextlib.suppress(OSError, ValueError):
         return Kept(folder, samples)
@@ -213,6 +222,24 @@ def taught(teacher: Variant, samples: Sequence[Sample], progress: Progress) -> l
         temporary.write_text(json.dumps([[each.ids, each.start, each.name] for each in made]))
         os.replace(temporary, file)
     return made
+
+
+@torch.no_grad()
+def drift(before: Variant, after: Variant, task: Task | Text | None) -> float:
+    """KL(before || after), in nats a token: on the calibration split, or on an answer of the one before."""
+    if task is not None:
+        samples = read_samples(before, task, "calibration").samples[:DRIFT_SAMPLES]
+    else:
+        ids = before.encode("Tell me about lighthouses.")
+        open_end = Sample((*ids, *[0] * NEW_TOKENS), len(ids), "")
+        samples = tuple(answered(before.model, before.end_tokens, [open_end], 0.0, 0))
+    batch = lay_out(samples, False, before.device)
+    with model_lock:
+        first, second = (Teacher(each, before, 1.0).logs(batch) for each in (before, after))
+        count = len(batch.targets)
+        parts = [slice(start, start + 128) for start in range(0, count, 128)]
+        total = sum(float(forward_kl(first(part), second(part)).sum()) for part in parts)
+    return max(0.0, total / count)
 
 
 def _digest(samples: Sequence[Sample]) -> str:

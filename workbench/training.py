@@ -9,7 +9,6 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from weakref import WeakKeyDictionary
@@ -20,13 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench import checkpoint
-from workbench.attention import in_16_bits
+from workbench.attention import products
 from workbench.curve import Curve, Evaluation, Point
 from workbench.decoding import decode
 from workbench.device import memory_held
 from workbench.errors import InvalidInput
 from workbench.loss import LIKELIHOOD, Objective, batch_loss, packs
-from workbench.packed import fast_bfloat16
 from workbench.progress import Progress
 from workbench.sequences import Sample, Samples, lay_out, overlap_note, read_samples
 from workbench.step import Step
@@ -34,6 +32,7 @@ from workbench.task import Task, Text
 from workbench.variant import Variant, model_lock
 
 EVALUATIONS = 10  # in a run, besides the first
+CHEAP_TOKENS = 1024  # an evaluation of fewer takes no time worth saving
 VALIDATION = 32  # samples of the calibration split that an evaluation reads
 ASKED, ANSWER = 2, 24  # prompts answered at every evaluation, and the tokens of an answer
 CLIP = 1.0  # most that all gradients together may measure
@@ -45,6 +44,10 @@ class TrainingStep(Step):
     """Trains some of a variant's parameters on the train split, and watches the calibration split."""
 
     needs_data: ClassVar[bool] = True
+    folded: ClassVar[tuple[str, ...]] = (
+        *("batch_size", "accumulation", "schedule", "warmup", "weight_decay", "packing", "checkpointing", "precision"),
+        *("patience", "keep", "seed"),
+    )
     learning_rate: float = Field(default=5e-4, ge=1e-7, le=1.0, description="Size of the first full steps.")
     epochs: float = Field(default=1.0, ge=0.0, le=100.0, description="Passes over the train split; 0 changes nothing.")
     batch_size: int = Field(default=8, ge=1, le=4096, description="Examples that one optimizer step learns from.")
@@ -91,6 +94,13 @@ class TrainingStep(Step):
         """What is learned from; by default the train split."""
         return read_samples(variant, task, "train")
 
+    def used(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Those of the samples that are reached: less than an epoch leaves some out."""
+        if self.epochs >= 1:
+            return samples
+        steps = max(1, round(self.epochs * math.ceil(len(samples) / self.batch_size)))
+        return shuffled(samples, self.seed, 0)[: steps * self.batch_size]
+
     def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
         """What a batch teaches; by default the likelihood of the learned tokens."""
         return LIKELIHOOD
@@ -107,11 +117,11 @@ class TrainingStep(Step):
             if not model.supports_gradient_checkpointing:
                 raise InvalidInput(f"{type(model).__name__} cannot compute activations twice: leave checkpointing off.")
             _keep_activations(model, False)
-        child = variant.derive(self, model)
+        child = variant.derive(self, model, curve.notes)
         progress.live = _curves[child] = curve
         asked = task.calibration[:ASKED] if isinstance(task, Task) else ()
         prompts = {each.prompt: child.encode(task.prompt(each)) for each in asked if isinstance(task, Task)}
-        objective = self.objective(variant, samples.samples, progress)
+        objective = self.objective(variant, self.used(samples.samples), progress)
         run = _Run(self, child, samples.samples, watched.samples[:VALIDATION], objective, prompts)
         saved = checkpoint.place(variant, self, task)
         try:
@@ -156,7 +166,7 @@ class _Run:
     def train(self, curve: Curve, progress: Progress, saved: Path) -> None:
         """Every step, an evaluation now and then, and the weights to keep at the end."""
         curve.total = self.total
-        every = max(1, self.total // EVALUATIONS)
+        every = self._interval()
         progress.start(f"{self.step.label}: training", self.total)
         first = self._resume(curve, saved)
         progress.done = first
@@ -184,6 +194,13 @@ class _Run:
         if self.step.checkpointing:
             _keep_activations(self.model, True)
         self.model.eval()
+
+    def _interval(self) -> int:
+        """Steps from one evaluation to the next: a tenth of all, or more where they would take a tenth of the time."""
+        watched = sum(len(sample.ids) for sample in self.watched)
+        learned = self.step.batch_size * sum(len(sample.ids) for sample in self.samples) / len(self.samples)
+        costly = 0 if watched < CHEAP_TOKENS else math.ceil(10 * watched / 3 / learned)  # without the way back
+        return max(1, self.total // EVALUATIONS, min(costly, self.total))
 
     def _learn(self, number: int, progress: Progress) -> Point:
         """One optimizer step."""
@@ -261,10 +278,8 @@ class _Run:
     def _chosen(self, number: int) -> list[Sample]:
         """The samples of a step: every epoch goes through all of them in an order of its own."""
         epoch, at = divmod(number, self.per_epoch)
-        draw = torch.Generator().manual_seed(self.step.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.samples), generator=draw).tolist()
         start = at * self.step.batch_size
-        return [self.samples[index] for index in order[start : start + self.step.batch_size]]
+        return shuffled(self.samples, self.step.seed, epoch)[start : start + self.step.batch_size]
 
     @torch.no_grad()
     def _evaluate(self, curve: Curve, number: int) -> None:
@@ -287,15 +302,10 @@ def _keep_activations(model: Any, keep: bool) -> None:
     getattr(model, f"{prefix}_checkpointing_{'disable' if keep else 'enable'}")()
 
 
-@contextmanager
-def products(precision: str, model: PreTrainedModel) -> Iterator[None]:
-    """Take a model's products in 16 bits, or as they are. The model is the caller's own."""
-    device = model.device.type
-    on = precision == "bfloat16" or (precision == "auto" and (device != "cpu" or fast_bfloat16()))
-    kind = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
-    attention = in_16_bits(model) if on and device == "cpu" else nullcontext()
-    with attention, torch.autocast(device, kind, enabled=on):
-        yield
+def shuffled(samples: Sequence[Sample], seed: int, epoch: int) -> list[Sample]:
+    """The samples in the order of an epoch."""
+    draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return [samples[index] for index in torch.randperm(len(samples), generator=draw).tolist()]
 
 
 def _after(steps: int) -> str:

@@ -42,6 +42,7 @@ class Variant:
         recipe: the steps that made it from the loaded model.
         decoding: how tokens are chosen unless a request says otherwise.
         source: what was loaded (a hub id, a path, or the embedded model's name).
+        notes: sentences on how it was made that a reader of its results should know.
     """
 
     model: PreTrainedModel
@@ -50,6 +51,7 @@ class Variant:
     source: str
     recipe: Recipe = field(default_factory=Recipe)
     decoding: Decoding = field(default_factory=Decoding)
+    notes: tuple[str, ...] = ()
     _parent: "weakref.ref[Variant] | None" = None
     _born: int = field(default_factory=_births.__next__, init=False)
 
@@ -60,6 +62,11 @@ class Variant:
     def parent(self) -> "Variant | None":
         """The variant this one was made from, while it is alive."""
         return self._parent() if self._parent else None
+
+    @property
+    def ancestors(self) -> "tuple[Variant, ...]":
+        """Those it was made from that are still alive, the nearest first."""
+        return () if self.parent is None else (self.parent, *self.parent.ancestors)
 
     @property
     def device(self) -> torch.device:
@@ -118,14 +125,15 @@ class Variant:
         with torch.no_grad(), _memory_guard(step.label):
             return step.apply(self, task, progress)
 
-    def derive(self, step: Step, model: PreTrainedModel | None = None) -> "Variant":
-        """The variant that a step made: this one with the step on its recipe and, if given, another model."""
+    def derive(self, step: Step, model: PreTrainedModel | None = None, notes: Sequence[str] = ()) -> "Variant":
+        """The variant that a step made: this one with the step on its recipe and, if given, another model and notes."""
         recipe = self.recipe.then(step)
         return replace(
             self,
             model=self.model if model is None else model,
             name="+".join(each.label for each in recipe),
             recipe=recipe,
+            notes=(*self.notes, *(each for each in notes if each not in self.notes)),
             _parent=weakref.ref(self),
         )
 
@@ -252,7 +260,8 @@ class Variant:
     def __repr__(self) -> str:
         if self.closed:
             return f"<Variant {self.name!r}, closed>"
-        return f"<Variant {self.name!r}: {self.total_bytes / 1e6:.0f} MB on {self.device}, {self.recipe!r}>"
+        notes = "".join(f"; note: {each}" for each in self.notes)
+        return f"<Variant {self.name!r}: {self.total_bytes / 1e6:.0f} MB on {self.device}, {self.recipe!r}{notes}>"
 
 
 def live() -> list[Variant]:

@@ -14,12 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench import interchange, storage, units
+from workbench import adapters, interchange, storage, units
 from workbench.errors import InvalidInput, NotAvailable
 from workbench.value import Value
 from workbench.variant import load, model_lock
 
 TOKENS = 128  # positions compared: enough to tell a wrong layer from a rounded one
+ADAPTED = " with an adapter"  # at the end of a format
 TEXT = """The lighthouse keeper wrote the weather down twice a day: wind from the west, rain before noon, 7 degrees.
 What is the capital of France? The capital of France is Paris, and about 2.1 million people live there.
 def area(width, height):
@@ -28,7 +29,7 @@ Das Boot hat zwölf Plätze, und der Kapitän nimmt einen davon. 3 + 4 = 7, 12 *
 
 # Runs where nothing of ours is imported. Whatever goes wrong is written down as one line.
 CHILD = """
-import json, sys, time
+import json, os, sys, time
 sys.modules["kernels"] = None  # where it is installed, bitsandbytes would fetch native code through it
 folder, question, answer = sys.argv[1:]
 try:
@@ -42,6 +43,10 @@ try:
     torch.set_num_threads(int(asked["threads"]))
     started = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, device_map=asked["device"], trust_remote_code=False)
+    if os.path.isdir(os.path.join(folder, "adapter")):
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, os.path.join(folder, "adapter")).eval()
     seconds = time.perf_counter() - started
     tokens = AutoTokenizer.from_pretrained(folder, trust_remote_code=False).encode(asked["text"])
     with torch.no_grad():
@@ -93,7 +98,8 @@ class Verification(Value):
             else f"KL {self.kl:.2g} nats/token, same top token at {self.same_top:.1%}, "
             f"logits within {self.max_difference:.2g}"
         )
-        return f"{head}: plain transformers loads it in {self.seconds:.1f} s, {same}>"
+        reader = "peft on plain transformers" if self.format.endswith(ADAPTED) else "plain transformers"
+        return f"{head}: {reader} loads it in {self.seconds:.1f} s, {same}>"
 
     __str__ = __repr__
 
@@ -104,7 +110,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
     Both read the same 128 tokens of prose, code and sums. Dense exports are expected to agree bit for bit, packed ones
     as closely as the kernels do: transformers unpacks the layouts of compressed-tensors and multiplies in floating
     point, and rounds activations to 8 bits on a slightly different grid, where one rounding changes many after it.
-    Steps that rewrite requests are no part of the comparison.
+    Steps that rewrite requests are no part of the comparison. An adapter is loaded there by peft.
 
     Args:
         path: a folder that `Variant.save` wrote.
@@ -135,8 +141,8 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
     finally:
         variant.close()
     facts: dict[str, Any] = {
-        "format": layout,
-        "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+        "format": layout + (ADAPTED if (folder / adapters.FOLDER).is_dir() else ""),
+        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "note": interchange.note(manifest["packed"]),
     }
     with tempfile.TemporaryDirectory() as place:

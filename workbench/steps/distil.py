@@ -34,6 +34,7 @@ class _Distillation(TrainingStep):
         default="",
         max_length=200,
         description="Name of a variant, a hub id or a path; empty for the model that the student was made from.",
+        json_schema_extra={"names": "variants"},
     )
     rank: int = Field(
         default=0,
@@ -93,7 +94,7 @@ class _Divergence(_Distillation):
 
     def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
         """To follow the teacher."""
-        teacher = Teacher(find_teacher(variant, self.teacher), variant, self.temperature)
+        teacher = Teacher(find_teacher(variant, self.teacher), variant, self.temperature, self.precision)
         source = kept(teacher, samples, self.top_k, progress) if self.keeps else teacher
         return Following(self, variant, source, teacher.height)
 
@@ -169,7 +170,7 @@ class HiddenStates(_Divergence):
                 f"Hidden states of '{teacher.name}' have {widths[0]} numbers and those of '{variant.name}' "
                 f"{widths[1]}: use distil.ForwardKL()."
             )
-        source = Teacher(teacher, variant, self.temperature)
+        source = Teacher(teacher, variant, self.temperature, self.precision)
         return Following(self, variant, source, source.height, self.states)
 
 

@@ -1,13 +1,14 @@
 """Fine-tuning: weights trained on the task's own examples."""
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import sharing
-from workbench.adapters import adapted_layers, attach, check_plain, fuse
+from workbench import sharing, units
+from workbench.adapters import adapted_layers, attach, check_plain, combined, fuse, scaled
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.layerwise import named_layers
@@ -23,8 +24,9 @@ from workbench.packed import (
 from workbench.progress import Progress
 from workbench.step import Forecast, Step
 from workbench.task import Task, Text
+from workbench.teacher import drift
 from workbench.training import TrainingStep
-from workbench.variant import Variant
+from workbench.variant import Variant, live
 
 
 class LoRA(TrainingStep):
@@ -158,34 +160,90 @@ class Strength(Step):
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2212.04089"
+    instant: ClassVar[bool] = True
     strength: float = Field(default=0.5, ge=0.0, le=1.5, description="Factor on what the adapters add; 1 as trained.")
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """The same tensors, added in another measure."""
-        model = sharing.share(variant.model)
-        layers = [layer for _, layer in adapted_layers(model)]
-        if not layers:
-            raise InvalidInput(f"'{variant.name}' has no adapter: apply a step such as finetune.LoRA() first.")
-        if any(layer.lora_magnitude_vector for layer in layers):
-            raise InvalidInput("DoRA changes rows in length, which cannot be turned up or down: use LoRA.")
-        for layer in layers:
-            layer.scaling = {name: self.strength * value for name, value in layer.scaling.items()}
-        return variant.derive(self, model)
+        _check_adapted(variant)
+        return variant.derive(self, scaled(variant.model, self.strength))
+
+
+class Combine(Step):
+    """Adds another variant's adapter to this one's, such as a tone to a task.
+
+    What the two learned is summed, and they may get in each other's way: ask, and compare with either alone. Both must
+    have been trained on the same base.
+    """
+
+    paper: ClassVar[str] = "https://arxiv.org/abs/2212.04089"
+    adapter: str = Field(
+        default="",
+        max_length=200,
+        description="Name of the variant whose adapter is added; empty for the only other one there is.",
+        json_schema_extra={"names": "variants"},
+    )
+    weight: float = Field(default=1.0, ge=0.0, le=1.5, description="How much of it; 0 changes nothing.")
+
+    @property
+    def neutral(self) -> bool:
+        """Whether nothing is added."""
+        return self.weight == 0
+
+    def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
+        """One adapter of both, beside layers that stay shared."""
+        _check_adapted(variant)
+        if self.neutral:
+            return variant.derive(self)
+        return variant.derive(self, combined(variant.model, self._other(variant).model, self.weight))
+
+    def _other(self, variant: Variant) -> Variant:
+        """The variant that is named, or the only one there is; what was made from this one is no other adapter."""
+        wanted = self.adapter.strip()
+        found = [each for each in live() if any(True for _ in adapted_layers(each.model))]
+        found = (
+            [each for each in found if each.name == wanted]
+            if wanted
+            else [each for each in found if each.model is not variant.model and variant not in each.ancestors]
+        )
+        if not found:
+            missing = f"no variant '{wanted}' with an adapter" if wanted else "no other variant with an adapter"
+            raise InvalidInput(f"There is {missing}: train one with a step such as finetune.LoRA().")
+        if not wanted and len(found) > 1:
+            raise InvalidInput(f"There are several adapters: name one of {', '.join(each.name for each in found)}.")
+        return found[-1]
 
 
 class Fuse(Step):
     """Adds the adapters into their layers: a plain model again, and no slower than its base.
 
     On dense layers only the last bits change. Layers in 4 or 8 bits become dense, as large as before they were
-    quantized, because rounding the sum would lose much of the adapter.
+    quantized; packed again instead, they lose some of what was learned to rounding, which is measured and noted.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    repack: bool = Field(
+        default=False, description="Put packed layers back into their bits instead of making them dense."
+    )
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """Layer by layer, in new tensors."""
+        _check_adapted(variant)
+        packed = [layer for _, layer in adapted_layers(variant.model) if isinstance(layer.base_layer, PackedLinear)]
         model = sharing.share(variant.model)
-        if not any(True for _ in adapted_layers(model)):
-            raise InvalidInput(f"'{variant.name}' has no adapter: apply a step such as finetune.LoRA() first.")
-        fuse(model)
-        return variant.derive(self, model)
+        fuse(model, self.repack)
+        fused = variant.derive(self, model)
+        if not packed:
+            return fused
+        lost = drift(variant, fused, task)
+        now = "rounded to their bits again" if self.repack else "dense now"
+        note = (
+            f"{len(packed)} packed layers are {now}: {units.size(variant.total_bytes)} became "
+            f"{units.size(fused.total_bytes)}, and its answers are {lost:.3g} nats a token from those before."
+        )
+        return replace(fused, notes=(*fused.notes, note))
+
+
+def _check_adapted(variant: Variant) -> None:
+    if not any(True for _ in adapted_layers(variant.model)):
+        raise InvalidInput(f"'{variant.name}' has no adapter: apply a step such as finetune.LoRA() first.")
