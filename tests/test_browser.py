@@ -444,3 +444,43 @@ def test_a_clicked_cell_stays_dense(tuned: Page) -> None:
     shown.locator(".heatmaplayer").first.wait_for()
     assert shown.evaluate(CELL, f"model.layers.{layer}")["z"] == 0
     assert shown.evaluate(CELL, "model.layers.0.mlp.up_proj")["z"] > 10
+
+
+def test_a_training_is_watched_held_and_ended(tuned: Page) -> None:
+    panel = tab(tuned, "Fine-tune")
+    panel.get_by_role("slider", name="Epochs").focus()
+    tuned.keyboard.press("End")
+    panel.locator(".wb-code", has_text="epochs=100.0").wait_for()
+    panel.get_by_role("button", name="Apply").click()
+    pause = panel.get_by_role("button", name="Pause")
+    pause.wait_for()
+    panel.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
+    button = pause.element_handle()
+    note(training_pause_ms=tuned.evaluate(CLICK_TO_CHANGE, [button, button]))
+    held = panel.get_by_text(re.compile(r"\d+ of \d+ steps; validation loss .*; paused\."))
+    held.wait_for()
+    show(tuned)
+    panel.screenshot(path=SHOTS / "training.png")
+    at = held.inner_text()
+    tuned.wait_for_timeout(500)
+    assert held.inner_text() == at
+    panel.get_by_role("button", name="Resume").click()
+    panel.get_by_role("button", name="Finish now").click()
+    row(tuned, "LoRA").wait_for()
+    panel.get_by_text("ended.").wait_for()
+    assert pause.is_disabled()
+
+
+def test_an_adapter_follows_a_slider(tuned: Page) -> None:
+    panel = tab(tuned, "Fine-tune")
+    if row(tuned, "LoRA").count() == 0:
+        panel.get_by_role("button", name="Apply").click()
+        row(tuned, "LoRA").wait_for()
+    choose(panel, "Strength")
+    panel.get_by_label("Apply to").select_option("LoRA")
+    panel.get_by_label("Live preview").check()
+    panel.locator(".wb-answer", has_text="finetune.Strength()").wait_for()
+    panel.get_by_role("slider", name="Strength").focus()
+    tuned.keyboard.press("Home")
+    panel.locator(".wb-answer", has_text="finetune.Strength(strength=0.0)").wait_for()
+    panel.screenshot(path=SHOTS / "strength.png")

@@ -37,7 +37,7 @@ VALIDATION = 32  # samples of the calibration split that an evaluation reads
 ASKED, ANSWER = 2, 24  # prompts answered at every evaluation, and the tokens of an answer
 CLIP = 1.0  # most that all gradients together may measure
 
-_curves: WeakKeyDictionary[Variant, Curve] = WeakKeyDictionary()
+_curves: WeakKeyDictionary[PreTrainedModel, Curve] = WeakKeyDictionary()  # by model: names come and go
 
 
 class TrainingStep(Step):
@@ -118,7 +118,7 @@ class TrainingStep(Step):
                 raise InvalidInput(f"{type(model).__name__} cannot compute activations twice: leave checkpointing off.")
             _keep_activations(model, False)
         child = variant.derive(self, model, curve.notes)
-        progress.live = _curves[child] = curve
+        progress.live = _curves[model] = curve
         asked = task.calibration[:ASKED] if isinstance(task, Task) else ()
         prompts = {each.prompt: child.encode(task.prompt(each)) for each in asked if isinstance(task, Task)}
         objective = self.objective(variant, self.used(samples.samples), progress)
@@ -137,9 +137,9 @@ def curve(variant: Variant) -> Curve:
     Raises:
         InvalidInput: it was not trained in this process.
     """
-    if variant not in _curves:
+    if variant.model not in _curves:
         raise InvalidInput(f"'{variant.name}' was not trained here: apply a step of the finetune or distil family.")
-    return _curves[variant]
+    return _curves[variant.model]
 
 
 class _Run:
@@ -157,7 +157,9 @@ class _Run:
         self.step, self.variant, self.model = step, variant, variant.model
         self.samples, self.watched, self.objective, self.prompts = samples, watched, objective, prompts
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=step.learning_rate, weight_decay=step.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.trained.values(), lr=step.learning_rate, weight_decay=step.weight_decay, fused=True
+        )
         self.per_epoch = math.ceil(len(samples) / step.batch_size)
         self.total = max(1, round(step.epochs * self.per_epoch))
         self.best: dict[str, Tensor] = {}
