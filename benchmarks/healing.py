@@ -73,7 +73,7 @@ def main() -> None:
             "recipe": repr(variants[name].recipe),
         }
         print(name, found[name], flush=True)
-    texts = {"wikitext": text, "other": wb.read_text(ROOT / "data" / "prose", window=WINDOW, calibration=0, test=24)}
+    texts = {"wikitext": text, "other": wb.read_text(ROOT / "data" / "prose", window=WINDOW, calibration=0, test=20)}
     scores = {name: scored(variants, each) for name, each in texts.items()}
     logs = scores["wikitext"]["logs"]
     mean = {name: sum(each) / len(each) for name, each in logs.items()}

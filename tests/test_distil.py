@@ -1,6 +1,7 @@
 """Distillation: divergences against hand-computed ones, what is kept of a teacher, students that get nearer to it."""
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,18 @@ def test_a_full_disk_is_said_in_words(base: wb.Variant, tiny_task: wb.Task, monk
     monkeypatch.setattr("numpy.lib.format.open_memmap", full)
     with pytest.raises(wb.WorkbenchError, match="set top_k to 0"):
         half(base, tiny_task).apply(distil.ForwardKL(), tiny_task)
+
+
+def test_the_oldest_of_what_is_kept_goes_first(load_tiny, tiny_task: wb.Task, tmp_path: Path, monkeypatch) -> None:
+    student = half(load_tiny("llama"), tiny_task)
+    place = tmp_path / "cache" / "teacher"
+    seen = []
+    for k in (8, 16, 32):
+        student.apply(distil.ForwardKL(epochs=0.5, top_k=k), tiny_task)
+        seen.append((set(place.iterdir()) - set(seen)).pop())
+        os.utime(seen[-1], (k, k))
+    size = sum(file.stat().st_size for each in seen[1:] for file in each.iterdir())
+    monkeypatch.setattr("workbench.teacher.KEPT_BYTES", 2 * size)
+    student.apply(distil.ForwardKL(epochs=0.5, top_k=33), tiny_task)
+    assert not seen[0].exists()
+    assert seen[2].exists()

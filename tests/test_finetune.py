@@ -442,3 +442,33 @@ def test_peft_reads_an_exported_adapter(kind, load_tiny, tiny_task: wb.Task, tmp
     assert found.kl < (1e-3 if kind is finetune.QLoRA else 1e-8)
     base_logits = logits(base)
     assert (logits(tuned) - base_logits).norm() > 0.05 * base_logits.norm(), "it would be seen if it were left out"
+
+
+def test_no_padding_token_is_needed(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    base.tokenizer.pad_token = None
+    for packing in (True, False):
+        tuned = trained(finetune.LoRA, base, tiny_task, packing=packing)
+        assert curve(tuned).best.loss < 0.9 * curve(tuned).evaluations[0].loss
+
+
+def test_a_learning_rate_that_is_too_high_leaves_the_best(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    wild = trained(finetune.LoRA, base, tiny_task, learning_rate=1.0, schedule="constant", warmup=0.0)
+    found = curve(wild)
+    assert max(each.loss for each in found.evaluations) > found.evaluations[0].loss
+    if found.best.step == 0:
+        assert torch.equal(logits(wild), logits(base))
+
+
+def test_a_figure_of_a_training_has_it_all(load_tiny, tiny_task: wb.Task) -> None:
+    found = curve(trained(finetune.LoRA, load_tiny("llama"), tiny_task))
+    figure = found.figure()
+    assert [trace.name for trace in figure.data] == [
+        "training loss", "validation loss", "learning rate", "tokens/s", "memory"
+    ]  # fmt: skip
+    assert list(figure.data[0].y) == [each.loss for each in found.points]
+    assert all(0.01 < each < 100 for each in figure.data[4].y), "gigabytes"
+    table = found.table()
+    assert list(table.columns) == ["loss", "rate", "tokens", "seconds", "memory", "validation_loss"]
+    assert list(table.index) == [each.step for each in found.points]

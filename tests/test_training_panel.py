@@ -81,3 +81,41 @@ def test_what_a_slider_of_factors_shows_is_what_it_gives(bench: Bench) -> None:
     assert form.step().learning_rate == 5e-4
     form.controls["learning_rate"].value = 1.234e-4
     assert form.step().learning_rate == 1.234e-4
+
+
+def test_a_comparison_and_a_training_of_one_variant_take_turns(bench: Bench) -> None:
+    before = bench.base.generate("How many seats?", max_new_tokens=4).token_ids
+    panel = bench.family_panels["finetune"]
+    panel.set(finetune.LoRA(epochs=2.0, batch_size=4))
+    bench.submit("comparing", lambda progress: wb.compare([bench.base], bench.task, rounds=2, store=False))
+    panel.button.click()
+    assert "queued" in panel.message.value
+    assert bench.wait(TIMEOUT)
+    assert "LoRA" in bench.variants
+    assert bench.base.generate("How many seats?", max_new_tokens=4).token_ids == before
+
+
+def test_a_teacher_is_suggested(bench: Bench) -> None:
+    panel = bench.family_panels["distil"]
+    assert panel.form.controls["teacher"].options == (bench.base.name,)
+    bench.add(bench.base.renamed("tutor"))
+    assert "tutor" in panel.form.controls["teacher"].options
+
+
+def test_what_a_training_noted_is_said(bench: Bench) -> None:
+    leaked = tuple(each.model_copy(update={"id": f"again {each.id}"}) for each in bench.task.test)
+    bench.task = bench.task.model_copy(update={"train": leaked})
+    panel = bench.family_panels["finetune"]
+    panel.set(finetune.LoRA(epochs=1.0, batch_size=4))
+    panel.button.click()
+    assert bench.wait(TIMEOUT)
+    assert "the score will flatter" in panel.message.value
+
+
+def test_knobs_of_the_method_stand_first_and_rare_ones_are_folded(bench: Bench) -> None:
+    form = bench.family_panels["finetune"].form
+    shown, more = form.widget.children
+    names = [row.children[0].description for row in shown.children]
+    assert names[:3] == ["Rank", "Alpha", "Dropout"]
+    assert {"Learning rate", "Epochs"} <= set(names)
+    assert "Batch size" in [row.children[0].description for row in more.children[0].children]

@@ -12,6 +12,17 @@ from transformers.masking_utils import sdpa_mask
 from workbench.packed import fast_bfloat16
 
 NAME = "workbench_16_bits"
+_narrowed: dict[int, tuple[Tensor, Tensor]] = {}  # frozen weights by their identity, and their copies in 16 bits
+
+
+def narrowed(weight: Tensor, kind: torch.dtype) -> Tensor:
+    """A weight that is not trained in the type of the products; one copy serves all of a step, as autocast's does."""
+    if weight.dtype == kind:
+        return weight
+    found = _narrowed.get(id(weight))
+    if found is None or found[1].dtype != kind:
+        found = _narrowed[id(weight)] = weight, weight.to(kind)
+    return found[1]
 
 
 @contextmanager
@@ -62,8 +73,11 @@ def products(precision: str, model: PreTrainedModel) -> Iterator[None]:
     on = precision == "bfloat16" or (precision == "auto" and (device != "cpu" or fast_bfloat16()))
     kind = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
     attention = in_16_bits(model) if on and device == "cpu" else nullcontext()
-    with attention, torch.autocast(device, kind, enabled=on):
-        yield
+    try:
+        with attention, torch.autocast(device, kind, enabled=on):
+            yield
+    finally:
+        _narrowed.clear()
 
 
 AttentionInterface.register(NAME, _attend)

@@ -30,6 +30,7 @@ BATCH_TOKENS = 4096  # that a teacher reads at a time
 ANSWERS = 8  # prompts that a model answers at a time
 NEW_TOKENS = 64  # most of an answer that is made for learning
 DRIFT_SAMPLES = 8  # of the calibration split
+KEPT_BYTES = 8 << 30  # on disk, of all teachers together
 PROBED = 4096  # values of a tensor that tell it from another
 
 Logs = Callable[[slice], Tensor]
@@ -147,7 +148,9 @@ def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was faster
             os.replace(temporary, folder)
-        return Kept(folder, samples)
+        found = Kept(folder, samples)
+        _forget_oldest(folder.parent)
+        return found
     except OSError as error:
         raise WorkbenchError(
             f"What the teacher says could not be kept in '{folder.parent}' ({first_line(error)}): make room there, or "
@@ -155,6 +158,17 @@ def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _forget_oldest(place: Path) -> None:
+    """Remove what was kept longest ago until the rest fits; what is open stays readable until it is closed."""
+    found = sorted((each for each in place.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
+    sizes = [sum(file.stat().st_size for file in each.iterdir()) for each in found]
+    for oldest in found[:-1]:
+        if sum(sizes) <= KEPT_BYTES:
+            break
+        shutil.rmtree(oldest, ignore_errors=True)
+        sizes.pop(0)
 
 
 @torch.no_grad()
