@@ -2,6 +2,7 @@
 
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from conftest import ARCHITECTURES
 
 import workbench as wb
+from workbench import checkpoint
 from workbench.divergence import (
     forward_kl,
     jensen_shannon,
@@ -22,6 +24,7 @@ from workbench.errors import InvalidInput
 from workbench.loss import batch_loss
 from workbench.progress import Progress
 from workbench.sequences import lay_out, read_samples
+from workbench.sharing import fingerprint
 from workbench.steps import distil, finetune, prune, quantize
 from workbench.teacher import Teacher, find_teacher, kept, taught
 from workbench.training import curve
@@ -228,12 +231,12 @@ def test_own_answers_are_learned_from(load_tiny, tiny_task: wb.Task) -> None:
 def test_a_teachers_answers_are_its_own(load_tiny, tiny_task: wb.Task) -> None:
     teacher = load_tiny("llama")
     samples = read_samples(teacher, tiny_task, "train").samples
-    found = taught(teacher, samples, Progress())
+    found = taught(teacher, samples, 6, Progress())
     for sample, example in zip(found, tiny_task.train, strict=True):
         prompt = teacher.encode(tiny_task.prompt(example))
-        said = teacher.generate(tiny_task.prompt(example), max_new_tokens=len(sample.ids) - len(prompt))
+        said = teacher.generate(tiny_task.prompt(example), max_new_tokens=6)
         assert sample.ids == (*prompt, *said.token_ids)
-    assert taught(teacher, samples, Progress()) == found, "from disk"
+    assert taught(teacher, samples, 6, Progress()) == found, "from disk"
 
 
 def test_the_teacher_is_what_the_student_was_made_from(load_tiny, folders, tiny_task: wb.Task, tmp_path: Path) -> None:
@@ -279,25 +282,43 @@ def test_bad_input_is_refused_in_words(base: wb.Variant, load_tiny, tiny_task: w
         smaller.apply(distil.ForwardKL(), tiny_task)
 
 
-def test_a_full_disk_is_said_in_words(base: wb.Variant, tiny_task: wb.Task, monkeypatch) -> None:
-    def full(*_: object, **__: object) -> None:
+def test_the_oldest_of_what_is_kept_goes_first(tmp_path: Path, monkeypatch) -> None:
+    for age, name in enumerate(("new", "middle", "old", ".being written", ".torn")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "values.npy").write_bytes(b"x" * 100)
+        moment = time.time() - 60 * age - (2 * checkpoint.DAY if name == ".torn" else 0)
+        os.utime(folder, (moment, moment))
+    monkeypatch.setattr("workbench.checkpoint.KEPT_BYTES", 250)
+    checkpoint.forget_oldest(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {"new", "middle", ".being written"}
+    checkpoint.forget_oldest(tmp_path / "nowhere")
+
+
+def test_teachers_that_share_tensors_are_told_apart(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    tuned = base.apply(finetune.LoRA(**QUICK), tiny_task)
+    packed = [base.apply(step) for step in (quantize.Int8(), quantize.Int8Dynamic())]
+    several = [base, tuned, tuned.apply(finetune.Strength(strength=0.5)), *packed]
+    assert len({fingerprint(each.model) for each in several}) == len(several)
+    assert fingerprint(load_tiny("llama").model) == fingerprint(base.model)
+
+
+def test_a_student_is_not_its_own_successor(load_tiny, tiny_task: wb.Task) -> None:
+    """A student's child has the name that an earlier child has, which may be the teacher."""
+    base = load_tiny("llama")
+    tutor = base.apply(finetune.Full(**QUICK), tiny_task)
+    first = half(base, tiny_task)
+    good = half(tutor, tiny_task).renamed("DropBlocks+ForwardKL")
+    made = first.apply(distil.ForwardKL(**QUICK, teacher=good.name), tiny_task)
+    assert made.name == good.name
+    assert apart(good, made, tiny_task) < 0.6 * apart(good, first, tiny_task)
+
+
+def test_what_the_disk_cannot_hold_is_found_out_before(load_tiny, tiny_task: wb.Task, monkeypatch) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("numpy.lib.format.open_memmap", full)
+    monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(wb.WorkbenchError, match="set top_k to 0"):
-        half(base, tiny_task).apply(distil.ForwardKL(), tiny_task)
-
-
-def test_the_oldest_of_what_is_kept_goes_first(load_tiny, tiny_task: wb.Task, tmp_path: Path, monkeypatch) -> None:
-    student = half(load_tiny("llama"), tiny_task)
-    place = tmp_path / "cache" / "teacher"
-    seen = []
-    for k in (8, 16, 32):
-        student.apply(distil.ForwardKL(epochs=0.5, top_k=k), tiny_task)
-        seen.append((set(place.iterdir()) - set(seen)).pop())
-        os.utime(seen[-1], (k, k))
-    size = sum(file.stat().st_size for each in seen[1:] for file in each.iterdir())
-    monkeypatch.setattr("workbench.teacher.KEPT_BYTES", 2 * size)
-    student.apply(distil.ForwardKL(epochs=0.5, top_k=33), tiny_task)
-    assert not seen[0].exists()
-    assert seen[2].exists()
+        half(load_tiny("llama"), tiny_task).apply(distil.ForwardKL(), tiny_task)

@@ -16,13 +16,14 @@ import workbench as wb
 from workbench import sharing
 from workbench.attention import in_16_bits
 from workbench.errors import Cancelled, InvalidInput
+from workbench.knobs import learning_rate
 from workbench.loss import LIKELIHOOD, Lesson, Objective, batch_loss, packs, read
 from workbench.packed import dense_weight, linear_layers
 from workbench.progress import Progress
 from workbench.sequences import Sample, lay_out, overlap_note, read_samples
 from workbench.steps import finetune, prune, quantize
 from workbench.teacher import drift
-from workbench.training import curve, learning_rate
+from workbench.training import curve
 
 IDS = torch.arange(3, 60)[None]
 KINDS = [finetune.LoRA, finetune.RSLoRA, finetune.DoRA, finetune.QLoRA, finetune.Full]
@@ -291,11 +292,10 @@ def test_bad_input_is_refused_in_words(load_tiny, tiny_task: wb.Task) -> None:
         base.apply(quantize.NF4()).apply(finetune.DoRA(), tiny_task)
 
 
-@pytest.mark.parametrize(
-    "step",
-    [quantize.NF4(), quantize.RTN(), prune.Magnitude(), prune.Wanda(), prune.Width(), prune.DropBlocks(share=0.5)],
-    ids=lambda step: step.label,
-)
+LOSING = [quantize.NF4(), quantize.RTN(), prune.Magnitude(), prune.Wanda(), prune.Width(), prune.DropBlocks(share=0.5)]
+
+
+@pytest.mark.parametrize("step", [finetune.QLoRA(), finetune.Full(), *LOSING], ids=lambda step: step.label)
 def test_a_step_that_would_lose_an_adapter_asks_to_fuse_it(step, load_tiny, tiny_task: wb.Task) -> None:
     tuned = trained(finetune.LoRA, load_tiny("llama"), tiny_task, epochs=0.5)
     with pytest.raises(InvalidInput, match=r"has an adapter: apply finetune.Fuse\(\) first"):
@@ -452,13 +452,74 @@ def test_no_padding_token_is_needed(load_tiny, tiny_task: wb.Task) -> None:
         assert curve(tuned).best.loss < 0.9 * curve(tuned).evaluations[0].loss
 
 
-def test_a_learning_rate_that_is_too_high_leaves_the_best(load_tiny, tiny_task: wb.Task) -> None:
+def test_a_learning_rate_that_is_too_high_leaves_the_base(load_tiny, tiny_task: wb.Task) -> None:
     base = load_tiny("llama")
-    wild = trained(finetune.LoRA, base, tiny_task, learning_rate=1.0, schedule="constant", warmup=0.0)
+    learned = base.apply(finetune.Full(epochs=20.0, batch_size=4, learning_rate=2e-3), tiny_task)
+    wild = trained(finetune.Full, learned, tiny_task, learning_rate=1.0, schedule="constant", warmup=0.0)
     found = curve(wild)
-    assert max(each.loss for each in found.evaluations) > found.evaluations[0].loss
-    if found.best.step == 0:
-        assert torch.equal(logits(wild), logits(base))
+    assert found.best.step == 0
+    assert found.evaluations[-1].loss > found.evaluations[0].loss
+    assert torch.equal(logits(wild), logits(learned))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", [finetune.LoRA, finetune.Full])
+def test_a_model_in_16_bits_learns_small_steps(kind, dtype: str, folders, tiny_task: wb.Task) -> None:
+    base = wb.load(folders["llama"], device="cpu", dtype=dtype)
+    tuned = trained(kind, base, tiny_task, learning_rate=2e-4 if kind is finetune.Full else 1e-2)
+    assert curve(tuned).best.loss < 0.95 * curve(tuned).evaluations[0].loss
+    assert tuned.dtype == base.dtype
+    assert {each.dtype for name, each in tuned.model.named_parameters() if "lora_" not in name} == {base.dtype}
+    assert tuned.generate("Rain", max_new_tokens=2).token_ids
+
+
+def test_activations_computed_twice_in_16_bits(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    knobs = {"epochs": 1.0, "precision": "bfloat16", "packing": False}
+    once, twice = (trained(finetune.LoRA, base, tiny_task, **knobs, checkpointing=each) for each in (False, True))
+    for a, b in zip(curve(once).points, curve(twice).points, strict=True):
+        assert a.loss == pytest.approx(b.loss, rel=1e-2)
+    embedding = twice.model.get_input_embeddings()
+    assert not embedding._forward_hooks
+
+
+def test_an_early_end_keeps_what_was_learned(load_tiny, tiny_task: wb.Task) -> None:
+    class Ended(Progress):
+        def advance(self, units: int = 1) -> None:
+            if self.label.endswith("training") and self.done == 6:
+                self.stop()
+            super().advance(units)
+
+    base = load_tiny("llama")
+    tuned = base.apply(finetune.LoRA(epochs=100.0, batch_size=4, learning_rate=1e-2, warmup=0.0), tiny_task, Ended())
+    assert [each.step for each in curve(tuned).evaluations] == [0, 7]
+    assert curve(tuned).best.step == 7
+
+
+def test_logits_that_are_scaled_are_refused(load_tiny, tiny_task: wb.Task, monkeypatch) -> None:
+    base = load_tiny("llama")
+    whole = type(base.model).forward
+
+    def scaled(self, *args, **kwargs):
+        found = whole(self, *args, **kwargs)
+        found.logits = found.logits / 2
+        return found
+
+    monkeypatch.setattr(type(base.model), "forward", scaled)
+    with pytest.raises(InvalidInput, match="changes its logits behind the head"):
+        base.apply(finetune.LoRA(), tiny_task)
+
+
+def test_a_prompt_that_fills_the_context_is_not_asked(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("gpt2")
+    long = tiny_task.calibration[0].model_copy(update={"prompt": "boat " * 237})
+    room = base.context_length - len(base.encode(tiny_task.prompt(long)))
+    assert 0 < room < 24
+    task = tiny_task.model_copy(update={"calibration": (long, *tiny_task.calibration[1:])})
+    assert len(curve(base.apply(finetune.LoRA(epochs=0.5), task)).evaluations[0].answers) == 1
+    text = wb.Text(name="long", text="tide " * 3000, window=base.context_length + 1, calibration=1, test=1)
+    with pytest.raises(InvalidInput, match="read the text with a smaller window"):
+        base.apply(finetune.LoRA(), text)
 
 
 def test_a_figure_of_a_training_has_it_all(load_tiny, tiny_task: wb.Task) -> None:

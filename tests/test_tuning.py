@@ -53,7 +53,7 @@ def test_tools_are_shown_where_the_method_has_them(bench: Bench, step: type[wb.S
     panel.method.value = step
     shown = {kind for kind, tool in panel.tools.items() if tool.widget.layout.display != "none"}
     by_layer = issubclass(step, LayerStep) and bool(step.strength)
-    assert (Live in shown, Layers in shown) == (by_layer, by_layer)
+    assert (Live in shown, Layers in shown) == (by_layer or step.instant, by_layer)
     assert (Blocks in shown) == hasattr(step, "ranking")
     assert (Changes in shown) == (not hasattr(step, "rewrite"))
 

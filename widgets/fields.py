@@ -64,7 +64,7 @@ class Form:
 def _inherited(step: type[Step], name: str) -> bool:
     """Whether a knob comes from the class that folds some of its own away: those of the method itself stand first."""
     base = next((each for each in step.__mro__ if "folded" in vars(each)), step)
-    return base is not step and name in vars(base).get("__annotations__", {})
+    return base is not step and name in base.model_fields
 
 
 def _typed(control: Any) -> Any:

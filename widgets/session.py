@@ -156,7 +156,7 @@ class Session:
     def save(self, name: str, folder_name: str) -> str:
         """Write a variant to a folder under exports/; returns a sentence that says where."""
         path = self[name].save(storage.inside(EXPORTS, folder_name.strip()))
-        size = sum(file.stat().st_size for file in path.iterdir())
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
 
     def watch(self, changed: Callable[[], None]) -> None:

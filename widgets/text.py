@@ -162,7 +162,7 @@ def sensitive(found: Sensitivity, column: int) -> str:
     return folded_table(title, ("Layer", "Divergence (nats a token)"), cells)
 
 
-def training(curve: Curve, progress: Progress) -> str:
+def training(curve: Curve, progress: Progress, ended: bool) -> str:
     """How far a training is, what it reached, and how long it still takes."""
     first, best = curve.evaluations[0], curve.best or curve.evaluations[0]
     facts = [
@@ -172,7 +172,7 @@ def training(curve: Curve, progress: Progress) -> str:
     if curve.points:
         facts.append(f"{curve.tokens_per_second:,.0f} tokens/s")
         left = (curve.total - len(curve.points)) * sum(each.seconds for each in curve.points) / len(curve.points)
-        facts.append("paused" if progress.paused else f"about {units.duration(left)} left" if left else "ended")
+        facts.append("ended" if ended else "paused" if progress.paused else f"about {units.duration(left)} left")
     return help_line("; ".join(facts) + ".") + "".join(help_line(note) for note in curve.notes)
 
 

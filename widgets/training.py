@@ -67,7 +67,7 @@ class Training:
         for button in (self.pause, self.finish, self.cancel):
             button.disabled = job.ended
         self.pause.description = "Resume" if job.progress.paused else "Pause"
-        self.status.value = text.training(curve, job.progress)
+        self.status.value = text.training(curve, job.progress, job.ended)
         self.answers.value = text.said(curve.evaluations[-1])
         with self._figure.batch_update():
             for trace, data in zip(self._figure.data, curve_data(curve), strict=True):

@@ -53,6 +53,17 @@ def attach(
     _inject(model, config, seed)
 
 
+def adapter_bytes(model: PreTrainedModel, paths: Sequence[str], rank: int) -> int:
+    """What the two factors at each of these layers will take, in float32."""
+    return 4 * rank * sum(sum(_shape(model.get_submodule(path))) for path in paths)
+
+
+def _shape(layer: Any) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer, dense, turned or packed; read without unpacking."""
+    base = layer.base_layer if is_adapted(layer) else layer
+    return (base.nf, base.nx) if isinstance(base, Conv1D) else (base.out_features, base.in_features)
+
+
 def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
     peft = _peft()
     from workbench.lora import AdaptedLinear

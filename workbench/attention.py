@@ -12,17 +12,6 @@ from transformers.masking_utils import sdpa_mask
 from workbench.packed import fast_bfloat16
 
 NAME = "workbench_16_bits"
-_narrowed: dict[int, tuple[Tensor, Tensor]] = {}  # frozen weights by their identity, and their copies in 16 bits
-
-
-def narrowed(weight: Tensor, kind: torch.dtype) -> Tensor:
-    """A weight that is not trained in the type of the products; one copy serves all of a step, as autocast's does."""
-    if weight.dtype == kind:
-        return weight
-    found = _narrowed.get(id(weight))
-    if found is None or found[1].dtype != kind:
-        found = _narrowed[id(weight)] = weight, weight.to(kind)
-    return found[1]
 
 
 @contextmanager
@@ -62,22 +51,26 @@ def _attend(
         query = (query * (width**-0.5 if scaling is None else scaling)).reshape(batch, few, -1, width)
         scores = (query @ key.transpose(-1, -2)).view(batch, heads, tokens, seen) + hidden
         shares = nn.functional.dropout(scores.softmax(dim=-1), dropout, module.training).view(batch, few, -1, seen)
-        out = (shares @ value).view(batch, heads, tokens, width)
+        out = (shares @ value).view(batch, heads, tokens, value.shape[-1])
     return out.transpose(1, 2).to(kind, memory_format=torch.contiguous_format), None
 
 
 @contextmanager
-def products(precision: str, model: PreTrainedModel) -> Iterator[None]:
-    """Take a model's products in 16 bits, or as they are. The model is the caller's own."""
+def products(precision: str, model: PreTrainedModel) -> Iterator[torch.autocast]:
+    """Take a model's products in 16 bits, or as they are. The model is the caller's own.
+
+    Yields what to enter for the forward pass alone; attention stays the same for the backward pass, which may compute
+    it again.
+    """
     device = model.device.type
-    on = precision == "bfloat16" or (precision == "auto" and (device != "cpu" or fast_bfloat16()))
-    kind = torch.float16 if model.dtype == torch.float16 else torch.bfloat16
-    attention = in_16_bits(model) if on and device == "cpu" else nullcontext()
-    try:
-        with attention, torch.autocast(device, kind, enabled=on):
-            yield
-    finally:
-        _narrowed.clear()
+    fast = fast_bfloat16() if device == "cpu" else model.dtype != torch.float32 or _fast_on_gpu()
+    on = precision == "bfloat16" or (precision == "auto" and fast)
+    with in_16_bits(model) if on and device == "cpu" else nullcontext():
+        yield torch.autocast(device, torch.bfloat16, enabled=on)
+
+
+def _fast_on_gpu() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +14,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workbench.step import Step
 from workbench.storage import cache_folder
-from workbench.task import Task, Text
-from workbench.variant import Variant
 
 SECONDS = 60.0  # between two checkpoints
+KEPT_BYTES = 8 << 30  # in a folder of the cache
+DAY = 86_400.0  # seconds
 
 
-def place(variant: Variant, step: Step, task: Task | Text) -> Path:
-    """The file of one training: the same variant, step and data share it, whatever the process."""
-    facts = [variant.source, variant.recipe.to_json(), step.to_json(), task.fingerprint, str(variant.dtype)]
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+def place(*facts: str) -> Path:
+    """The file of one training: whatever the process, the same facts share it."""
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
     return cache_folder() / "training" / f"{name}.safetensors"
 
 
@@ -37,6 +37,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> Non
                 {name: each.contiguous() for name, each in tensors.items()}, temporary, {"record": json.dumps(record)}
             )
             os.replace(temporary, path)
+            forget_oldest(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -49,6 +50,23 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             return tensors, json.loads(file.metadata()["record"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
+
+
+def forget_oldest(place: Path) -> None:
+    """Remove from a folder what was written longest ago until the rest fits; what is open stays readable meanwhile.
+
+    What was left half written is removed after a day: until then it may be somebody's work.
+    """
+    with contextlib.suppress(OSError):
+        found = sorted(place.iterdir(), key=lambda each: each.stat().st_mtime)
+        whole = [each for each in found if not each.name.startswith(".")]
+        sizes = {each: sum(file.stat().st_size for file in (each, *each.glob("*")) if file.is_file()) for each in whole}
+        torn = [each for each in found if each not in sizes and time.time() - each.stat().st_mtime > DAY]
+        for oldest in (*torn, *whole[:-1]):
+            if oldest in sizes and sum(sizes.values()) <= KEPT_BYTES:
+                break
+            sizes.pop(oldest, None)
+            shutil.rmtree(oldest) if oldest.is_dir() else oldest.unlink()
 
 
 def remove(path: Path) -> None:

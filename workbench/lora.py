@@ -6,8 +6,6 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-from workbench.attention import narrowed
-
 
 class AdaptedLinear(Linear):
     """peft's layer; the plain case, a dense layer with one low-rank adapter and no dropout, is computed as one."""
@@ -44,8 +42,7 @@ class _Product(torch.autograd.Function):
         """``x (n, in), a (rank, in), b (out, rank), weight (out, in)`` to ``(n, out)``."""
         rows, a, b = x.to(kind), a.to(kind), b.to(kind)
         narrow = rows @ a.t()
-        weight = narrowed(weight, kind)
-        out = nn.functional.linear(rows, weight, None if bias is None else bias.to(kind))
+        out = nn.functional.linear(rows, weight.to(kind), None if bias is None else bias.to(kind))
         out.addmm_(narrow, b.t(), alpha=scale)
         ctx.save_for_backward(rows, narrow, a, b, weight)
         ctx.scale, ctx.kind = scale, x.dtype
@@ -59,7 +56,7 @@ class _Product(torch.autograd.Function):
         inner = (gradient @ b).mul_(ctx.scale)
         below = None
         if ctx.needs_input_grad[0]:
-            below = (gradient @ weight).addmm_(inner, a).to(ctx.kind)
+            below = (gradient @ weight.to(rows.dtype)).addmm_(inner, a).to(ctx.kind)
         of_a = inner.t() @ rows
         of_b = (gradient.t() @ narrow).mul_(ctx.scale)
         return below, of_a.float(), of_b.float(), None, None, None, None

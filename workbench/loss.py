@@ -32,7 +32,13 @@ class Lesson:
 
 
 class Objective:
-    """What a training aims at: here the likelihood of the learned tokens."""
+    """What a training aims at: here the likelihood of the learned tokens.
+
+    Attributes:
+        fingerprint: of whatever else it learns from, such as a teacher.
+    """
+
+    fingerprint = ""
 
     def samples(self, model: PreTrainedModel, samples: Sequence[Sample], number: int) -> Sequence[Sample]:
         """The samples that an optimizer step learns from, given those whose turn it is."""
@@ -119,6 +125,17 @@ class _HeadLoss(torch.autograd.Function):
         """The kept gradients, times that of the sum."""
         first, *rest = (each * outer[0] for each in ctx.saved_tensors)
         return first, None, None, *rest
+
+
+@torch.no_grad()
+def ends_in_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the output head of the last hidden state, tried on some tokens: some models scale them."""
+    tokens = torch.arange(8, device=model.device)[None]  # more than the first, which may be a padding of zeros
+    with model_lock:
+        whole = model(input_ids=tokens, use_cache=False).logits
+        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        head = model.get_output_embeddings()
+        return head is not None and torch.equal(head(hidden), whole)
 
 
 @torch.no_grad()

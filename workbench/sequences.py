@@ -1,12 +1,14 @@
 """What a model learns from: token sequences, which of their tokens count, and batches of them."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from workbench.decoding import SHORTEST_PREFIX
+from workbench.decoding import SHORTEST_PREFIX, Decoding, decode
 from workbench.errors import InvalidInput
 from workbench.prompting import encode_text
 from workbench.task import Task, Text
@@ -78,6 +80,11 @@ def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
         InvalidInput: there are none, or no answer fits the context behind its prompt.
     """
     if isinstance(task, Text):
+        if task.window > variant.context_length:
+            raise InvalidInput(
+                f"Windows of {task.window} tokens do not fit '{variant.name}', which holds {variant.context_length}: "
+                "read the text with a smaller window."
+            )
         windows = task.windows(variant.tokenizer, split)
         found = [Sample(tuple(ids), 1, f"window {index}") for index, ids in enumerate(windows)]
         if not found:
@@ -105,6 +112,42 @@ def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
     if len(found) < len(examples):
         notes.append(f"{len(examples) - len(found)} of them had no answer left and were skipped.")
     return Samples(tuple(found), tuple(notes))
+
+
+def continued(
+    model: PreTrainedModel, ends: Collection[int], prompts: Sequence[Sequence[int]], settings: Decoding
+) -> list[list[int]]:
+    """Token ids that a model puts behind each prompt, the end token included where one came."""
+    made: list[list[int]] = [[] for _ in prompts]
+    for tokens in decode(model, prompts, settings):
+        for answer, token in zip(made, tokens, strict=True):
+            if not (answer and answer[-1] in ends):
+                answer.append(token)
+        if all(answer[-1] in ends for answer in made):
+            break
+    return made
+
+
+def answered(variant: Variant, model: PreTrainedModel, samples: Sequence[Sample], settings: Decoding) -> list[Sample]:
+    """The samples with a model's own answers in place of theirs; of a text, the second half is made anew.
+
+    Answers end where the context does: a sample without room for one is given back as it is.
+    """
+    starts = [each.start if each.start > 1 else len(each.ids) // 2 for each in samples]
+    prompts = [each.ids[:start] for each, start in zip(samples, starts, strict=True)]
+    room = min(settings.max_new_tokens, variant.context_length - max(map(len, prompts)))
+    if room < 1:
+        return list(samples)
+    made = continued(model, variant.end_tokens, prompts, settings.but(max_new_tokens=room))
+    return [
+        Sample((*prompt, *answer), len(prompt), each.name)
+        for each, prompt, answer in zip(samples, prompts, made, strict=True)
+    ]
+
+
+def digest(samples: Sequence[Sample]) -> str:
+    """Hash of everything that is learned from."""
+    return hashlib.sha256(repr([(each.ids, each.start) for each in samples]).encode()).hexdigest()
 
 
 def overlap_note(task: Task | Text) -> tuple[str, ...]:

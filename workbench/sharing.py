@@ -1,14 +1,17 @@
 """Models that share tensors: copied without their weights, and counted without counting twice."""
 
 import copy
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.packed import Packed
 
+PROBED = 4096  # values of a tensor that tell it from another
 CONTAINERS = (dict, OrderedDict, list, set)
 
 
@@ -41,15 +44,35 @@ def shallow(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def own(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the module tree whose every parameter is a copy too, and can be trained; tied ones stay tied."""
+    """A copy of the module tree whose every parameter is a copy too, and can be trained; tied ones stay tied.
+
+    The copies are in float32: the small steps of a training get lost in 16 bits.
+    """
     copied = share(model)
     parameters: dict[int, nn.Parameter] = {}
     for module in copied.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                parameters.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+                parameters.setdefault(id(parameter), nn.Parameter(parameter.detach().float().clone()))
                 module._parameters[name] = parameters[id(parameter)]
     return copied
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Of what a model computes: of its configuration, its modules and values spread over every tensor.
+
+    The same model loaded anew has the same; a changed adapter strength or another kind of layer has another.
+    """
+    seen = hashlib.sha256(model.config.to_json_string().encode())
+    for name, module in model.named_modules():
+        facts = (name, type(module).__name__, getattr(module, "options", None), getattr(module, "scaling", None))
+        seen.update(repr(facts).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        values = tensor.detach().flatten()
+        chosen = values[:: max(1, values.numel() // PROBED)].contiguous().cpu()
+        seen.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        seen.update(chosen.view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
 
 
 def _all_tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -6,22 +6,22 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from workbench import sharing
+from workbench import checkpoint, sharing
 from workbench.attention import products
-from workbench.decoding import Decoding, decode
+from workbench.decoding import Decoding
 from workbench.divergence import forward_kl, likeliest
 from workbench.errors import InvalidInput, WorkbenchError, first_line
 from workbench.loss import packs, read
 from workbench.progress import Progress
-from workbench.sequences import Batch, Sample, lay_out, read_samples
+from workbench.sequences import Batch, Sample, answered, digest, lay_out, read_samples
+from workbench.sharing import fingerprint
 from workbench.storage import cache_folder
 from workbench.task import Task, Text
 from workbench.variant import Variant, live, load, model_lock
@@ -30,8 +30,6 @@ BATCH_TOKENS = 4096  # that a teacher reads at a time
 ANSWERS = 8  # prompts that a model answers at a time
 NEW_TOKENS = 64  # most of an answer that is made for learning
 DRIFT_SAMPLES = 8  # of the calibration split
-KEPT_BYTES = 8 << 30  # on disk, of all teachers together
-PROBED = 4096  # values of a tensor that tell it from another
 
 Logs = Callable[[slice], Tensor]
 
@@ -44,6 +42,11 @@ def find_teacher(student: Variant, name: str) -> Variant:
         NotAvailable: it is neither a variant nor a model that can be read.
     """
     teacher = _named(student, name)
+    if teacher.device != student.device:
+        raise InvalidInput(
+            f"Teacher '{teacher.name}' is on {teacher.device} and student '{student.name}' on {student.device}: load "
+            "both on one device."
+        )
     if teacher.model is student.model:
         raise InvalidInput(
             f"'{student.name}' is its own teacher: make a student first, such as prune.DropBlocks(), or name another."
@@ -80,7 +83,7 @@ class Teacher:
     @torch.no_grad()
     def states(self, batch: Batch, every: bool = True) -> list[Tensor]:
         """Hidden states, each ``(learned, hidden)``: behind every block, or the last."""
-        with products(self.precision, self.model):
+        with products(self.precision, self.model) as forward, forward:
             return read(self.model, batch, every)
 
     def logs(self, batch: Batch, states: Tensor | None = None) -> Logs:
@@ -89,7 +92,7 @@ class Teacher:
 
         @torch.no_grad()
         def part(rows: slice) -> Tensor:
-            with products(self.precision, self.model):
+            with products(self.precision, self.model) as forward, forward:
                 logits = self.model.get_output_embeddings()(last[rows])[:, : self.height].float()
             return torch.log_softmax(logits / self.temperature, dim=-1)
 
@@ -131,12 +134,12 @@ def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress
         WorkbenchError: the disk is full.
     """
     facts = [
-        _fingerprint(teacher.variant),
+        fingerprint(teacher.variant.model),
         str(teacher.temperature),
         teacher.precision,
         str(teacher.height),
         str(k),
-        _digest(samples),
+        digest(samples),
     ]
     folder = cache_folder() / "teacher" / hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
     with contextlib.suppress(OSError, ValueError):
@@ -148,9 +151,8 @@ def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was faster
             os.replace(temporary, folder)
-        found = Kept(folder, samples)
-        _forget_oldest(folder.parent)
-        return found
+        checkpoint.forget_oldest(folder.parent)
+        return Kept(folder, samples)
     except OSError as error:
         raise WorkbenchError(
             f"What the teacher says could not be kept in '{folder.parent}' ({first_line(error)}): make room there, or "
@@ -160,23 +162,19 @@ def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _forget_oldest(place: Path) -> None:
-    """Remove what was kept longest ago until the rest fits; what is open stays readable until it is closed."""
-    found = sorted((each for each in place.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
-    sizes = [sum(file.stat().st_size for file in each.iterdir()) for each in found]
-    for oldest in found[:-1]:
-        if sum(sizes) <= KEPT_BYTES:
-            break
-        shutil.rmtree(oldest, ignore_errors=True)
-        sizes.pop(0)
+def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap:
+    """A new array on disk whose room is taken at once: a full disk is an error now, and no crash while it is filled."""
+    made = np.lib.format.open_memmap(path, "w+", kind, shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return made
 
 
 @torch.no_grad()
 def _write(teacher: Teacher, samples: Sequence[Sample], k: int, folder: Path, progress: Progress) -> None:
     shape = (sum(len(each.ids) - each.start for each in samples), min(k, teacher.height))
-    values = np.lib.format.open_memmap(folder / "values.npy", "w+", np.float16, shape)
-    whole = np.uint16 if teacher.height <= 1 << 16 else np.int32
-    indices = np.lib.format.open_memmap(folder / "indices.npy", "w+", whole, shape)
+    values = _mapped(folder / "values.npy", np.float16, shape)
+    indices = _mapped(folder / "indices.npy", np.uint16 if teacher.height <= 1 << 16 else np.int32, shape)
     longest = max(len(each.ids) for each in samples)
     packed, count = packs(teacher.model), max(1, BATCH_TOKENS // longest)
     starts = np.cumsum([0, *(len(each.ids) - each.start for each in samples)])
@@ -196,30 +194,10 @@ def _write(teacher: Teacher, samples: Sequence[Sample], k: int, folder: Path, pr
     indices.flush()
 
 
-def answered(
-    model: PreTrainedModel, ends: Collection[int], samples: Sequence[Sample], temperature: float, seed: int
-) -> list[Sample]:
-    """The samples with answers of a model's own in place of theirs; of a text, the second half is made anew."""
-    starts = [each.start if each.start > 1 else len(each.ids) // 2 for each in samples]
-    longest = max(len(each.ids) - start for each, start in zip(samples, starts, strict=True))
-    settings = Decoding(max_new_tokens=min(NEW_TOKENS, longest), temperature=temperature, seed=seed)
-    prompts = [each.ids[:start] for each, start in zip(samples, starts, strict=True)]
-    made: list[list[int]] = [[] for _ in samples]
-    for tokens in decode(model, prompts, settings):
-        for answer, token in zip(made, tokens, strict=True):
-            if not (answer and answer[-1] in ends):
-                answer.append(token)
-        if all(answer[-1] in ends for answer in made):
-            break
-    return [
-        Sample((*prompt, *answer), len(prompt), each.name)
-        for each, prompt, answer in zip(samples, prompts, made, strict=True)
-    ]
-
-
-def taught(teacher: Variant, samples: Sequence[Sample], progress: Progress) -> list[Sample]:
+def taught(teacher: Variant, samples: Sequence[Sample], new_tokens: int, progress: Progress) -> list[Sample]:
     """The samples with the teacher's greedy answers, from disk if it gave them before."""
-    key = hashlib.sha256(f"{_fingerprint(teacher)}\n{_digest(samples)}".encode()).hexdigest()[:24]
+    facts = [fingerprint(teacher.model), digest(samples), str(sorted(teacher.end_tokens)), str(new_tokens)]
+    key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
     file = cache_folder() / "teacher" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         found = [Sample(tuple(ids), start, name) for ids, start, name in json.loads(file.read_text())]
@@ -229,7 +207,7 @@ def taught(teacher: Variant, samples: Sequence[Sample], progress: Progress) -> l
     groups = [samples[at : at + ANSWERS] for at in range(0, len(samples), ANSWERS)]
     for group in progress.track("Distillation: the teacher answers", groups, len(groups)):
         with model_lock:
-            made += answered(teacher.model, teacher.end_tokens, group, 0.0, 0)
+            made += answered(teacher, teacher.model, group, Decoding(max_new_tokens=new_tokens))
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
@@ -246,7 +224,7 @@ def drift(before: Variant, after: Variant, task: Task | Text | None) -> float:
     else:
         ids = before.encode("Tell me about lighthouses.")
         open_end = Sample((*ids, *[0] * NEW_TOKENS), len(ids), "")
-        samples = tuple(answered(before.model, before.end_tokens, [open_end], 0.0, 0))
+        samples = tuple(answered(before, before.model, [open_end], Decoding(max_new_tokens=NEW_TOKENS)))
     batch = lay_out(samples, False, before.device)
     with model_lock:
         first, second = (Teacher(each, before, 1.0).logs(batch) for each in (before, after))
@@ -254,18 +232,3 @@ def drift(before: Variant, after: Variant, task: Task | Text | None) -> float:
         parts = [slice(start, start + 128) for start in range(0, count, 128)]
         total = sum(float(forward_kl(first(part), second(part)).sum()) for part in parts)
     return max(0.0, total / count)
-
-
-def _digest(samples: Sequence[Sample]) -> str:
-    return hashlib.sha256(repr([(each.ids, each.start) for each in samples]).encode()).hexdigest()
-
-
-def _fingerprint(variant: Variant) -> str:
-    """Of the weights, by values spread over every tensor: the same model loaded anew has the same."""
-    seen = hashlib.sha256(str(variant.dtype).encode())
-    for name, tensor in sorted(variant.model.state_dict().items()):
-        values = tensor.detach().flatten()
-        chosen = values[:: max(1, values.numel() // PROBED)].contiguous().cpu()
-        seen.update(f"{name} {tuple(tensor.shape)}".encode())
-        seen.update(chosen.view(torch.uint8).numpy().tobytes())
-    return seen.hexdigest()

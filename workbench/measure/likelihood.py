@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from workbench.decoding import pad_left, shared_prefix
 from workbench.errors import Incomparable
 from workbench.kvcache import FULL, new_cache
+from workbench.loss import ends_in_head
 from workbench.measure.kernels import for_reading
 from workbench.progress import Progress
 from workbench.prompting import encode_text
@@ -144,7 +144,7 @@ class _Reader:
         self._model = for_reading(variant.model)
         self._bits = variant.decoding.cache_bits
         self._prefix = shared_prefix(self._model, [span.context for span in spans], self._bits)
-        self._split = _ends_in_head(self._model)
+        self._split = ends_in_head(self._model)
         kind = self._model.device.type if self._model.device.type in BATCH_TOKENS else "cpu"
         vocabulary = self._model.config.get_text_config().vocab_size
         self.batch_tokens = BATCH_TOKENS[kind]
@@ -173,16 +173,6 @@ class _Reader:
         else:
             found = self._model(**inputs, logits_to_keep=max(len(span.target) for span in spans)).logits
         return torch.cat([row[-len(span.target) :] for row, span in zip(found, spans, strict=True)])
-
-
-def _ends_in_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are the output head of the last hidden state, tried on a token."""
-    token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    with model_lock:
-        whole = model(input_ids=token, use_cache=False).logits
-        hidden = model.base_model(input_ids=token, use_cache=False).last_hidden_state
-        head = model.get_output_embeddings()
-        return head is not None and torch.equal(head(hidden), whole)
 
 
 def _span_sums(

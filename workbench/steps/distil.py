@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +11,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench import sharing
-from workbench.adapters import attach, check_plain
+from workbench.adapters import adapter_bytes, attach, check_plain
+from workbench.decoding import Decoding
 from workbench.divergence import forward_kl, jensen_shannon, reverse_kl, states_apart, with_rest
 from workbench.errors import InvalidInput
 from workbench.layerwise import named_layers
 from workbench.loss import Lesson, Objective
 from workbench.packed import Packed
 from workbench.progress import Progress
-from workbench.sequences import Batch, Sample, Samples
+from workbench.sequences import Batch, Sample, Samples, answered
+from workbench.sharing import fingerprint
 from workbench.step import Forecast
 from workbench.task import Task, Text
-from workbench.teacher import Kept, Teacher, answered, find_teacher, kept, taught
+from workbench.teacher import NEW_TOKENS, Kept, Teacher, find_teacher, kept, taught
 from workbench.training import TrainingStep
 from workbench.variant import Variant
 
@@ -42,6 +44,9 @@ class _Distillation(TrainingStep):
         le=1024,
         description="Of an adapter that is trained instead of every weight; 0 for all of them.",
     )
+    keep: Literal["best", "last"] = Field(
+        default="last", description="The weights that were best on the calibration split's own words, or the last."
+    )
     learning_rate: float = Field(default=2e-4, ge=1e-7, le=1.0, description="Size of the first full steps.")
 
     def prepare(self, variant: Variant) -> PreTrainedModel:
@@ -57,8 +62,10 @@ class _Distillation(TrainingStep):
 
     def forecast(self, variant: Variant) -> Forecast:
         """A copy of everything, unless an adapter is trained."""
-        size = 0 if self.neutral or self.rank else variant.total_bytes
-        return Forecast(owned_bytes=size, weight_bytes=variant.total_bytes, seconds=None)
+        if self.neutral or not self.rank:
+            return Forecast(0 if self.neutral else variant.total_bytes, variant.total_bytes, seconds=None)
+        size = adapter_bytes(variant.model, named_layers(variant, ""), self.rank)
+        return Forecast(size, variant.total_bytes + size, seconds=None)
 
 
 class _Divergence(_Distillation):
@@ -95,8 +102,8 @@ class _Divergence(_Distillation):
     def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
         """To follow the teacher."""
         teacher = Teacher(find_teacher(variant, self.teacher), variant, self.temperature, self.precision)
-        source = kept(teacher, samples, self.top_k, progress) if self.keeps else teacher
-        return Following(self, variant, source, teacher.height)
+        source = kept(teacher, samples, self.top_k, progress) if self.keeps else None
+        return Following(self, variant, teacher, source)
 
 
 class ForwardKL(_Divergence):
@@ -170,8 +177,8 @@ class HiddenStates(_Divergence):
                 f"Hidden states of '{teacher.name}' have {widths[0]} numbers and those of '{variant.name}' "
                 f"{widths[1]}: use distil.ForwardKL()."
             )
-        source = Teacher(teacher, variant, self.temperature, self.precision)
-        return Following(self, variant, source, source.height, self.states)
+        asked = Teacher(teacher, variant, self.temperature, self.precision)
+        return Following(self, variant, asked, None, self.states)
 
 
 class SequenceLevel(_Distillation):
@@ -186,7 +193,8 @@ class SequenceLevel(_Distillation):
     def samples(self, variant: Variant, task: Task | Text, progress: Progress) -> Samples:
         """The prompts of the train split with the teacher's answers."""
         found = super().samples(variant, task, progress)
-        made = taught(find_teacher(variant, self.teacher), found.samples, progress)
+        new_tokens = task.max_new_tokens if isinstance(task, Task) else NEW_TOKENS
+        made = taught(find_teacher(variant, self.teacher), found.samples, new_tokens, progress)
         return Samples(tuple(made), found.notes)
 
 
@@ -194,33 +202,38 @@ class Following(Objective):
     """The divergence from a teacher, the text's likelihood and hidden states, each in its share."""
 
     def __init__(
-        self, step: _Divergence, student: Variant, source: Teacher | Kept, height: int, states: float | None = None
+        self, step: _Divergence, student: Variant, teacher: Teacher, kept: Kept | None, states: float | None = None
     ) -> None:
-        self.step, self.student, self.source = step, student, source
-        self.height, self.weight = height, states
+        self.step, self.student, self.teacher, self.kept, self.weight = step, student, teacher, kept, states
+        self.fingerprint = fingerprint(teacher.variant.model)
+        self.own = False  # whether the step is one on the student's own answers
 
     def samples(self, model: PreTrainedModel, samples: Sequence[Sample], number: int) -> Sequence[Sample]:
         """Now and then, answers of the student's own."""
         draw = torch.Generator().manual_seed(self.step.seed * 1_000_003 + number)
-        if float(torch.rand((), generator=draw)) >= self.step.on_policy:
+        self.own = float(torch.rand((), generator=draw)) < self.step.on_policy
+        if not self.own:
             return samples
-        return answered(model, self.student.end_tokens, samples, 1.0, self.step.seed + number)
+        longest = max(len(each.ids) - each.start for each in samples)
+        settings = Decoding(max_new_tokens=min(2 * longest, NEW_TOKENS), temperature=1.0, seed=self.step.seed + number)
+        return answered(self.student, model, samples, settings)
 
     def lesson(self, batch: Batch) -> Lesson:
         """What the teacher says on a batch."""
         states = None
-        if isinstance(self.source, Kept):
-            compare = self._kept(self.source, batch)
+        if self.kept:
+            compare = self._kept(self.kept, batch)
         elif self.weight is None:
-            compare = self._online(self.source.logs(batch))
+            compare = self._online(self.teacher.logs(batch))
         else:
-            hidden = self.source.states(batch)
-            compare = self._online(self.source.logs(batch, hidden[-1]))
+            hidden = self.teacher.states(batch)
+            compare = self._online(self.teacher.logs(batch, hidden[-1]))
             states = self._states(hidden, self.weight)
-        share, warmth = self.step.likelihood, self.step.temperature**2  # after Hinton: gradients shrink by its square
+        share = 0.0 if self.own else self.step.likelihood  # its own words are no text to learn by heart
+        warmth = self.step.temperature**2  # after Hinton: gradients shrink by its square
 
         def rows(logits: Tensor, part: slice) -> Tensor:
-            total = (1 - share) * warmth * compare(logits[:, : self.height] / self.step.temperature, part).sum()
+            total = (1 - share) * warmth * compare(logits[:, : self.teacher.height] / self.step.temperature, part).sum()
             if share:
                 total = total + share * F.cross_entropy(logits, batch.targets[part], reduction="sum")
             return total

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench import sharing, units
-from workbench.adapters import adapted_layers, attach, check_plain, combined, fuse, scaled
+from workbench.adapters import adapted_layers, adapter_bytes, attach, check_plain, combined, fuse, scaled
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.layerwise import named_layers
@@ -49,6 +49,7 @@ class LoRA(TrainingStep):
 
     def prepare(self, variant: Variant) -> PreTrainedModel:
         """The model with a new adapter."""
+        check_plain(variant.model, variant.name)
         model = sharing.share(variant.model)
         self.quantize(model)
         paths = named_layers(variant, self.layers)
@@ -65,8 +66,7 @@ class LoRA(TrainingStep):
 
     def forecast(self, variant: Variant) -> Forecast:
         """Bytes of the two matrices, in float32."""
-        layers = [variant.model.get_submodule(path) for path in named_layers(variant, self.layers)]
-        size = 0 if self.neutral else sum(4 * self.rank * sum(dense_weight(layer).shape) for layer in layers)
+        size = 0 if self.neutral else adapter_bytes(variant.model, named_layers(variant, self.layers), self.rank)
         return Forecast(owned_bytes=size, weight_bytes=variant.total_bytes + size, seconds=None)
 
 
@@ -113,6 +113,18 @@ class QLoRA(LoRA):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2305.14314"
     store: Literal["NF4", "Int8"] = Field(default="NF4", description="How layers that are still dense are stored.")
+
+    def forecast(self, variant: Variant) -> Forecast:
+        """The adapter, and about half a byte or one for every weight that is still dense."""
+        adapter = super().forecast(variant)
+        if self.neutral:
+            return adapter
+        _, blocks = decoder_blocks(variant.model)
+        dense = [layer for _, layer in linear_layers(blocks) if not isinstance(layer, Packed)]
+        weights = sum(layer.get_parameter("weight").numel() for layer in dense)
+        packed = int(weights * (0.5625 if self.store == "NF4" else 1.0))  # NF4 has a scale of 4 bytes for 64 weights
+        given = sharing.total_bytes(dense)
+        return Forecast(adapter.owned_bytes + packed, adapter.weight_bytes - given + packed, None)
 
     def quantize(self, model: PreTrainedModel) -> None:
         """Pack the layers of the blocks."""
