@@ -3,10 +3,10 @@
 python benchmarks/training.py
 
 Every contestant takes the same optimizer steps of 8 examples, with LoRA of rank 8 on all linear layers of the blocks,
-or with every weight where it says Full; the Trainer has its defaults, but for what would write files. Steps are timed from
-their beginning to their end on both sides: data, evaluation and set-up are left out. Rounds are interleaved. Tokens are
-those of the examples, padding left out and counted whole where a beginning that they share is read once. Memory is the
-most that a process of its own ever held (VmHWM), loading and a first step included.
+or with every weight where it says Full; the Trainer has its defaults, but for what would write files. Steps are timed
+from their beginning to their end on both sides: data, evaluation and set-up are left out. Rounds are interleaved.
+Tokens are those of the examples, padding left out and counted whole where a beginning that they share is read once.
+Memory is the most that a process of its own ever held (VmHWM), loading and a first step included.
 """
 
 import json
