@@ -24,7 +24,7 @@ from workbench.estimate import paired_ratio
 from workbench.sequences import read_samples
 from workbench.steps import finetune
 
-BATCH, STEPS, ROUNDS = 8, 2, 4
+BATCH, STEPS, ROUNDS = 8, 2, 3
 RATE = 1e-5  # small: the models stay what they are
 KNOBS = {"learning_rate": RATE, "batch_size": BATCH, "epochs": 1.0}
 OURS = {

@@ -22,7 +22,7 @@ import browser as chromium  # noqa: E402
 from lab import CHROMIUM_FLAGS, lab, workspace, write_notebook  # noqa: E402
 from test_browser import CLICK_TO_CHANGE, open_notebook, run_all, tab  # noqa: E402
 
-ROUNDS, STEPS, CLICKS = 6, 5, 10
+ROUNDS, STEPS, CLICKS = 4, 5, 8
 SETUP = f"""
 import warnings
 warnings.simplefilter("ignore")
