@@ -30,7 +30,9 @@ class Training:
         self.job: Job | None = None
         self._figure: Any = None
         self.pause = ipw.Button(description="Pause", tooltip="Hold the training after this step, or go on")
-        self.finish = ipw.Button(description="Finish now", tooltip="End the training and keep the best weights so far")
+        self.finish = ipw.Button(
+            description="Finish now", tooltip="End the training and keep what it has learned so far"
+        )
         self.cancel = ipw.Button(description="Cancel", tooltip="End the training and keep nothing")
         self.status, self.place, self.answers = ipw.HTML(), ipw.VBox(), ipw.HTML()
         head = ipw.HBox([self.pause, self.finish, self.cancel, self.status])

@@ -88,9 +88,14 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
+def has_adapter(model: nn.Module) -> bool:
+    """Whether any layer has one."""
+    return any(True for _ in adapted_layers(model))
+
+
 def check_plain(model: nn.Module, name: str) -> None:
     """Raise `InvalidInput` if the model of that name has an adapter, which a step that changes layers would lose."""
-    if any(True for _ in adapted_layers(model)):
+    if has_adapter(model):
         raise InvalidInput(f"'{name}' has an adapter: apply finetune.Fuse() first.")
 
 
@@ -135,7 +140,7 @@ def combined(first: PreTrainedModel, second: PreTrainedModel, weight: float) -> 
 
 def detached(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its adapters; the same one if it has none."""
-    if not any(True for _ in adapted_layers(model)):
+    if not has_adapter(model):
         return model
     plain = sharing.share(model)
     for path, layer in list(adapted_layers(plain)):

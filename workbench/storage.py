@@ -210,7 +210,7 @@ def _write_files(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if any(True for _ in adapters.adapted_layers(model)):
+    if adapters.has_adapter(model):
         adapters.write(model, folder / adapters.FOLDER)
     manifest = record | {
         "format": FORMAT,

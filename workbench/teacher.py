@@ -110,21 +110,24 @@ class Kept:
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
         self.values: np.ndarray = np.load(folder / "values.npy", mmap_mode="r", allow_pickle=False)
         self.indices: np.ndarray = np.load(folder / "indices.npy", mmap_mode="r", allow_pickle=False)
-        self._starts, count = {}, 0
-        for sample in samples:
-            self._starts[sample.name] = count
-            count += len(sample.ids) - sample.start
-        if self.values.shape != self.indices.shape or len(self.values) != count:
+        self._rows = _rows(samples)
+        if self.values.shape != self.indices.shape or len(self.values) != sum(map(len, self._rows.values())):
             raise ValueError("written for other samples")
 
     def likeliest(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and tokens of a batch, each ``(learned, k)``."""
-        rows = np.concatenate(
-            [np.arange(at := self._starts[each.name], at + len(each.ids) - each.start) for each in batch.samples]
-        )
+        rows = np.concatenate([self._rows[each.name] for each in batch.samples])
         device = batch.ids.device
         values = torch.from_numpy(np.asarray(self.values[rows], dtype=np.float32)).to(device)
         return values, torch.from_numpy(np.asarray(self.indices[rows], dtype=np.int64)).to(device)
+
+
+def _rows(samples: Sequence[Sample]) -> dict[str, range]:
+    """Which rows of what is kept belong to the learned tokens of each sample, by its name."""
+    found, at = {}, 0
+    for sample in samples:
+        found[sample.name] = range(at, at := at + len(sample.ids) - sample.start)
+    return found
 
 
 def kept(teacher: Teacher, samples: Sequence[Sample], k: int, progress: Progress) -> Kept:
@@ -172,17 +175,16 @@ def _mapped(path: Path, kind: type, shape: tuple[int, ...]) -> np.memmap:
 
 @torch.no_grad()
 def _write(teacher: Teacher, samples: Sequence[Sample], k: int, folder: Path, progress: Progress) -> None:
-    shape = (sum(len(each.ids) - each.start for each in samples), min(k, teacher.height))
+    places = _rows(samples)
+    shape = (sum(map(len, places.values())), min(k, teacher.height))
     values = _mapped(folder / "values.npy", np.float16, shape)
     indices = _mapped(folder / "indices.npy", np.uint16 if teacher.height <= 1 << 16 else np.int32, shape)
     longest = max(len(each.ids) for each in samples)
     packed, count = packs(teacher.model), max(1, BATCH_TOKENS // longest)
-    starts = np.cumsum([0, *(len(each.ids) - each.start for each in samples)])
-    places = {each.name: int(at) for each, at in zip(samples, starts, strict=False)}
     groups = [samples[at : at + count] for at in range(0, len(samples), count)]
     for group in progress.track("Distillation: the teacher reads", groups, len(groups)):
         batch = lay_out(group, packed, teacher.model.device)
-        rows = torch.cat([torch.arange(at := places[s.name], at + len(s.ids) - s.start) for s in batch.samples]).numpy()
+        rows = np.concatenate([places[each.name] for each in batch.samples])
         with model_lock:
             logs = teacher.logs(batch)
             for start in range(0, len(rows), 128):

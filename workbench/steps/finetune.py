@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench import sharing, units
-from workbench.adapters import adapted_layers, adapter_bytes, attach, check_plain, combined, fuse, scaled
+from workbench.adapters import adapted_layers, adapter_bytes, attach, check_plain, combined, fuse, has_adapter, scaled
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput
 from workbench.layerwise import named_layers
@@ -212,7 +212,7 @@ class Combine(Step):
     def _other(self, variant: Variant) -> Variant:
         """The variant that is named, or the only one there is; what was made from this one is no other adapter."""
         wanted = self.adapter.strip()
-        found = [each for each in live() if any(True for _ in adapted_layers(each.model))]
+        found = [each for each in live() if has_adapter(each.model)]
         found = (
             [each for each in found if each.name == wanted]
             if wanted
@@ -257,5 +257,5 @@ class Fuse(Step):
 
 
 def _check_adapted(variant: Variant) -> None:
-    if not any(True for _ in adapted_layers(variant.model)):
+    if not has_adapter(variant.model):
         raise InvalidInput(f"'{variant.name}' has no adapter: apply a step such as finetune.LoRA() first.")
