@@ -18,7 +18,7 @@ lab: $(VENV)/model-ready ## set up on first use, then open JupyterLab on the qui
 test: $(VENV)/model-ready ## set up on first use, find or install a browser, then run the tests
 	@browser=$$($(BIN)/python scripts/browser.py) && export WORKBENCH_CHROMIUM=$$browser && \
 	{ $(BIN)/python -m pytest -n auto -m "not model and not browser" $(PYTEST_FLAGS) || test $$? = 5; } && \
-	{ $(BIN)/python -m pytest -m "model or browser" $(PYTEST_FLAGS) || test $$? = 5; }
+	{ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "model or browser" $(PYTEST_FLAGS) || test $$? = 5; }
 
 check: $(VENV)/ready ## lint, formatting, types, import rules
 	$(BIN)/ruff check

@@ -22,7 +22,7 @@ from workbench.loss import Lesson, _HeadLoss
 from workbench.measure.memory import Held
 from workbench.steps import distil, prune
 
-STEPS, ROUNDS, TOKENS = 2, 5, 2048
+STEPS, ROUNDS, TOKENS = 2, 4, 2048
 
 
 def speeds() -> dict:

@@ -9,7 +9,8 @@ import browser as chromium
 import pytest
 from lab import CHROMIUM_FLAGS, ROOT, lab, workspace, write_notebook
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+# One browser and one server: the tests share them, in order.
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.xdist_group("browser")]
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 Page = playwright_api.Page

@@ -14,7 +14,7 @@ from workbench.sequences import Batch, Sample, lay_out
 from workbench.variant import model_lock
 
 Rows = Callable[[Tensor, slice], Tensor]  # logits of some learned tokens, and which they are, to their summed loss
-CHUNK_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}  # made, scored and dropped at a time
+CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # made, scored and dropped at a time
 
 
 @dataclass(frozen=True)
