@@ -142,7 +142,7 @@ class _Watch:
         self._sums: dict[str, _Sums] = {}
         self._batch: dict[int, tuple[Tensor, _Sums]] = {}
         self._made: dict[int, tuple[Tensor, str]] = {}
-        self._read_elsewhere: set[int] = set()
+        self._read_elsewhere: dict[int, Tensor] = {}  # by address; held, so that no other tensor gets it
 
     def run(self, hidden: Tensor, settings: dict[str, Any]) -> Tensor:
         """The block's output, its linear layers watched."""
@@ -194,7 +194,7 @@ class _Watch:
         return read
 
     def _other_reader(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._read_elsewhere.update(x.data_ptr() for x in args if isinstance(x, Tensor))
+        self._read_elsewhere.update((x.data_ptr(), x) for x in args if isinstance(x, Tensor))
 
     def _writer(self, path: str) -> Any:
         def wrote(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
