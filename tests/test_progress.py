@@ -1,5 +1,6 @@
 """Progress goes forward, a cancel comes back."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -97,3 +98,14 @@ def test_fraction_stays_within_bounds() -> None:
     made.advance(5)
     assert made.fraction == 1.0
     assert made.eta == 0.0
+
+
+def test_a_pause_is_reported_once() -> None:
+    seen: list[bool] = []
+    held = Progress(lambda shown: seen.append(shown.paused))
+    held.start("Training", 10)
+    held.pause()
+    held.advance()  # too soon after the report before it
+    threading.Timer(5 * progress.SCREEN_INTERVAL, held.pause, [False]).start()
+    held.wait()
+    assert seen == [False, True]

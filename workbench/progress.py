@@ -81,8 +81,14 @@ class Progress:
 
     def wait(self) -> None:
         """Return at once, or when a pause is over; raises `Cancelled` when a cancel was requested."""
+        until = time.monotonic() + 1.5 * SCREEN_INTERVAL
+        untold = True
         while self.paused and not self.cancelled and not self.stopping:
             time.sleep(SCREEN_INTERVAL / 4)
+            # Once, and late enough not to be held back: the report before it may have come just before the pause.
+            if untold and time.monotonic() >= until:
+                untold = False
+                self._show(force=True)
         self.check()
 
     def check(self) -> None:
