@@ -9,7 +9,7 @@ import browser as chromium
 import pytest
 from lab import CHROMIUM_FLAGS, ROOT, lab, workspace, write_notebook
 
-# One browser and one server: the tests share them, in order.
+# Together they share one browser and one server; pytest-xdist 3.8 splits them all the same, which costs a second one.
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.xdist_group("browser")]
 
 playwright_api = pytest.importorskip("playwright.sync_api")
