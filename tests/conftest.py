@@ -7,6 +7,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network; a missin
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
 )
+from xdist.scheduler import LoadScopeScheduling
 
 import workbench as wb
 
@@ -103,6 +105,19 @@ def _configs(vocabulary: int, start: int, end: int) -> dict[str, PreTrainedConfi
 ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox", "opt", "gemma")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """With `--dist loadgroup` the tests of the browser share one server; pytest-xdist 3.8 cannot group on pytest 9."""
+    return Grouped(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+class Grouped(LoadScopeScheduling):
+    """One test at a time, but those of the browser."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "browser" if "test_browser.py" in nodeid else nodeid
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _settled() -> None:
     """Take everything that imports made out of the collector's sight, so that leak checks are exact and quick."""
@@ -118,6 +133,12 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of documents are gone after the test."""
+    monkeypatch.setattr("workbench.index.cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -154,8 +175,8 @@ def base(load_tiny: Callable[[str], wb.Variant]) -> wb.Variant:
 
 
 @pytest.fixture
-def tiny_task() -> wb.Task:
-    """Eight examples a split, of the kind that a 400-token vocabulary can spell."""
+def tiny_task(tmp_path: Path) -> wb.Task:
+    """Eight examples a split, of the kind that a 400-token vocabulary can spell, and a document about them."""
     from workbench.task import Example
 
     def split(name: str) -> tuple[Example, ...]:
@@ -164,8 +185,17 @@ def tiny_task() -> wb.Task:
             for i in range(8)
         )
 
+    documents = tmp_path / "boats"
+    documents.mkdir()
+    (documents / "ferry.txt").write_text("The ferry has twelve seats. The captain takes one of them.")
     return wb.Task(
-        name="boats", scorer="f1", max_new_tokens=8, train=split("a"), calibration=split("b"), test=split("c")
+        name="boats",
+        scorer="f1",
+        max_new_tokens=8,
+        documents=str(documents),
+        train=split("a"),
+        calibration=split("b"),
+        test=split("c"),
     )
 
 

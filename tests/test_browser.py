@@ -9,15 +9,14 @@ import browser as chromium
 import pytest
 from lab import CHROMIUM_FLAGS, ROOT, lab, workspace, write_notebook
 
-# Together they share one browser and one server; pytest-xdist 3.8 splits them all the same, which costs a second one.
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600), pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 playwright_api = pytest.importorskip("playwright.sync_api")
 Page = playwright_api.Page
 
 OUT = ROOT / "out"
 SHOTS = OUT / "screenshots"
-TABS = ("Prompt", "Prune", "Quantize", "Fine-tune", "Distil", "Chat", "Compare")
+TABS = ("Prompt", "Retrieve", "Context", "Output", "Prune", "Quantize", "Fine-tune", "Distil", "Chat", "Compare")
 XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 SECONDS = 1000  # in Playwright's milliseconds
 FITS = "[...document.querySelectorAll('.wb-bench')].every((bench) => bench.scrollWidth <= bench.clientWidth + 1)"
@@ -250,6 +249,43 @@ def test_an_interrupted_kernel_leaves_the_bench_alive(page: Page) -> None:
     panel.get_by_role("button", name="Stop").click()
     idle(page)
     panel.locator(".wb-message", has_text="Stopped").wait_for()
+
+
+def test_a_prompt_is_typed_tried_and_undone(page: Page) -> None:
+    count = "window.jupyterapp.shell.currentWidget.content.model.cells.length"
+    panel, before = tab(page, "Prompt"), page.evaluate(count)
+    choose(panel, "System")
+    panel.get_by_label("Text", exact=True).fill("")
+    panel.get_by_label("Text", exact=True).press_sequentially("Add a bb dd xx 00 joke.")
+    panel.get_by_label("Text", exact=True).press("Tab")
+    panel.locator(".wb-prompt", has_text="Add a bb dd xx 00 joke.").wait_for()
+    panel.get_by_label("Ask", exact=True).press_sequentially(" dd xx")
+    panel.get_by_label("Ask", exact=True).blur()
+    panel.locator(".wb-prompt", has_text=" dd xx").wait_for()
+    assert page.evaluate(count) == before, "nothing typed is a shortcut of the notebook"
+    panel.get_by_role("button", name="Answer", exact=True).click()
+    panel.locator(".wb-beside td", has_text="first after").nth(1).wait_for()
+    idle(page)
+    show(page)
+    panel.screenshot(path=SHOTS / "prompt-answered.png")
+    panel.get_by_role("button", name="Undo").click()
+    panel.locator(".wb-prompt", has_text="bb dd").wait_for(state="hidden")
+    panel.get_by_role("button", name="Redo").click()
+    panel.locator(".wb-prompt", has_text="Add a bb dd xx 00 joke.").wait_for()
+
+
+def test_documents_are_looked_up(page: Page) -> None:
+    panel = tab(page, "Retrieve")
+    panel.get_by_label("Documents", exact=True).fill(str(ROOT / "data" / "handbook" / "documents"))
+    panel.get_by_label("Documents", exact=True).press("Tab")
+    panel.get_by_label("Ask", exact=True).fill("What speed limit applies on the ring road at Lindmoor Works?")
+    panel.get_by_role("button", name="Show prompt").click()
+    panel.locator(".wb-hits mark", has_text="Lindmoor").first.wait_for()
+    panel.get_by_text("Retrieve: 44 documents").wait_for()
+    panel.get_by_role("button", name="Answer", exact=True).click()
+    panel.locator(".wb-beside", has_text="15 kilometres").wait_for()
+    idle(page)
+    panel.screenshot(path=SHOTS / "retrieve-answered.png")
 
 
 def test_comparison_is_drawn(page: Page) -> None:

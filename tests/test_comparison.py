@@ -18,6 +18,7 @@ from workbench.steps import prompt, quantize
 from workbench.task import Example, Task, Text
 from workbench.verdict import verdict
 
+ON_TASKS = {"score", "flips", "prompt_tokens", "answer_tokens"}  # metrics that need examples
 HOSTILE = "<img src=x onerror=alert(1)>$x$"
 
 
@@ -51,7 +52,7 @@ def a_run(name: str, times: list[float], nll: list[float], **changes: object) ->
 
 def test_metrics_of_every_run(compared: wb.Comparison) -> None:
     base, int8, told = compared.runs
-    assert set(base.estimates) == set(units.METRICS) - {"score", "flips", "kl_to_baseline", "same_top_token"}
+    assert set(base.estimates) == set(units.METRICS) - ON_TASKS - {"kl_to_baseline", "same_top_token"}
     assert {"kl_to_baseline", "same_top_token"} <= int8.estimates.keys()
     assert int8["weight_bytes"].value < base["weight_bytes"].value == told["weight_bytes"].value
     assert base["ttft"].n == 6

@@ -13,6 +13,7 @@ from conftest import ARCHITECTURES
 
 import workbench as wb
 from workbench import Progress, Recipe
+from workbench.answering import settings_of
 from workbench.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.step import step_from_json
 from workbench.steps import families, finetune, prune
@@ -169,7 +170,7 @@ def test_works_or_refuses_and_leaves_the_parent_untouched(
     child = attempt(start, step(), data)
     if child is not None:
         tokens = child.generate("What is a lobster?", max_new_tokens=3)
-        assert 1 <= len(tokens.token_ids) <= 3
+        assert 1 <= len(tokens.token_ids) <= settings_of(child, child.decoding.but(max_new_tokens=3)).max_new_tokens
         assert child.parent is start
         assert child.recipe == start.recipe.then(step()) == Recipe.from_json(child.recipe.to_json())
         assert step_from_json(step().to_json()) == step()

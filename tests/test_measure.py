@@ -73,7 +73,7 @@ def test_contexts_may_differ_between_variants(base: wb.Variant, questions: Task)
 
 
 def test_answers_in_batches_equal_one_by_one(base: wb.Variant, questions: Task) -> None:
-    batched = answers.generate_answers(base, questions, questions.test)
+    batched = [each.text.strip() for each in answers.generate_answers(base, questions, questions.test)]
     alone = [base.generate(questions.prompt(e), max_new_tokens=5).text.strip() for e in questions.test]
     assert batched == alone
 
@@ -84,7 +84,7 @@ def test_choice_takes_the_likelier_answer(base: wb.Variant) -> None:
         Example(id="1", prompt="What is a lobster?", answer=said, choices=(said, "12 34 56 78 90")),
         Example(id="2", prompt="What is a lobster?", answer="12 34 56 78 90", choices=("12 34 56 78 90", said)),
     )
-    assert answers.scores(base, Task(name="pick", scorer="choice", test=test)) == [1.0, 0.0]
+    assert answers.scored(base, Task(name="pick", scorer="choice", test=test)).scores == [1.0, 0.0]
 
 
 def test_timing_has_one_time_a_token(base: wb.Variant, text: Text) -> None:

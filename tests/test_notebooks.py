@@ -50,4 +50,5 @@ def test_lesson_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shown = [output.data for output in outputs if "data" in output]
     assert sum(FIGURE in data for data in shown) >= 5
     assert sum(WIDGET in data for data in shown) == 1
-    assert any("plain transformers loads it" in data.get("text/plain", "") for data in shown)
+    exported = any("verify_export(" in cell.source for cell in code_of(notebook))
+    assert any("plain transformers loads it" in data.get("text/plain", "") for data in shown) == exported

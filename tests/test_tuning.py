@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as ipw
 import numpy as np
 import pytest
 from ipywidgets.widgets.widget import _instances as alive
@@ -14,6 +15,7 @@ import widgets
 import workbench as wb
 from widgets import Bench, Panel
 from widgets import live as live_module
+from widgets.asked import Asked
 from widgets.blocks import Blocks
 from widgets.changes import Changes
 from widgets.layers import Layers
@@ -22,6 +24,7 @@ from workbench.errors import InvalidInput
 from workbench.layerwise import LayerStep
 from workbench.preview import preview
 from workbench.progress import Progress
+from workbench.stage import RequestStep
 from workbench.steps import families, prune, quantize
 
 XSS = "<img src=x onerror=window.__xss=1>"
@@ -53,9 +56,10 @@ def test_tools_are_shown_where_the_method_has_them(bench: Bench, step: type[wb.S
     panel.method.value = step
     shown = {kind for kind, tool in panel.tools.items() if tool.widget.layout.display != "none"}
     by_layer = issubclass(step, LayerStep) and bool(step.strength)
-    assert (Live in shown, Layers in shown) == (by_layer or step.instant, by_layer)
+    on_requests = issubclass(step, RequestStep)
+    assert (Live in shown, Layers in shown) == (by_layer or (step.instant and not on_requests), by_layer)
     assert (Blocks in shown) == hasattr(step, "ranking")
-    assert (Changes in shown) == (not hasattr(step, "rewrite"))
+    assert (Changes in shown, Asked in shown) == (not on_requests, on_requests)
 
 
 def test_live_follows_every_knob(panel: Panel) -> None:
@@ -383,7 +387,7 @@ def test_every_control_has_a_name(bench: Bench) -> None:
     for panel in bench.family_panels.values():
         for each in everything(panel.widget):
             if hasattr(each, "description") and not hasattr(each, "children"):
-                assert getattr(each, "description", "") or type(each).__name__ == "HTML"
+                assert getattr(each, "description", "") or isinstance(each, ipw.HTML)
 
 
 def test_a_slider_of_a_browser_gives_the_number_it_shows(panel: Panel) -> None:

@@ -8,12 +8,14 @@ from widgets.panel import Panel
 from workbench.steps import families
 
 __all__ = ["Bench", "Panel"]
+NOUNS = {"RetrievalPanel": "RetrievePanel", "DistillPanel": "DistilPanel"}  # as people may well write them
 
 
 def __getattr__(name: str) -> Any:
     """The panel of a family: ``FineTunePanel`` is the one of `workbench.steps.finetune`."""
+    asked = NOUNS.get(name, name).lower()
     for family in families():
-        if name.lower() == f"{family.replace('_', '')}panel":
+        if asked == f"{family.replace('_', '')}panel":
             return partial(Panel, family=family)
     raise AttributeError(f"module 'widgets' has no attribute '{name}'")
 

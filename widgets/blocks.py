@@ -6,9 +6,8 @@ import ipywidgets as ipw
 
 from widgets import text
 from widgets.figure import draw
-from workbench.errors import WorkbenchError
+from widgets.message import Message
 from workbench.figures import ranking_figure
-from workbench.jobs import Job
 from workbench.progress import Progress
 from workbench.step import Step
 from workbench.variant import Variant
@@ -30,7 +29,7 @@ class Blocks:
         self.ranking: Any = None
         self._ranked = ""
         self.button = ipw.Button(description="Rank blocks", tooltip="How much each block changes what flows through it")
-        self.message, self.table, self.place = ipw.HTML(), ipw.HTML(), ipw.VBox()
+        self.message, self.table, self.place = Message(self.bench), ipw.HTML(), ipw.VBox()
         head = ipw.HBox([self.button, ipw.HTML(text.help_line("How much each block changes its input, and which go."))])
         head.add_class("wb-footer")
         self.widget = ipw.VBox([head, self.message, self.place, self.table])
@@ -49,21 +48,13 @@ class Blocks:
 
     def rank(self) -> None:
         """Queue the ranking of the target's blocks."""
-        try:
+        with self.message.refusals():
             step, variant = self.panel.step, self.bench[self.panel.target.value]
-            label, done = f"Ranking the blocks of {variant.name}", f"Ranked the blocks of '{variant.name}'."
-
-            def work(progress: Progress) -> None:
-                self._rank(step, variant, progress)
-
-            def show(job: Job) -> None:
-                self.message.value = text.job_message(job, done)
-
-            with self.bench.lock:
-                self.message.value = text.message(f"{label}: queued.")
-                self.bench.submit(label, work, show, key=label)
-        except WorkbenchError as error:
-            self.message.value = text.message(str(error), "error")
+            self.message.submit(
+                f"Ranking the blocks of {variant.name}",
+                lambda progress: self._rank(step, variant, progress),
+                f"Ranked the blocks of '{variant.name}'.",
+            )
 
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Mark other blocks when the knobs say so; the calibration pass was made by then."""

@@ -7,10 +7,11 @@ import ipywidgets as ipw
 
 from widgets import text
 from widgets.figure import draw, on_cell
+from widgets.message import Message
 from workbench.diff import VALUES, Diff, Matrix, diff
 from workbench.errors import InvalidInput, WorkbenchError
-from workbench.jobs import Job
 from workbench.progress import Progress
+from workbench.stage import RequestStep
 from workbench.step import Step
 from workbench.variant import Variant
 
@@ -34,7 +35,7 @@ class Changes:
         self.variant = ipw.Dropdown(options=[], description="Variant", tooltip="The variant whose last step is shown")
         self.value = ipw.ToggleButtons(options=VALUES, description="Show", tooltip="What the colours say")
         self.layer = ipw.Dropdown(options=[], description="Layer", tooltip="The matrix shown in detail")
-        self.message, self.hint, self.table = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.message, self.hint, self.table = Message(self.bench), ipw.HTML(), ipw.HTML()
         self.map, self.histogram, self.closeup = ipw.VBox(), ipw.VBox(), ipw.VBox()
         head = ipw.HBox([self.button, self.variant, self.hint])
         head.add_class("wb-footer")
@@ -51,7 +52,7 @@ class Changes:
     @staticmethod
     def fits(kind: type[Step]) -> bool:
         """Whether a step changes weights, not requests."""
-        return not hasattr(kind, "rewrite")
+        return not issubclass(kind, RequestStep)
 
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Nothing: it shows variants that were made, not settings."""
@@ -63,7 +64,7 @@ class Changes:
 
     def compare(self) -> None:
         """Queue the comparison of the chosen variant with the one before its last step."""
-        try:
+        with self.message.refusals():
             name = self.variant.value
             if name is None:
                 raise InvalidInput("No variant was made here from another on the list: Apply makes one.")
@@ -83,14 +84,7 @@ class Changes:
                 self._draw_map()
                 self._draw_layer()
 
-            def show(job: Job) -> None:
-                self.message.value = text.job_message(job, done)
-
-            with self.bench.lock:
-                self.message.value = text.message(f"{label}: queued.")
-                self.bench.submit(label, work, show, key=f"{self.panel.family} {label}")
-        except WorkbenchError as error:
-            self.message.value = text.message(str(error), "error")
+            self.message.submit(label, work, done, key=f"{self.panel.family} {label}")
 
     def _wanted(self, draw_part: Any) -> None:
         if self.result:

@@ -12,7 +12,8 @@ from widgets.session import Throttle
 from workbench.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.jobs import Job
 from workbench.progress import Progress
-from workbench.variant import Piece, Variant
+from workbench.request import Passage, Piece
+from workbench.variant import Variant
 
 if TYPE_CHECKING:
     from widgets.session import Session
@@ -27,6 +28,8 @@ class Answer:
     Attributes:
         seconds: time spent on this answer alone; the turns of the others are left out.
         first: seconds to the first token.
+        sources: the documents it was given.
+        notes: what should be known of it.
     """
 
     name: str
@@ -36,6 +39,8 @@ class Answer:
     seconds: float = 0.0
     first: float = 0.0
     state: str = "waiting"
+    sources: tuple[Passage, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def take(self, piece: Piece, seconds: float) -> None:
         """Add a token that took that long."""
@@ -45,6 +50,9 @@ class Answer:
         if self.tokens == 1:
             self.first = self.seconds
         self.state = "answering"
+        if piece.answer:  # what the output steps made of it
+            self.text, self.tokens = piece.answer.text, piece.answer.spent
+            self.sources, self.notes = piece.answer.passages, piece.answer.notes
 
     @property
     def facts(self) -> list[str]:
@@ -52,16 +60,21 @@ class Answer:
         if not self.tokens:
             return [self.state]
         said = [f"first after {1000 * self.first:.0f} ms", f"{self.tokens} tokens"]
-        if self.tokens > 1:
+        if self.seconds > self.first:
             said.insert(0, f"{(self.tokens - 1) / (self.seconds - self.first):.1f} tokens/s")
         return said if self.state in ("answering", "done") else [*said, self.state]
 
     def html(self) -> str:
         """A column; the answer is escaped."""
         facts = " ".join(f"<span>{escape(each)}</span>" for each in self.facts)
+        sources = "".join(f"<li>{escape(each.id)}: {escape(each.text)}</li>" for each in self.sources)
+        shown = (
+            f"<details><summary>{len(self.sources)} documents</summary><ol>{sources}</ol></details>" if sources else ""
+        )
+        noted = "".join(text.help_line(each) for each in self.notes)
         return (
             f'<div class="wb-answer" style="border-color:{self.colour}"><b>{escape(self.name)}</b>'
-            f'<span class="wb-speed">{facts}</span><div class="wb-said">{escape(self.text)}</div></div>'
+            f'<span class="wb-speed">{facts}</span><div class="wb-said">{escape(self.text)}</div>{shown}{noted}</div>'
         )
 
 
@@ -167,7 +180,9 @@ class Chat:
         streams = {}
         try:
             for name, variant in variants.items():
+                started = time.perf_counter()
                 streams[name] = variant.stream(_messages(past, name, prompt), **settings)
+                turn.answers[name].seconds = time.perf_counter() - started  # of looking up and the like
             while streams:
                 for name in list(streams):
                     started = time.perf_counter()

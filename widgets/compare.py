@@ -7,6 +7,7 @@ import ipywidgets as ipw
 
 from widgets import text
 from widgets.figure import draw
+from widgets.message import Message
 from widgets.session import Throttle
 from widgets.style import close_tree
 from workbench import units
@@ -14,8 +15,7 @@ from workbench.comparison import NEW_TOKENS, ROUNDS, Comparison, compare
 from workbench.diff import diff
 from workbench.errors import InvalidInput, WorkbenchError
 from workbench.figures import comparison_figure
-from workbench.jobs import Job
-from workbench.measure.latency import Timing, prompts, time_request
+from workbench.measure.latency import Timing, requests, time_request
 from workbench.progress import Progress
 from workbench.runs import RunStore
 from workbench.task import Task, Text
@@ -52,7 +52,7 @@ class Compare:
         self.diff = ipw.Button(
             description="What changed", tooltip="Heat map of how far each weight matrix is from the first variant's"
         )
-        self.estimate, self.who, self.message, self.report = ipw.HTML(), ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.estimate, self.who, self.message, self.report = ipw.HTML(), ipw.HTML(), Message(bench), ipw.HTML()
         self._place, self._changes_place = ipw.VBox(), ipw.VBox()
         knobs = ipw.HBox([self.examples, self.rounds, self.tokens])
         knobs.add_class("wb-grid")
@@ -72,7 +72,7 @@ class Compare:
         """Queue a comparison of the chosen variants; the first is the baseline."""
         names = self.bench.chosen
         settings = {"examples": self.examples.value, "rounds": self.rounds.value, "new_tokens": self.tokens.value}
-        try:
+        with self.message.refusals():
             task = self._task()
             if not names:
                 raise InvalidInput("No variant is chosen: tick at least two in the list.")
@@ -85,19 +85,12 @@ class Compare:
                     self._draw(result)
                 return _keep(result)
 
-            def show(job: Job) -> None:
-                self.message.value = text.job_message(job, str(job.result))
-
-            with self.bench.lock:
-                self.message.value = text.message("Comparison: queued.")
-                self.bench.submit(f"Compare {', '.join(names)}", work, show, key="compare")
-        except WorkbenchError as error:
-            self.message.value = text.message(str(error), "error")
+            self.message.submit(f"Compare {', '.join(names)}", work, key="compare")
 
     def show_changes(self) -> None:
         """Queue the heat map of the first chosen variant against the last."""
         names = self.bench.chosen
-        try:
+        with self.message.refusals():
             if len(names) < 2:
                 raise InvalidInput("Tick two variants: the heat map shows how far the last is from the first.")
             before, after = self.bench[names[0]], self.bench[names[-1]]
@@ -107,12 +100,8 @@ class Compare:
                 with self.bench.lock:
                     self.changes = draw(self._changes_place, figure)
 
-            def show(job: Job) -> None:
-                self.message.value = text.job_message(job, f"Below: what changed from '{names[0]}' to '{names[-1]}'.")
-
-            self.bench.submit(f"What changed in {names[-1]}", work, show, key="diff")
-        except WorkbenchError as error:
-            self.message.value = text.message(str(error), "error")
+            done = f"Below: what changed from '{names[0]}' to '{names[-1]}'."
+            self.message.submit(f"What changed in {names[-1]}", work, done, key="diff")
 
     def show_estimate(self) -> None:
         """Say how long it would take, from one short timed answer of every chosen variant."""
@@ -124,7 +113,7 @@ class Compare:
         variants = [self.bench[name] for name in self.bench.chosen]
         for variant in variants:
             if variant not in self._trials:
-                prompt = prompts(variant, self._task(), 1)[0]
+                prompt = requests(variant, self._task(), 1)[0]
                 time_request(variant, prompt, 2)
                 self._trials[variant] = (time_request(variant, prompt, TRIAL_TOKENS), len(variant.encode(prompt)))
         seconds = sum(self._seconds(*self._trials[variant]) for variant in variants)

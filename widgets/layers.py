@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from widgets import text
 from widgets.figure import draw, on_cell
+from widgets.message import Message
 from workbench.blocks import decoder_blocks
 from workbench.errors import InvalidInput, WorkbenchError
-from workbench.jobs import Job
 from workbench.layerwise import LayerStep
 from workbench.progress import Progress
 from workbench.sensitivity import Sensitivity, sensitivity
@@ -47,7 +47,7 @@ class Layers:
             description="Exclude the most sensitive", tooltip="Add them to the field Exclude, most sensitive first"
         )
         self.count = ipw.BoundedIntText(FEW, min=1, max=10_000, description="Layers", tooltip="How many to exclude")
-        self.message, self.excluded, self.table = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.message, self.excluded, self.table = Message(self.bench), ipw.HTML(), ipw.HTML()
         self.place = ipw.VBox()
         self._places: dict[type[Step], ipw.Box] = {}
         head = ipw.HBox([self.button, ipw.HTML(text.help_line("For every layer, what changing it alone would do."))])
@@ -77,7 +77,7 @@ class Layers:
 
     def measure(self) -> None:
         """Queue the measurement for what the panel is set to, without its exclusions."""
-        try:
+        with self.message.refusals():
             step, variant, task = self.panel.step, self.bench[self.panel.target.value], self.bench.task
             if task is None:
                 raise InvalidInput("This bench has no task to read text from: make it with Bench(base, task).")
@@ -89,14 +89,7 @@ class Layers:
             def work(progress: Progress) -> None:
                 self._draw(type(step), variant, sensitivity(variant, task, whole, progress=progress))
 
-            def show(job: Job) -> None:
-                self.message.value = text.job_message(job, done)
-
-            with self.bench.lock:
-                self.message.value = text.message(f"{label}: queued.")
-                self.bench.submit(label, work, show, key=f"{label}\n{whole!r}")
-        except WorkbenchError as error:
-            self.message.value = text.message(str(error), "error")
+            self.message.submit(label, work, done, key=f"{label}\n{whole!r}")
 
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Show what is known of the chosen method, its excluded layers marked."""

@@ -9,6 +9,7 @@ from workbench.errors import Cancelled, WorkbenchError
 from workbench.layerwise import LayerStep
 from workbench.preview import PROMPT, Preview, preview
 from workbench.progress import Progress
+from workbench.stage import RequestStep
 from workbench.step import Step
 from workbench.task import Task
 from workbench.variant import Variant
@@ -52,7 +53,9 @@ class Live:
     @staticmethod
     def fits(kind: type[Step]) -> bool:
         """Whether a step has a knob that can be moved, and is quick enough to follow it."""
-        return kind.instant or (issubclass(kind, LayerStep) and bool(kind.strength))
+        return not issubclass(kind, RequestStep) and (
+            kind.instant or (issubclass(kind, LayerStep) and bool(kind.strength))
+        )
 
     @property
     def static(self) -> str:

@@ -6,12 +6,14 @@ from weakref import WeakKeyDictionary, ref
 import ipywidgets as ipw
 
 from widgets import text
+from widgets.asked import Asked
 from widgets.blocks import Blocks
 from widgets.changes import Changes
 from widgets.code import Snippet, call
 from widgets.fields import Form
 from widgets.layers import Layers
 from widgets.live import Live
+from widgets.recall import Recall
 from widgets.style import close_tree, framed
 from widgets.training import Training
 from workbench.errors import InvalidInput, WorkbenchError
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from widgets.session import Session
 
 MOST_BUTTONS = 6  # methods; a longer list is a drop-down
-TOOLS = (Training, Live, Layers, Blocks, Changes)
+TOOLS = (Training, Live, Layers, Blocks, Asked, Recall, Changes)
 
 
 class Panel:

@@ -8,6 +8,7 @@ from workbench import units
 from workbench.curve import Curve, Evaluation
 from workbench.diff import Matrix
 from workbench.jobs import Job
+from workbench.measure.retrieval import Found
 from workbench.preview import Preview
 from workbench.progress import Progress
 from workbench.sensitivity import Sensitivity
@@ -191,6 +192,23 @@ def changed(matrices: Sequence[Matrix]) -> str:
         for each in matrices[:MOST_NAMED]
     ]
     return folded_table("Most changed", ("Matrix", "Change", "Zeros now", "Bits a weight now"), rows)
+
+
+def found(results: Iterable[Found]) -> str:
+    """How often each method found the right document, with intervals."""
+    rows = "".join(
+        f"<tr><td>{escape(each.method)}</td>"
+        + "".join(
+            f"<td>{it.value:.2f} [{it.low:.2f}, {it.high:.2f}]</td>"
+            for it in (*each.recall.values(), each.reciprocal_rank)
+        )
+        + f"<td>{1000 * each.seconds.value:.1f} [{1000 * each.seconds.low:.1f}, {1000 * each.seconds.high:.1f}]</td>"
+        f"<td>{each.reciprocal_rank.n}</td></tr>"
+        for each in results
+    )
+    names = ("Method", "Recall at 1", "at 5", "at 10", "Reciprocal rank", "Milliseconds", "Questions")
+    head = "".join(f"<th>{each}</th>" for each in names)
+    return wide(f'<table class="wb-report"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
 
 
 def folded_table(title: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:

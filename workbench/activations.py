@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from workbench import sharing
 from workbench.blocks import decoder_blocks
+from workbench.decoding import model_lock
 from workbench.packed import linear_layers
 from workbench.progress import Progress
-from workbench.variant import model_lock
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 PARTS = 4  # of a symmetric product: half of it is left out, block by block

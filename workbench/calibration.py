@@ -20,6 +20,7 @@ from workbench.errors import InvalidInput
 from workbench.packed import PackedLinear, dense_weight, linear_layers
 from workbench.progress import Progress
 from workbench.prompting import encode_text
+from workbench.request import Request
 from workbench.task import Task, Text
 from workbench.variant import Variant
 
@@ -132,7 +133,7 @@ def calibration_windows(variant: Variant, task: Task | Text | None) -> list[list
         return task.windows(variant.tokenizer, "calibration")[:MOST_WINDOWS]
     joined: list[int] = []
     for example in task.calibration:
-        joined += variant.encode(task.prompt(example)) + encode_text(variant.tokenizer, example.answer)
+        joined += variant.encode(Request.example(task, example)) + encode_text(variant.tokenizer, example.answer)
         if len(joined) >= WINDOW * MOST_WINDOWS:
             break
     if len(joined) < 2:

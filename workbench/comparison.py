@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import metrics, storage, units
 from workbench.device import environment
 from workbench.errors import Incomparable, InvalidInput, WorkbenchError
-from workbench.measure.answers import scores
+from workbench.measure.answers import scored
 from workbench.measure.latency import Timing, time_interleaved
 from workbench.measure.likelihood import likelihoods, task_spans
 from workbench.measure.memory import describe_layers
@@ -169,8 +169,8 @@ def compare(
         return updated
 
     runs = tell([metrics.with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
-    scored = likelihoods(variants, [task_spans(variant, task, examples) for variant in variants], progress)
-    pairs = enumerate(zip(runs, scored, strict=True))
+    likely = likelihoods(variants, [task_spans(variant, task, examples) for variant in variants], progress)
+    pairs = enumerate(zip(runs, likely, strict=True))
     runs = tell([metrics.with_likelihood(run, found, baseline=not index) for index, (run, found) in pairs])
     timed: list[list[Timing]] = [[] for _ in variants]
     for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
@@ -181,7 +181,7 @@ def compare(
     runs = [metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)]
     if isinstance(task, Task):
         for index, variant in enumerate(variants):
-            runs[index] = metrics.with_scores(runs[index], scores(variant, task, examples, progress), runs[0])
+            runs[index] = metrics.with_scores(runs[index], scored(variant, task, examples, progress), runs[0])
             tell(runs)
     if store is not False:
         _keep(runs, RunStore() if store is True else store)

@@ -1,9 +1,10 @@
 """Token by token: the one loop that every answer, timing and score goes through."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -14,6 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from workbench.kvcache import FULL, new_cache
 from workbench.value import Value
 
+# One forward at a time in the process: a variant's timing would be wrong, and a GPU's memory unpredictable, otherwise.
+model_lock = threading.RLock()
 SHORTEST_PREFIX = 8  # tokens; below this, reading them again is as fast
 
 
@@ -43,9 +46,27 @@ class Decoding(Value):
         return Decoding(**(self.model_dump() | changes))
 
 
+class Follower(Protocol):
+    """Has a say in the tokens of one answer."""
+
+    @property
+    def watches(self) -> bool:
+        """Whether it wants to know how probable each token was."""
+
+    def restrict(self, logits: Tensor) -> None:
+        """Rule out tokens by setting their logits ``(vocabulary,)`` to minus infinity."""
+
+    def take(self, token: int, chance: float | None = None) -> None:
+        """Hear of the token that was chosen and, if it watches, how probable it was."""
+
+
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: Decoding, prefix: "Prefix | None" = None
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: Decoding,
+    prefix: "Prefix | None" = None,
+    rows: Sequence[Follower] = (),
 ) -> Iterator[list[int]]:
     """Yield the next token of every prompt, `settings.max_new_tokens` times; the caller stops at end tokens.
 
@@ -54,6 +75,7 @@ def decode(
         prompts: token ids of each prompt, of any lengths; shorter ones are padded on the left.
         prefix: a key-value cache of tokens that all prompts begin with, made with the same `cache_bits`; the prompts
             then hold only the rest.
+        rows: one for each prompt, if any.
     """
     device = model.device
     ids, mask = pad_left(prompts, device)
@@ -72,8 +94,15 @@ def decode(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
+        free = logits.clone() if any(row.watches for row in rows) else logits
+        for row, each in zip(rows, logits, strict=False):
+            row.restrict(each)
         tokens = choose(logits, settings, draw)
-        yield tokens.tolist()
+        chances = torch.softmax(free.float(), dim=-1).gather(-1, tokens[:, None])[:, 0] if free is not logits else None
+        chosen = tokens.tolist()
+        for index, row in enumerate(rows):
+            row.take(chosen[index], None if chances is None else float(chances[index]))
+        yield chosen
         ids = tokens[:, None]
         if padded:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)

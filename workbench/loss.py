@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from workbench.decoding import model_lock
 from workbench.sequences import Batch, Sample, lay_out
-from workbench.variant import model_lock
 
 Rows = Callable[[Tensor, slice], Tensor]  # logits of some learned tokens, and which they are, to their summed loss
 CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # made, scored and dropped at a time

@@ -7,7 +7,8 @@ import numpy as np
 
 from workbench import estimate as estimates
 from workbench.estimate import Estimate
-from workbench.measure.latency import Timing, prompts
+from workbench.measure.answers import Scored
+from workbench.measure.latency import Timing, requests
 from workbench.measure.likelihood import Likelihood
 from workbench.measure.memory import bits_per_weight, peak_memory
 from workbench.runs import Run
@@ -17,7 +18,7 @@ from workbench.variant import Variant
 
 def with_memory(run: Run, variant: Variant, task: Task | Text, new_tokens: int) -> Run:
     """Weight bytes, bits a weight, and the peak of one request."""
-    prompt = prompts(variant, task, 1)[0]
+    prompt = requests(variant, task, 1)[0]
     return _with(
         run,
         {
@@ -64,14 +65,19 @@ def with_timing(run: Run, timings: Sequence[Timing]) -> Run:
     return _with(run, measured, samples)
 
 
-def with_scores(run: Run, found: list[float], baseline: Run) -> Run:
-    """The task score and, against a baseline that has one, the share of examples whose correctness changed."""
-    measured = {"score": estimates.mean(found, "fraction")}
+def with_scores(run: Run, found: Scored, baseline: Run) -> Run:
+    """The task score, the tokens it took and, against a baseline, the share of examples whose correctness changed."""
+    measured = {"score": estimates.mean(found.scores, "fraction")}
+    samples = {"score": found.scores}
+    if found.answers:
+        samples["prompt_tokens"] = [float(each.prompt_tokens) for each in found.answers]
+        samples["answer_tokens"] = [float(each.spent) for each in found.answers]
+        measured |= {name: estimates.mean(samples[name], "tokens") for name in ("prompt_tokens", "answer_tokens")}
     before = baseline.samples.get("score")
     if before is not None:
-        flipped = [float((after >= 0.5) != (b >= 0.5)) for after, b in zip(found, before, strict=True)]
+        flipped = [float((after >= 0.5) != (b >= 0.5)) for after, b in zip(found.scores, before, strict=True)]
         measured["flips"] = estimates.mean(flipped, "fraction")
-    return _with(run, measured, {"score": found})
+    return _with(run, measured, samples)
 
 
 def _floats(columns: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

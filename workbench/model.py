@@ -1,5 +1,7 @@
 """Models: load from the hub, a folder, a .gguf file or the embedded default, and check their weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,29 +100,37 @@ def _gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTo
     return model, tokenizer
 
 
-def _pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep transformers' remarks and progress bars, each a widget in a notebook, to itself."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            use_kernels=False,
-            output_loading_info=True,
-            **options,
-        )
-        model, report = loaded
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def _pretrained(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        with quietly():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                use_kernels=False,
+                output_loading_info=True,
+                **options,
+            )
+            model, report = loaded
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a broken file fails in whatever library reads it first
         raise _refusal(source, error) from None
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
     # transformers fills what is missing with random numbers and goes on.
     for name in sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])]):
         raise InvalidInput(f"'{source}' is not a whole causal language model: it lacks the weight '{name}'.")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workbench.decoding import model_lock
 from workbench.kvcache import new_cache
 from workbench.layerwise import LayerStep
 from workbench.measure.kernels import for_reading
@@ -23,7 +24,7 @@ from workbench.packed import GroupLinear, dense_weight, linear_layers, replace_m
 from workbench.progress import Progress
 from workbench.step import Step
 from workbench.task import Task, Text
-from workbench.variant import Variant, model_lock
+from workbench.variant import Variant
 
 TOKENS = 128  # of text that is read; a task's examples are read whole, at least one
 ANSWER = 16  # new tokens

@@ -17,7 +17,7 @@ from workbench.task import SPLITS, Example, Task, Text
 
 SHARES = {"calibration": 0.15, "test": 0.25}  # of a file that brings no splits of its own; the rest is for training
 SETTINGS = ("name", "instruction", "scorer", "max_new_tokens")
-COLUMNS = ("id", "prompt", "answer", "choices", "document")
+COLUMNS = ("id", "prompt", "answer", "choices", "document", "context")
 
 
 def read_text(path: str | Path, window: int = 512, calibration: int = 16, test: int = 32) -> Text:
@@ -45,11 +45,11 @@ def read_task(
     """Read a task from a folder, a JSONL, CSV or Parquet file, or a `datasets` id.
 
     A folder holds ``train``, ``calibration`` and ``test`` files (.jsonl, .csv or .parquet; only test is required) and
-    optionally ``task.json`` with name, instruction, scorer and max_new_tokens. A single file, or a data set with one
-    split, is divided by a seeded shuffle.
+    optionally ``task.json`` with name, instruction, scorer and max_new_tokens, and a folder ``documents``. A single
+    file, or a data set with one split, is divided by a seeded shuffle.
 
     Args:
-        columns: our names (id, prompt, answer, choices, document) to the source's names.
+        columns: our names (id, prompt, answer, choices, document, context) to the source's names.
 
     Raises:
         InvalidInput: a malformed row, named by file and line; a missing column; a repeated id; no examples.
@@ -63,6 +63,8 @@ def read_task(
         if "test" not in files:
             raise InvalidInput(f"'{path}' has no test.jsonl, test.csv or test.parquet: add the test split.")
         splits = {split: _examples(_rows(file), file.name, columns) for split, file in files.items()}
+        if is_kind(path / "documents", Path.is_dir):
+            fields["documents"] = str(path / "documents")
     elif is_kind(path, Path.is_file):
         splits = _divide(_examples(_rows(path), path.name, columns))
     else:

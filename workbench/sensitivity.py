@@ -18,13 +18,14 @@ from workbench import calibration, sharing
 from workbench.activations import LayerInput, enter_blocks
 from workbench.blocks import decoder_blocks
 from workbench.calibration import calibration_windows
+from workbench.decoding import model_lock
 from workbench.errors import InvalidInput
 from workbench.estimate import CONFIDENCE
 from workbench.layerwise import LayerStep, check_fed
 from workbench.packed import dense_weight, linear_layers
 from workbench.progress import Progress
 from workbench.task import Task, Text
-from workbench.variant import Variant, model_lock
+from workbench.variant import Variant
 
 if TYPE_CHECKING:
     import pandas

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from workbench.decoding import SHORTEST_PREFIX, Decoding, decode
 from workbench.errors import InvalidInput
 from workbench.prompting import encode_text
+from workbench.request import Request
 from workbench.task import Task, Text
 from workbench.variant import Variant
 
@@ -96,7 +97,7 @@ def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
     room, end = variant.context_length, variant.tokenizer.eos_token_id
     found, shortened = [], 0
     for example in examples:
-        prompt = variant.encode(task.prompt(example))
+        prompt = variant.encode(Request.example(task, example))
         ids = [*prompt, *encode_text(variant.tokenizer, example.answer), *([] if end is None else [end])]
         shortened += len(ids) > room
         if len(prompt) < min(len(ids), room):

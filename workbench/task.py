@@ -28,6 +28,7 @@ class Example(Value):
         answer: the gold answer.
         choices: the answers to choose from; the gold one among them. Empty for free answers.
         document: id of the document that holds the answer, if any.
+        context: a text that goes with the prompt, in a slot of its own, which context steps may shorten.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -36,6 +37,7 @@ class Example(Value):
     answer: str
     choices: tuple[str, ...] = ()
     document: str | None = None
+    context: str = ""
 
     def model_post_init(self, context: Any) -> None:
         """Check what single fields cannot."""
@@ -50,6 +52,7 @@ class Task(Value):
         instruction: put before every prompt.
         scorer: name of a function in `workbench.scoring.SCORERS`.
         max_new_tokens: how long an answer may be.
+        documents: where the documents are that questions are about; no part of the fingerprint.
     """
 
     model_config = ConfigDict(ignored_types=(cached_property,))
@@ -57,6 +60,7 @@ class Task(Value):
     instruction: str = ""
     scorer: str = "exact"
     max_new_tokens: int = Field(default=64, ge=1)
+    documents: str = ""
     train: tuple[Example, ...] = ()
     calibration: tuple[Example, ...] = ()
     test: tuple[Example, ...]
@@ -75,7 +79,7 @@ class Task(Value):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+        return hashlib.sha256(self.model_dump_json(exclude={"documents"}).encode()).hexdigest()[:16]
 
     def prompt(self, example: Example) -> str:
         """The text sent to a model for an example."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from workbench import checkpoint, sharing
 from workbench.attention import products
-from workbench.decoding import Decoding
+from workbench.decoding import Decoding, model_lock
 from workbench.divergence import forward_kl, likeliest
 from workbench.errors import InvalidInput, WorkbenchError, first_line
 from workbench.loss import packs, read
@@ -24,7 +24,7 @@ from workbench.sequences import Batch, Sample, answered, digest, lay_out, read_s
 from workbench.sharing import fingerprint
 from workbench.storage import cache_folder
 from workbench.task import Task, Text
-from workbench.variant import Variant, live, load, model_lock
+from workbench.variant import Variant, live, load
 
 BATCH_TOKENS = 4096  # that a teacher reads at a time
 ANSWERS = 8  # prompts that a model answers at a time

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 from workbench import checkpoint
 from workbench.attention import products
 from workbench.curve import Curve, Evaluation, Point
+from workbench.decoding import model_lock
 from workbench.device import memory_held
 from workbench.errors import InvalidInput
 from workbench.knobs import TrainingKnobs, learning_rate, shuffled
 from workbench.loss import LIKELIHOOD, Objective, batch_loss, packs
 from workbench.progress import Progress
 from workbench.sequences import Sample, continued, lay_out
-from workbench.variant import Variant, model_lock
+from workbench.variant import Variant
 
 EVALUATIONS = 10  # in a run, besides the first
 CHEAP_TOKENS = 1024  # an evaluation of fewer takes no time worth saving

@@ -14,6 +14,7 @@ from workbench.errors import InvalidInput
 from workbench.knobs import TrainingKnobs, shuffled
 from workbench.loss import LIKELIHOOD, Objective, ends_in_head
 from workbench.progress import Progress
+from workbench.request import Request
 from workbench.sequences import Sample, Samples, digest, overlap_note, read_samples
 from workbench.sharing import fingerprint
 from workbench.task import Task, Text
@@ -95,5 +96,5 @@ def _asked(variant: Variant, task: Task | Text) -> dict[str, list[int]]:
     """Some prompts of the calibration split, with their tokens; those with room for an answer."""
     if isinstance(task, Text):
         return {}
-    found = {each.prompt: variant.encode(task.prompt(each)) for each in task.calibration[:ASKED]}
+    found = {each.prompt: variant.encode(Request.example(task, each)) for each in task.calibration[:ASKED]}
     return {prompt: ids for prompt, ids in found.items() if len(ids) + ANSWER <= variant.context_length}

@@ -8,6 +8,8 @@ METRICS: dict[str, tuple[str, str, float, str, int]] = {
     "inter_token_latency": ("Time per token", "s", 1e3, "ms", 1),
     "inter_token_latency_p95": ("Slowest tokens, p95", "s", 1e3, "ms", 1),
     "throughput": ("Throughput", "tokens/s", 1, "tokens/s", 1),
+    "prompt_tokens": ("Prompt", "tokens", 1, "tokens", 1),
+    "answer_tokens": ("Answer", "tokens", 1, "tokens", 1),
     "peak_memory": ("Peak memory", "bytes", 1e-6, "MB", 0),
     "weight_bytes": ("Weights", "bytes", 1e-6, "MB", 0),
     "bits_per_weight": ("Bits per weight", "bits", 1, "", 2),

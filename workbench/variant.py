@@ -1,7 +1,6 @@
 """A variant answers requests: a model, its tokenizer, its decoding settings and the recipe that made it."""
 
 import itertools
-import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -11,22 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench import model as models
 from workbench import sharing, storage
-from workbench.decoding import Decoding, decode
+from workbench.answering import settings_of, streamed
+from workbench.decoding import Decoding, model_lock
 from workbench.device import resolve_device
 from workbench.errors import Closed, InvalidInput, OutOfMemory, first_line
 from workbench.progress import Progress
 from workbench.prompting import Message, encode_chat
 from workbench.request import Generation, Piece, Request
+from workbench.stage import Stage, stage_from_json, stage_to_json
 from workbench.step import Recipe, Step, step_from_json
 from workbench.task import Task, Text
 
-# One forward at a time in the process: a variant's timing would be wrong, and a GPU's memory unpredictable, otherwise.
-model_lock = threading.RLock()
 _live: "weakref.WeakSet[Variant]" = weakref.WeakSet()
 _births = itertools.count()
 
@@ -42,6 +40,7 @@ class Variant:
         recipe: the steps that made it from the loaded model.
         decoding: how tokens are chosen unless a request says otherwise.
         source: what was loaded (a hub id, a path, or the embedded model's name).
+        stages: what a request passes, in this order, on its way in and again on its way out.
         notes: sentences on how it was made that a reader of its results should know.
     """
 
@@ -51,6 +50,7 @@ class Variant:
     source: str
     recipe: Recipe = field(default_factory=Recipe)
     decoding: Decoding = field(default_factory=Decoding)
+    stages: tuple[Stage, ...] = ()
     notes: tuple[str, ...] = ()
     _parent: "weakref.ref[Variant] | None" = None
     _born: int = field(default_factory=_births.__next__, init=False)
@@ -125,14 +125,21 @@ class Variant:
         with torch.no_grad(), _memory_guard(step.label):
             return step.apply(self, task, progress)
 
-    def derive(self, step: Step, model: PreTrainedModel | None = None, notes: Sequence[str] = ()) -> "Variant":
-        """The variant that a step made: this one with the step on its recipe and, if given, another model and notes."""
+    def derive(
+        self,
+        step: Step,
+        model: PreTrainedModel | None = None,
+        notes: Sequence[str] = (),
+        stage: Stage | None = None,
+    ) -> "Variant":
+        """The variant that a step made: this one with the step on its recipe and whatever else is given."""
         recipe = self.recipe.then(step)
         return replace(
             self,
             model=self.model if model is None else model,
             name="+".join(each.label for each in recipe),
             recipe=recipe,
+            stages=(*self.stages, *([] if stage is None else [stage])),
             notes=(*self.notes, *(each for each in notes if each not in self.notes)),
             _parent=weakref.ref(self),
         )
@@ -141,17 +148,23 @@ class Variant:
         """The same variant under another name."""
         return replace(self, name=storage.check_name(name), model=self.model)
 
-    def encode(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> list[int]:
-        """Token ids of a request after every request step, chat template applied.
-
-        Control tokens written inside a message's text stay text.
-        """
+    def rewritten(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> Request:
+        """The request once every stage has worked on it."""
         request = Request.of(prompt)
-        for step in self.recipe:
-            rewrite = getattr(step, "rewrite", None)
-            if rewrite is not None:
-                request = rewrite(request)
-        return encode_chat(self.tokenizer, request.messages)
+        for stage in self.stages:
+            request = stage.rewrite(request, self)
+        return request
+
+    def tokens(self, request: Request) -> list[int]:
+        """Token ids of a request as it is, chat template applied.
+
+        Control tokens written inside a message's or a document's text stay text.
+        """
+        return encode_chat(self.tokenizer, request.written())
+
+    def encode(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> list[int]:
+        """Token ids of a request once every stage has worked on it."""
+        return self.tokens(self.rewritten(prompt))
 
     def check_length(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise `InvalidInput` when prompt and answer do not fit the context."""
@@ -171,42 +184,18 @@ class Variant:
         Raises:
             InvalidInput: an empty prompt, one longer than the context, or a setting out of range.
         """
-        settings = self.decoding.but(**decoding)
+        settings = settings_of(self, self.decoding.but(**decoding))
         started = time.perf_counter()
-        ids = self.encode(prompt)
+        request = self.rewritten(prompt)
+        ids = self.tokens(request)
         self.check_length(len(ids), settings.max_new_tokens)
-        return self._stream(ids, settings, started)
-
-    def _stream(self, ids: list[int], settings: Decoding, started: float) -> Iterator[Piece]:
-        text = DecodeStream(skip_special_tokens=True)
-        backend = self.tokenizer.backend_tokenizer
-        steps = decode(self.model, [ids], settings)
-        tokens: list[int] = []
-        emitted = ""
-        while len(tokens) < settings.max_new_tokens:
-            with model_lock, _memory_guard(self.name):
-                _ = self.model  # raises `Closed` when it was closed meanwhile
-                tokens.append(next(steps)[0])
-            last = tokens[-1] in self.end_tokens or len(tokens) == settings.max_new_tokens
-            # The last piece brings whatever was held back in hope of the rest of a character.
-            piece = self.decode(tokens)[len(emitted) :] if last else text.step(backend, tokens[-1]) or ""
-            emitted += piece
-            yield Piece(piece, tokens[-1], time.perf_counter() - started)
-            if last:
-                return
+        return streamed(self, request, ids, settings, started, lambda: _memory_guard(self.name))
 
     def generate(self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any) -> Generation:
         """Answer in one piece; takes and raises what `stream` does."""
-        request = Request.of(prompt)
-        pieces = list(self.stream(request, **decoding))
-        tokens = tuple(piece.token_id for piece in pieces)
-        return Generation(
-            text=self.decode(tokens),
-            token_ids=tokens,
-            prompt_tokens=len(self.encode(request)),
-            times=tuple(piece.elapsed for piece in pieces),
-            finish_reason="stop" if tokens[-1] in self.end_tokens else "length",
-        )
+        *_, last = self.stream(prompt, **decoding)
+        assert last.answer is not None
+        return last.answer
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
@@ -239,6 +228,7 @@ class Variant:
             "name": self.name,
             "source": self.source,
             "recipe": [step.to_json() for step in self.recipe],
+            "stages": [stage_to_json(stage) for stage in self.stages],
             "decoding": self.decoding.model_dump(),
         }
         with model_lock:
@@ -296,8 +286,16 @@ def load(
         name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
         recipe=Recipe(map(step_from_json, record.get("recipe", ()))),
+        stages=_stages(record),
         decoding=Decoding(**record.get("decoding", {})),
     )
+
+
+def _stages(record: dict[str, Any]) -> tuple[Stage, ...]:
+    """The stages of an export; those of an older one are its steps."""
+    if "stages" in record:
+        return tuple(map(stage_from_json, record["stages"]))
+    return tuple(step for step in map(step_from_json, record.get("recipe", ())) if isinstance(step, Stage))
 
 
 @contextmanager

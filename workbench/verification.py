@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workbench import adapters, interchange, storage, units
+from workbench.decoding import model_lock
 from workbench.errors import InvalidInput, NotAvailable
 from workbench.value import Value
-from workbench.variant import load, model_lock
+from workbench.variant import load
 
 TOKENS = 128  # positions compared: enough to tell a wrong layer from a rounded one
 ADAPTED = " with an adapter"  # at the end of a format

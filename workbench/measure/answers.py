@@ -1,57 +1,46 @@
 """How good a variant's answers are on a task's test examples."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from workbench.decoding import decode, shared_prefix
+from workbench.answering import answers
 from workbench.measure.likelihood import answer_span, likelihoods
 from workbench.progress import Progress
+from workbench.request import Generation, Request
 from workbench.task import Example, Task
-from workbench.variant import Variant, model_lock
-
-BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
+from workbench.variant import Variant
 
 
-def scores(variant: Variant, task: Task, limit: int | None = None, progress: Progress | None = None) -> list[float]:
-    """The score, 0 to 1, of each of the first `limit` test examples, in their order."""
+@dataclass(frozen=True)
+class Scored:
+    """How good the answers to some examples are.
+
+    Attributes:
+        scores: 0 to 1, in the order of the examples.
+        answers: what was said; nothing where the likelihood of choices decides.
+    """
+
+    scores: list[float]
+    answers: list[Generation]
+
+
+def scored(variant: Variant, task: Task, limit: int | None = None, progress: Progress | None = None) -> Scored:
+    """The first `limit` test examples, answered and scored."""
     examples = task.test[:limit]
     progress = progress or Progress()
     if task.scorer == "choice":
-        return _choice_scores(variant, task, examples, progress)
-    answers = generate_answers(variant, task, examples, progress)
-    return [task.score(example, answer) for example, answer in zip(examples, answers, strict=True)]
+        return Scored(_choice_scores(variant, task, examples, progress), [])
+    found = generate_answers(variant, task, examples, progress)
+    marks = [task.score(example, answer.text.strip()) for example, answer in zip(examples, found, strict=True)]
+    return Scored(marks, found)
 
 
 def generate_answers(
     variant: Variant, task: Task, examples: Sequence[Example], progress: Progress | None = None
-) -> list[str]:
-    """Greedy answers, decoded in batches of similar length; the tokens all prompts begin with are read once."""
-    progress = progress or Progress()
-    prompts = [variant.encode(task.prompt(example)) for example in examples]
-    variant.check_length(max(map(len, prompts)), task.max_new_tokens)
-    prefix = shared_prefix(variant.model, prompts, variant.decoding.cache_bits)
-    start = prefix.length if prefix else 0
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    size = BATCH.get(variant.device.type, BATCH["cpu"])
+) -> list[Generation]:
+    """Answers to some of the task's examples, greedy unless a stage draws them."""
     settings = variant.decoding.but(max_new_tokens=task.max_new_tokens, temperature=0.0)
-    answers = [""] * len(examples)
-    progress.start(f"{variant.name}: answering", len(examples))
-    for first in range(0, len(order), size):
-        batch = order[first : first + size]
-        tokens: list[list[int]] = [[] for _ in batch]
-        open_rows = set(range(len(batch)))
-        with model_lock:
-            for step in decode(variant.model, [prompts[index][start:] for index in batch], settings, prefix):
-                for row in list(open_rows):
-                    tokens[row].append(step[row])
-                    if step[row] in variant.end_tokens:
-                        open_rows.discard(row)
-                progress.check()
-                if not open_rows:
-                    break
-        for row, index in enumerate(batch):
-            answers[index] = variant.decode(tokens[row]).strip()
-        progress.advance(len(batch))
-    return answers
+    return answers(variant, [Request.example(task, example) for example in examples], settings, progress)
 
 
 def _choice_scores(variant: Variant, task: Task, examples: Sequence[Example], progress: Progress) -> list[float]:

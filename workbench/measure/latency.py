@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from workbench.decoding import decode
+from workbench.answering import Row, samples_of
+from workbench.decoding import decode, model_lock, shared_prefix
 from workbench.device import synchronize
 from workbench.progress import Progress
+from workbench.request import Generation, Request
 from workbench.task import Task, Text
-from workbench.variant import Variant, model_lock
+from workbench.variant import Variant
 
 PROMPT_TOKENS = 64  # of a text window that is made into a prompt
 
@@ -32,25 +34,31 @@ class Timing:
         return (1 + len(self.inter_token)) / (self.ttft + sum(self.inter_token))
 
 
-def prompts(variant: Variant, task: Task | Text, count: int) -> list[str]:
-    """Texts to ask for: the first test prompts, or the beginnings of the test windows."""
+def requests(variant: Variant, task: Task | Text, count: int) -> list[Request]:
+    """What to ask: the first test examples, or the beginnings of the test windows."""
     if isinstance(task, Task):
-        texts = [task.prompt(example) for example in task.test[:count]]
+        found = [Request.example(task, example) for example in task.test[:count]]
     else:
         windows = task.windows(variant.tokenizer, "test")[:count]
-        texts = [str(variant.tokenizer.decode(window[:PROMPT_TOKENS])) for window in windows]
-    return [texts[index % len(texts)] for index in range(count)]
+        found = [Request.of(str(variant.tokenizer.decode(window[:PROMPT_TOKENS]))) for window in windows]
+    return [found[index % len(found)] for index in range(count)]
 
 
-def time_request(variant: Variant, prompt: str, new_tokens: int) -> Timing:
-    """Answer a prompt with exactly `new_tokens` greedy tokens, end tokens ignored, and time each."""
-    ids = variant.encode(prompt)
-    variant.check_length(len(ids), new_tokens)
+def time_request(variant: Variant, prompt: str | Request, new_tokens: int) -> Timing:
+    """Answer a prompt with exactly `new_tokens` greedy tokens, end tokens ignored, and time each.
+
+    What the variant's stages do to the request, such as looking something up, belongs to the time to the first token.
+    """
     settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0)
     with model_lock:
         synchronize(variant.device)
         clock = [time.perf_counter()]
-        for _ in decode(variant.model, [ids], settings):  # reading the token waits for the device
+        ids = variant.encode(prompt)
+        variant.check_length(len(ids), new_tokens)
+        rows = [Row(variant, new_tokens, clock[0]) for _ in range(samples_of(variant))]
+        prefix = shared_prefix(variant.model, [ids] * len(rows), settings.cache_bits)
+        rest = [ids[prefix.length if prefix else 0 :]] * len(rows)
+        for _ in decode(variant.model, rest, settings, prefix, rows):  # reading the token waits for the device
             clock.append(time.perf_counter())
     gaps = [after - before for before, after in pairwise(clock)]
     return Timing(gaps[0], tuple(gaps[1:]))
@@ -63,15 +71,34 @@ def time_interleaved(
 
     The reversal (A B, B A, ...) cancels a machine that slowly gets hotter or busier. A first round warms up.
     """
-    texts = prompts(variants[0], task, rounds)
+    asked = requests(variants[0], task, rounds)
     progress.start("Timing requests", (rounds + 1) * len(variants))
     for variant in variants:
-        time_request(variant, texts[0], min(4, new_tokens))
+        time_request(variant, asked[0], min(4, new_tokens))
         progress.advance()
-    for number, text in enumerate(texts):
+    for number, request in enumerate(asked):
         order = range(len(variants)) if number % 2 == 0 else reversed(range(len(variants)))
         timed: dict[int, Timing] = {}
         for index in order:
-            timed[index] = time_request(variants[index], text, new_tokens)
+            timed[index] = time_request(variants[index], request, new_tokens)
             progress.advance()
         yield [timed[index] for index in range(len(variants))]
+
+
+def answer_interleaved(
+    variants: Sequence[Variant], task: Task, rounds: int, progress: Progress
+) -> list[list[Generation]]:
+    """Real answers of every variant to the first test examples, ended as its stages want; the order reverses as above.
+
+    Returns:
+        One list a variant, in the order of the examples.
+    """
+    found: list[list[Generation]] = [[] for _ in variants]
+    asked = requests(variants[0], task, rounds)
+    progress.start("Timing answers", (rounds + 1) * len(variants))
+    for number, request in enumerate([asked[0], *asked]):
+        for index in range(len(variants))[:: 1 if number % 2 else -1]:
+            answer = variants[index].generate(request, max_new_tokens=task.max_new_tokens, temperature=0.0)
+            found[index] += [answer] if number else []  # the first round warms up
+            progress.advance()
+    return found

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.decoding import pad_left, shared_prefix
+from workbench.decoding import model_lock, pad_left, shared_prefix
 from workbench.errors import Incomparable
 from workbench.kvcache import FULL, new_cache
 from workbench.loss import ends_in_head
 from workbench.measure.kernels import for_reading
 from workbench.progress import Progress
 from workbench.prompting import encode_text
+from workbench.request import Request
 from workbench.task import Example, Task, Text
-from workbench.variant import Variant, model_lock
+from workbench.variant import Variant
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 BATCH_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # held at once by a model that hands out logits only
@@ -75,7 +76,7 @@ def task_spans(variant: Variant, task: Task | Text, limit: int | None = None) ->
 def answer_span(variant: Variant, task: Task, example: Example, answer: str) -> Span:
     """An answer after the example's prompt, as the variant would be asked."""
     target = encode_text(variant.tokenizer, answer)
-    context = variant.encode(task.prompt(example))
+    context = variant.encode(Request.example(task, example))
     variant.check_length(len(context), len(target))
     return Span(tuple(context), tuple(target) or (min(variant.end_tokens, default=0),))
 

@@ -9,12 +9,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from workbench import sharing
+from workbench.decoding import model_lock
 from workbench.measure.latency import time_request
 from workbench.packed import Packed
-from workbench.variant import Variant, model_lock
+from workbench.request import Request
+from workbench.variant import Variant
 
 
-def peak_memory(variant: Variant, prompt: str, new_tokens: int) -> int:
+def peak_memory(variant: Variant, prompt: str | Request, new_tokens: int) -> int:
     """Bytes of the weights and of everything allocated on top of them at the fullest moment of a request.
 
     On a GPU the allocator's own peak is read. On a CPU every tensor made is followed, so that the figure is that of
@@ -36,14 +38,14 @@ def describe_layers(variant: Variant) -> str:
     return ", ".join(kinds) or "dense"
 
 
-def _cuda_peak(variant: Variant, prompt: str, new_tokens: int) -> int:
+def _cuda_peak(variant: Variant, prompt: str | Request, new_tokens: int) -> int:
     torch.cuda.reset_peak_memory_stats(variant.device)
     before = torch.cuda.memory_allocated(variant.device)
     time_request(variant, prompt, new_tokens)
     return int(torch.cuda.max_memory_allocated(variant.device)) - before
 
 
-def _cpu_peak(variant: Variant, prompt: str, new_tokens: int) -> int:
+def _cpu_peak(variant: Variant, prompt: str | Request, new_tokens: int) -> int:
     held = Held(sharing.storages(variant.model))
     with held:
         time_request(variant, prompt, new_tokens)

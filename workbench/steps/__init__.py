@@ -5,7 +5,8 @@ from pkgutil import iter_modules
 
 from workbench.step import REGISTRY, Step
 
-ORDER = ("prompt", "prune", "quantize", "finetune", "distil")  # in which people meet them; others follow
+# in which people meet them; others follow
+ORDER = ("prompt", "retrieve", "context", "output", "prune", "quantize", "finetune", "distil")
 _found = [module.name for module in iter_modules(__path__)]
 for _name in sorted(_found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name)):
     import_module(f"{__name__}.{_name}")

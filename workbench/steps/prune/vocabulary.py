@@ -18,6 +18,7 @@ from workbench.blocks import cut
 from workbench.errors import InvalidInput
 from workbench.progress import Progress
 from workbench.prompting import Message, encode_chat, encode_text
+from workbench.request import Request
 from workbench.step import Forecast, Step
 from workbench.task import SPLITS, Task, Text
 from workbench.variant import Variant
@@ -99,7 +100,7 @@ def task_tokens(variant: Variant, task: Task | Text, progress: Progress) -> list
         examples = [example for split in SPLITS for example in getattr(task, split)]
         read = []
         for example in progress.track(f"{variant.name}: reading {task.name}", examples, len(examples)):
-            read.append(variant.encode(task.prompt(example)))
+            read.append(variant.encode(Request.example(task, example)))
             read += [encode_text(tokenizer, answer) for answer in (example.answer, *example.choices)]
     for roles in (("user", "assistant", "user"), ("system", "user")):
         with contextlib.suppress(InvalidInput):  # some templates know no system message

@@ -1,0 +1,106 @@
+"""How often the right document is found: by words, by meaning, by both; and whether documents have changed."""
+
+from typing import TYPE_CHECKING
+
+import ipywidgets as ipw
+
+from widgets import text
+from widgets.message import Message
+from workbench.errors import InvalidInput
+from workbench.measure.retrieval import Found, find
+from workbench.progress import Progress
+from workbench.retrieval import Method
+from workbench.step import Step
+from workbench.steps.retrieve import Lookup, Retrieve
+from workbench.task import Task
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from widgets.panel import Panel
+
+METHODS: tuple[Method, ...] = ("bm25", "dense", "hybrid")
+NAMED = 5  # changed documents
+
+
+class Recall:
+    """Two buttons and a table.
+
+    Attributes:
+        results: by method, the last measured.
+        widget: what is shown.
+    """
+
+    def __init__(self, panel: "Panel") -> None:
+        self.panel, self.bench = panel, panel.bench
+        self.results: dict[str, Found] = {}
+        self.button = ipw.Button(
+            description="Measure retrieval",
+            tooltip="How often the document that a test question names is found, with each method",
+        )
+        self.check = ipw.Button(
+            description="Check documents", tooltip="Whether they are still what the variants of this bench look up"
+        )
+        self.message, self.table = Message(self.bench), ipw.HTML()
+        head = ipw.HBox([self.button, self.check])
+        head.add_class("wb-footer")
+        self.widget = ipw.VBox([head, self.message, self.table])
+        self.widget.add_class("wb-section")
+        self.button.on_click(lambda _: self.measure())
+        self.check.on_click(lambda _: self.find_changes())
+
+    @staticmethod
+    def fits(kind: type[Step]) -> bool:
+        """Whether a step looks documents up."""
+        return issubclass(kind, Retrieve)
+
+    def follow(self, step: Step | None, variant: Variant | None) -> None:
+        """Nothing: it measures when it is asked to."""
+
+    @property
+    def static(self) -> str:
+        """What was measured, for a page without a kernel."""
+        return self.table.value
+
+    def measure(self) -> None:
+        """Queue the three measurements."""
+        with self.message.refusals():
+            step, variant, task = self.panel.step, self.bench[self.panel.target.value], self.bench.task
+            if not isinstance(task, Task):
+                raise InvalidInput("There are no questions to measure with: make the bench with Bench(base, task).")
+
+            def work(progress: Progress) -> None:
+                by_words = isinstance(step, Retrieve) and step.method == "bm25"  # its index has no vectors
+                methods: tuple[Method, ...] = ("bm25",) if by_words else METHODS
+                made = variant.apply(step, task, progress)
+                lookup = made.stages[-1]
+                assert isinstance(lookup, Lookup)
+                store = lookup.store()
+                self.results = {method: find(store, task.test, method, progress) for method in methods}
+                with self.bench.lock:
+                    self.table.value = text.found(self.results.values())
+
+            self.message.submit("Measuring retrieval", work, "Measured on the test questions that name their document.")
+
+    def find_changes(self) -> None:
+        """Queue a look at the documents of every variant."""
+        with self.message.refusals():
+            self.message.submit("Checking documents", lambda _: self._changes())
+
+    def _changes(self) -> str:
+        said = [
+            _difference(name, stage)
+            for name, variant in self.bench.variants.items()
+            for stage in variant.stages
+            if isinstance(stage, Lookup)
+        ]
+        if not said:
+            raise InvalidInput("No variant looks anything up yet: Apply makes one.")
+        return " ".join(said)
+
+
+def _difference(name: str, lookup: Lookup) -> str:
+    changed = lookup.stale()
+    if not changed:
+        return f"'{name}': its documents are as they were indexed."
+    named = ", ".join(changed[:NAMED]) + (", ..." if changed[NAMED:] else "")
+    return f"'{name}': {len(changed)} of its documents changed since they were indexed ({named}): apply Retrieve again."
