@@ -70,7 +70,7 @@ def measured(name: str) -> dict:
     curve = wb.curve(tuned)
     scores, answers = {}, {}
     for each in (base, tuned):
-        answers[each.name] = generate_answers(each, task, task.test)
+        answers[each.name] = [said.text.strip() for said in generate_answers(each, task, task.test)]
         scores[each.name] = [task.score(*pair) for pair in zip(task.test, answers[each.name], strict=True)]
     gain = paired_difference(scores[tuned.name], scores[base.name], "score")
     return {
