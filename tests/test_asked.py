@@ -162,7 +162,10 @@ def test_passages_are_shown_and_measured(base: wb.Variant, tmp_path: Path) -> No
         assert recall.results["hybrid"].reciprocal_rank.value == 1.0
         assert "<td>bm25</td>" in recall.table.value
         assert "Reciprocal rank" in html(bench)
+        shown = asked.prompt.value
         panel.apply()
+        assert bench.wait(TIMEOUT)
+        assert asked.prompt.value == shown, "a new variant on the list hides nothing"
         recall.check.click()
         assert bench.wait(TIMEOUT)
         assert "its documents are as they were indexed" in recall.message.value

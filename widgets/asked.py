@@ -45,6 +45,7 @@ class Asked:
         self.past: list[Step] = []
         self.future: list[Step] = []
         self._now: Step | None = None
+        self._asked: tuple[Step, str, str] | None = None
         self._changed = 0.0
         self._moving = False
         self._tried: tuple[str, Step, list[Generation]] | None = None
@@ -102,6 +103,10 @@ class Asked:
             self._remember(self._now)
         self._now = step
         self._arrows()
+        asked = (step, variant.name, self.question.value)
+        if asked == self._asked:  # the list of variants has changed, nothing else
+            return
+        self._asked = asked
         if step.instant and all(isinstance(each, RequestStep) and each.instant for each in variant.stages):
             self.bench.compute(self, lambda: self._show_live(variant, step))
         else:
