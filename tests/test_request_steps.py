@@ -80,7 +80,9 @@ def test_too_few_examples_are_refused(base: wb.Variant, tiny_task: wb.Task) -> N
 def test_thoughts_are_left_out() -> None:
     step = prompt.ChainOfThought()
     assert finished(step, "2 and 2. Answer: 3? No.\nAnswer: 4\n\nFor 4 it is.", "four") == ["4", "four"]
-    assert step.finish([said("four")])[0].notes == ("No 'Answer:' was written: the whole text is the answer.",)
+    for text in ("four", "four\nAnswer:"):
+        note = "Nothing was written after 'Answer:': the whole text is the answer."
+        assert step.finish([said(text)])[0].notes == (note,)
     assert step.finish([said("Answer: 4")])[0].said == "Answer: 4"
 
 
@@ -191,7 +193,7 @@ def test_repeats_and_boilerplate_go(base: wb.Variant) -> None:
     child = base.apply(context.Filter())
     text = "The boat has twelve seats. Click here for news! The boat has twelve seats. Rain.\n\nSeats?"
     assert child.rewritten(text).question == "The boat has twelve seats. Rain.\n\nSeats?"
-    policy = "The privacy policy allows refunds. Rain.\n\nWhat does it allow?"
+    policy = "The privacy policy allows refunds. New staff sign up for a pension.\n\nWhat does it allow?"
     assert child.rewritten(policy).question == policy
 
 
@@ -276,6 +278,10 @@ def test_stopping_stops_decoding(base: wb.Variant) -> None:
     [
         ("json", 'Sure: {"a": {"b": 1}} ok', '{"a": {"b": 1}}'),
         ("number", "2 and 2 make 4,000.", "4,000"),
+        ("number", "In 1999, I think.", "1999"),
+        ("number", "between 3-5", "5"),
+        ("number", "it is -5.5", "-5.5"),
+        ("sentence", "Dr. Hale keeps the keys. Ask her.", "Dr. Hale keeps the keys."),
         ("line", "\n first \nsecond", "first"),
         ("sentence", "It is. So there.", "It is."),
         ("code", "Look:\n```python\nx = 1\n```\nfine", "x = 1"),

@@ -332,6 +332,7 @@ def test_what_an_answer_cites_is_checked(base: wb.Variant, folder: Path) -> None
     shown = (Passage("boats.md", ""),)
     for text, note in {
         "Twelve [boats.md].": "Retrieve: the answer cites boats.md.",
+        "Twelve [boats.md, boats.md].": "Retrieve: the answer cites boats.md.",
         "Twelve.": "Retrieve: the answer cites no document.",
         "Twelve [bees.md].": "Retrieve: the answer cites [bees.md], which it was not shown.",
     }.items():

@@ -43,7 +43,7 @@ def test_what_scores_best_is_kept(base: wb.Variant, tiny_task: wb.Task, asked: l
     assert len(judged) == 4
     assert judged <= {each.prompt for each in tiny_task.train}, "no other split is looked at before"
     assert not judged & {each.content.removeprefix("Magic: ") for each in shots}, "no example judges itself"
-    assert child.notes[0].endswith("+1.000 [+1.000, +1.000] on 4 test examples, which it did not look at.")
+    assert child.notes[0].endswith("+1.000 [+1.000, +1.000] on 4 test examples not looked at before.")
     assert base.apply(step, tiny_task).encode("Rain?") == child.encode("Rain?"), "seeded"
 
 

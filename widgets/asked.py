@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 
@@ -29,7 +29,6 @@ NEW_TOKENS = 64  # of the answer to a typed question
 TIMED = 6  # examples answered one at a time, for their times
 TOGETHER = 1.0  # seconds within which changes of the settings are undone together
 MOST_PAST = 100  # settings that can be gone back to
-Look = Callable[[Variant, Step, Progress], str]
 
 
 class Asked:
@@ -79,10 +78,10 @@ class Asked:
         self.widget.add_class("wb-section")
         self.undo.on_click(lambda _: self._move(self.past, self.future))
         self.redo.on_click(lambda _: self._move(self.future, self.past))
-        self.show.on_click(lambda _: self._submit("Prompt", self._show))
-        self.answer.on_click(lambda _: self._submit("Answer", self._answer))
-        self.trial.on_click(lambda _: self._submit("Trial", self._try))
-        self.score.on_click(lambda _: self._submit("Score", self._score))
+        self.show.on_click(lambda _: self._submit("Prompt", self._show, self._request))
+        self.answer.on_click(lambda _: self._submit("Answer", self._answer, self._request))
+        self.trial.on_click(lambda _: self._submit("Trial", self._try, lambda: TRIED))
+        self.score.on_click(lambda _: self._submit("Score", self._score, lambda: self.count.value))
         self.question.observe(lambda _: self.follow(*panel.settings), "value")
 
     @staticmethod
@@ -135,11 +134,14 @@ class Asked:
     def _arrows(self) -> None:
         self.undo.disabled, self.redo.disabled = not self.past, not self.future
 
-    def _submit(self, label: str, look: Look) -> None:
+    def _submit(self, label: str, look: Callable[..., str], read: Callable[[], Any]) -> None:
+        """Queue a look at the settings and at what is read now: the question, or a number of examples."""
         with self.message.refusals():
-            step, variant = self.panel.step, self.bench[self.panel.target.value]
+            step, variant, given = self.panel.step, self.bench[self.panel.target.value], read()
             title = f"{label}: {step.label} on {variant.name}"
-            self.message.submit(title, lambda progress: look(variant, step, progress))
+            self.message.submit(
+                title, lambda progress: look(variant, step, given, progress), key=f"{title}{step!r}{given}"
+            )
 
     def _request(self) -> Request:
         """The typed question, asked as the task asks."""
@@ -149,10 +151,9 @@ class Asked:
         known = next((each for each in task.test if each.prompt == typed), None)
         return Request.example(task, known) if known else Request.of(typed).but(instruction=task.instruction)
 
-    def _show(self, variant: Variant, step: Step, progress: Progress) -> str:
+    def _show(self, variant: Variant, step: Step, asked: Request, progress: Progress) -> str:
         after = variant.apply(step, self.bench.task, progress)
-        before = variant.rewritten(self._request())
-        request = after.rewritten(self._request())
+        before, request = variant.rewritten(asked), after.rewritten(asked)
         shown = reading.prompt(after.tokenizer, after.tokens(request), len(variant.tokens(before)))
         shown += reading.passages(request)
         if isinstance(step, Shortening):
@@ -164,12 +165,12 @@ class Asked:
 
     def _show_live(self, variant: Variant, step: Step) -> None:
         try:
-            self._show(variant, step, Progress())
+            self._show(variant, step, self._request(), Progress())
         except WorkbenchError as error:
             self.prompt.value = text.message(str(error), "error")
 
-    def _answer(self, variant: Variant, step: Step, progress: Progress) -> str:
-        after, asked = variant.apply(step, self.bench.task, progress), self._request()
+    def _answer(self, variant: Variant, step: Step, asked: Request, progress: Progress) -> str:
+        after = variant.apply(step, self.bench.task, progress)
         said = []
         for each in (variant, after):
             for piece in each.stream(asked, max_new_tokens=NEW_TOKENS):
@@ -179,9 +180,9 @@ class Asked:
             self.answers.value = reading.answers(asked.query, {"Before": said[0], "With these settings": said[1]})
         return ""
 
-    def _try(self, variant: Variant, step: Step, progress: Progress) -> str:
+    def _try(self, variant: Variant, step: Step, count: int, progress: Progress) -> str:
         task = self._task()
-        examples = (task.calibration or task.test)[:TRIED]
+        examples = (task.calibration or task.test)[:count]
         after = variant.apply(step, task, progress)
         said = {"Before": generate_answers(variant, task, examples, progress)}
         if self._tried and self._tried[0] == variant.name and self._tried[1] != step:
@@ -192,10 +193,10 @@ class Asked:
             self.answers.value = reading.side_by_side(task, examples, said)
         return ""
 
-    def _score(self, variant: Variant, step: Step, progress: Progress) -> str:
+    def _score(self, variant: Variant, step: Step, count: int, progress: Progress) -> str:
         task = self._task()
         after = variant.apply(step, task, progress)
-        before, now = (scored(each, task, self.count.value, progress).scores for each in (variant, after))
+        before, now = (scored(each, task, count, progress).scores for each in (variant, after))
         said = [
             f"Score {mean(now, 'score').value:.3f}, {mean(before, 'score').value:.3f} before: {_gain(now, before)}, on "
             f"{len(now)} test examples."

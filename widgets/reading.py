@@ -30,6 +30,7 @@ def prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], before: int) 
     for number, token in enumerate(shown):
         if token is None:
             spans.append(f"<b> ... {len(ids) - 2 * half} tokens left out ... </b>")
+            held = []
             continue
         held.append(token)
         piece = str(tokenizer.decode(held))

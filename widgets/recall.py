@@ -6,7 +6,7 @@ import ipywidgets as ipw
 
 from widgets import text
 from widgets.message import Message
-from workbench.errors import InvalidInput
+from workbench.errors import InvalidInput, WorkbenchError
 from workbench.measure.retrieval import Found, find
 from workbench.progress import Progress
 from workbench.retrieval import Method
@@ -68,7 +68,7 @@ class Recall:
             if not isinstance(task, Task):
                 raise InvalidInput("There are no questions to measure with: make the bench with Bench(base, task).")
 
-            def work(progress: Progress) -> None:
+            def work(progress: Progress) -> str:
                 by_words = isinstance(step, Retrieve) and step.method == "bm25"  # its index has no vectors
                 methods: tuple[Method, ...] = ("bm25",) if by_words else METHODS
                 made = variant.apply(step, task, progress)
@@ -78,8 +78,10 @@ class Recall:
                 self.results = {method: find(store, task.test, method, progress) for method in methods}
                 with self.bench.lock:
                     self.table.value = text.found(self.results.values())
+                count = next(iter(self.results.values())).reciprocal_rank.n
+                return f"Measured on the {count} of {len(task.test)} test questions that name an indexed document."
 
-            self.message.submit("Measuring retrieval", work, "Measured on the test questions that name their document.")
+            self.message.submit("Measuring retrieval", work)
 
     def find_changes(self) -> None:
         """Queue a look at the documents of every variant."""
@@ -99,7 +101,10 @@ class Recall:
 
 
 def _difference(name: str, lookup: Lookup) -> str:
-    changed = lookup.stale()
+    try:
+        changed = lookup.stale()
+    except WorkbenchError as error:
+        return f"'{name}': {error}"
     if not changed:
         return f"'{name}': its documents are as they were indexed."
     named = ", ".join(changed[:NAMED]) + (", ..." if changed[NAMED:] else "")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+NUMBER = re.compile(r"(?:(?<!\d)-)?\d(?:,?\d)*(?:\.\d+)?")
 
 
 def normalize(text: str) -> str:

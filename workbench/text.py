@@ -5,7 +5,8 @@ import re
 from itertools import islice
 
 # Possessive, so that a long row of full stops is read once.
-SENTENCE = re.compile(r"(?:(?<![.!?])[.!?]++[\"')\]]*+(?=\s|$)|\n[^\S\n]*+\n)\s*+")
+ABBREVIATED = "".join(rf"(?<!\b{each})" for each in ("Dr", "Mr", "Ms", "Mrs", "St", "Prof", "vs", r"e\.g", r"i\.e"))
+SENTENCE = re.compile(rf"(?:(?<![.!?]){ABBREVIATED}[.!?]++[\"')\]]*+(?=\s|$)|\n[^\S\n]*+\n)\s*+")
 BRACKETS = 20  # of a text that are tried as the beginning of a value
 
 

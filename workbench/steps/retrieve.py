@@ -84,12 +84,18 @@ class Lookup(Stage):
 
     def finish(self, answers: list[Generation]) -> list[Generation]:
         """Each with a note on what it cites, if it was asked to."""
-        return [each.but(notes=(*each.notes, _cited(each))) for each in answers] if self.step.cite else answers
+        return [each.but(notes=(*each.notes, _cited(each))) if self._asked(each) else each for each in answers]
+
+    def _asked(self, answer: Generation) -> bool:
+        """Whether the model was asked to cite."""
+        return self.step.cite and bool(answer.passages)
 
 
 def _cited(answer: Generation) -> str:
     shown = {shown_id(each) for each in answer.passages}
-    named = dict.fromkeys(each.strip() for each in CITED.findall(answer.text))
+    named = dict.fromkeys(
+        each for cited in CITED.findall(answer.text) for each in re.split(r"\s*[,;]\s*", cited.strip())
+    )
     unknown = [each for each in named if each not in shown]
     if not named:
         return "Retrieve: the answer cites no document."

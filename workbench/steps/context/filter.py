@@ -15,8 +15,8 @@ from workbench.variant import Variant
 LONGEST = 120  # characters of a sentence that may be a notice
 # Notices wherever they stand, and what only the words of a menu are.
 BOILERPLATE = re.compile(
-    r"\b(?:all rights reserved|accept (?:all )?cookies|subscribe to (?:our|the)|sign up for|click here"
-    r"|share this|follow us|skip to (?:main )?content|back to top)\b|^©"
+    r"\b(?:all rights reserved|accept (?:all )?cookies|skip to (?:main )?content|back to top)\b"
+    r"|^(?:©|subscribe to (?:our|the)\b|sign up for\b|click here\b|share this\b|follow us\b)"
     r"|^(?:terms of (?:use|service)|privacy policy|read more|log in|contact us)\W*$"
 )
 

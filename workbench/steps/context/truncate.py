@@ -50,7 +50,9 @@ class Truncate(Shortening):
             case "tail":
                 return _tail(ids, tokens, variant)
             case "ends":
-                tokens = max(0, tokens - length(GAP, variant))
+                tokens -= length(GAP, variant)
+                if tokens < 2:  # no room for both
+                    return _head(ids, max(0, tokens), variant)
                 return _head(ids, tokens - tokens // 2, variant) + GAP + _tail(ids, tokens // 2, variant)
         whole, left = "", tokens
         for sentence in sentences(text):

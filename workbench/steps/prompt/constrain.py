@@ -20,7 +20,7 @@ class Constrain(RequestStep):
 
     Whatever does not fit cannot be chosen, so that an answer that comes to its end is valid, however small the model.
     Valid is not right: the form is enforced, the content is the model's. It holds for all that is said, the thoughts of
-    `ChainOfThought` included. Masks cost a little time for every token.
+    `ChainOfThought` included. The masks cost next to no time.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2307.09702"

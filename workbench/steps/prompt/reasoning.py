@@ -45,8 +45,10 @@ class ChainOfThought(RequestStep):
 
     def _extracted(self, answer: Generation) -> Generation:
         _, found, final = answer.text.rpartition(self.marker)
-        if not found:
-            return answer.but(notes=(*answer.notes, f"No '{self.marker}' was written: the whole text is the answer."))
+        if not final.strip() or not found:
+            return answer.but(
+                notes=(*answer.notes, f"Nothing was written after '{self.marker}': the whole text is the answer.")
+            )
         return answer.but(text=final.strip().partition("\n")[0].rstrip())
 
 

@@ -92,11 +92,14 @@ class Search(RequestStep):
             )
             return variant.derive(self, notes=[f"Search: {said}: nothing was changed."])
         before, after = (search.marks(each, task.test[: self.judged]) for each in (None, found))
-        gain = paired_difference(after, before, "score")
-        note = (
-            f"Search: {len(found.pool)} examples, worded {found.wording!r}: {gain.value:+.3f} [{gain.low:+.3f}, "
-            f"{gain.high:+.3f}] on {gain.n} test examples, which it did not look at."
-        )
+        if after:
+            gain = paired_difference(after, before, "score")
+            said = (
+                f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] on {gain.n} test examples not looked at before"
+            )
+        else:
+            said = f"not measured, for a test prompt has more than {self.tokens} tokens"
+        note = f"Search: {len(found.pool)} examples, worded {found.wording!r}: {said}."
         return variant.derive(self, stage=found, notes=[note])
 
 
