@@ -1,6 +1,6 @@
 """What request steps are worth: the score, the tokens, and the time, before and after, on the same examples.
 
-python benchmarks/prompting.py [handbook | xquad | tickets | thinking | shorter | stopping | rambling]
+python benchmarks/prompting.py [handbook | xquad | tickets | thinking | shorter | stopping]
 
 Every part compares variants of the embedded model on one task: the score with its paired interval, the tokens of
 prompts and answers, the times to the first and to the last token of answers given one at a time (interleaved).
@@ -224,13 +224,6 @@ def stopping(base: wb.Variant) -> dict:
     return compared({"never": base} | {name: base.apply(step) for name, step in ways.items()}, task, 80)
 
 
-def rambling(base: wb.Variant) -> dict:
-    """Thoughts that go round in circles, ended where they do."""
-    task = gsm8k()
-    aloud = base.apply(prompt.ChainOfThought(thoughts=160))
-    return compared({"never": aloud, "repeats": aloud.apply(output.Stop(repeats=2, marker="Answer:"))}, task, 40)
-
-
 def _valid(text: str) -> bool:
     import jsonschema
 
@@ -256,7 +249,6 @@ PARTS = {
     "thinking": thinking,
     "shorter": shorter,
     "stopping": stopping,
-    "rambling": rambling,
 }
 
 
