@@ -6,12 +6,11 @@ tickets is the task of this repository (a ticket to a JSON object, exact match).
 (token F1); 400 of its train questions teach, 40 others calibrate, all test questions are scored.
 """
 
-import json
 import random
 import sys
 import time
 
-from common import ROOT, public_data, write_result
+from common import ROOT, public_rows, rounded, write_result
 
 import workbench as wb
 from workbench.estimate import mean, paired_difference
@@ -22,7 +21,7 @@ from workbench.task import Example
 
 def xquad() -> wb.Task:
     """Questions on a paragraph; the answer is a span of it."""
-    paragraphs = {each["id"]: each["text"] for each in _rows("xquad-paragraphs.jsonl")}
+    paragraphs = {each["id"]: each["text"] for each in public_rows("xquad-paragraphs.jsonl")}
 
     def examples(name: str) -> list[Example]:
         return [
@@ -31,7 +30,7 @@ def xquad() -> wb.Task:
                 prompt=f"{paragraphs[each['paragraph']]}\n\n{each['question']}",
                 answer=each["answers"][0],
             )
-            for each in _rows(name)
+            for each in public_rows(name)
         ]
 
     train = examples("xquad-train.jsonl")
@@ -45,10 +44,6 @@ def xquad() -> wb.Task:
         calibration=tuple(train[400:440]),
         test=tuple(examples("xquad-test.jsonl")),
     )
-
-
-def _rows(name: str) -> list[dict]:
-    return [json.loads(line) for line in public_data(name).read_text().splitlines()]
 
 
 TASKS = {
@@ -79,14 +74,10 @@ def measured(name: str) -> dict:
         "tokens_per_second": round(curve.tokens_per_second),
         "validation_loss": [round(each.loss, 4) for each in curve.evaluations],
         "test_examples": len(task.test),
-        "score": {key: _rounded(mean(each, "score")) for key, each in scores.items()},
-        "gain": _rounded(gain),
+        "score": {key: rounded(mean(each, "score")) for key, each in scores.items()},
+        "gain": rounded(gain),
         "first_answers": {key: each[:3] for key, each in answers.items()},
     }
-
-
-def _rounded(found) -> list[float]:
-    return [round(each, 4) for each in (found.value, found.low, found.high)]
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from workbench.device import environment
+from workbench.estimate import Estimate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -23,6 +24,16 @@ def public_data(name: str) -> Path:
     if not path.exists():
         raise SystemExit(f"{name} is not here: set WORKBENCH_DATA to the folder that holds it.")
     return path
+
+
+def public_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a public JSONL file."""
+    return [json.loads(line) for line in public_data(name).read_text().splitlines()]
+
+
+def rounded(found: Estimate, digits: int = 4) -> list[float]:
+    """An estimate and its interval, as they stand in a result."""
+    return [round(each, digits) for each in (found.value, found.low, found.high)]
 
 
 def seconds(work: Callable[[], Any]) -> float:

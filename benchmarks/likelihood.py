@@ -6,13 +6,12 @@ a task whose prompts share a long instruction. Both sides get the batch size tha
     python benchmarks/likelihood.py
 """
 
-import json
 import logging
 import warnings
 from typing import Any
 
 import numpy as np
-from common import gemm_peak, interleaved, public_data, seconds, write_result
+from common import gemm_peak, interleaved, public_data, public_rows, seconds, write_result
 
 import workbench as wb
 from workbench.estimate import paired_ratio
@@ -28,7 +27,7 @@ ROUNDS = 6
 def workloads(base: wb.Variant) -> dict[str, list[Span]]:
     """Spans of each kind of text."""
     text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=16, test=2)
-    rows = [json.loads(line) for line in public_data("piqa-valid-900.jsonl").read_text().splitlines()[:20]]
+    rows = public_rows("piqa-valid-900.jsonl")[:20]
     test = tuple(
         Example(id=f"{i}-{j}", prompt=row["goal"], answer=row[f"sol{j}"]) for i, row in enumerate(rows) for j in (1, 2)
     )

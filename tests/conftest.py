@@ -204,6 +204,17 @@ def tiny_text() -> wb.Text:
     return wb.Text(name="tides", text=TEXT * 4, window=32, calibration=4, test=4)
 
 
+@pytest.fixture
+def bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A bench on a tiny model and task."""
+    from widgets import Bench  # the engine's tests need no ipywidgets
+
+    monkeypatch.chdir(tmp_path)
+    made = Bench(base, tiny_task)
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="session")
 def smollm() -> wb.Variant:
     """The embedded model in float32; shared, so no test may close it."""

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 
@@ -18,14 +17,6 @@ from workbench.request import Passage, Request
 from workbench.steps import context, prompt, retrieve
 
 XSS = "<img src=x onerror=alert(1)>"
-
-
-@pytest.fixture
-def bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.chdir(tmp_path)
-    made = Bench(base, tiny_task)
-    yield made
-    made.close()
 
 
 def bare(shown: str) -> str:

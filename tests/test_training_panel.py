@@ -1,10 +1,7 @@
 """A training in its panel, without a browser: curves, pause, an early end, cancel."""
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from test_widgets import TIMEOUT, html
 
 import widgets
@@ -14,14 +11,6 @@ from widgets.training import Training
 from workbench.steps import finetune
 
 LONG = finetune.LoRA(epochs=100.0, batch_size=4, learning_rate=1e-3)
-
-
-@pytest.fixture
-def bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.chdir(tmp_path)
-    made = Bench(base, tiny_task)
-    yield made
-    made.close()
 
 
 def started(bench: Bench, step: finetune.LoRA) -> tuple[Training, threading.Event]:

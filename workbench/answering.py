@@ -73,8 +73,9 @@ class Row:
             each.take(token)
         if chance is not None:
             self.chances.append(chance)
+            text = self._variant.decode(self.tokens)
             for stage in self._stages:
-                if found := stage.enough(self._variant.decode(self.tokens), self.chances):
+                if found := stage.enough(text, self.chances):
                     self.kept, self.reason = found
                     return
         if self.guides and all(each.stopped for each in self.guides):

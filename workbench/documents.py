@@ -133,17 +133,25 @@ def _read_rows(text: str, name: str, library: Library) -> None:
             library.refused.append(f"{name}, line {number}: no JSON object with a text")
 
 
-def _read_dataset(source: str, library: Library) -> None:
+def hub_dataset(source: str) -> Any:
+    """A data set of the hub, by split.
+
+    Raises:
+        NotAvailable: the hub has none of that id, or cannot be reached.
+    """
     import datasets
 
     try:
-        loaded = datasets.load_dataset(source)
+        return datasets.load_dataset(source)
     except Exception as error:  # the library raises a dozen unrelated types for "cannot get it"
         raise NotAvailable(
-            f"There is no file or folder '{source}', and it could not be loaded as a data set "
-            f"({first_line(error, 160)}): check the path, or the id and the network."
+            f"There is no file or folder '{source}', and it could not be loaded as a data set ({first_line(error)}): "
+            "check the path, or the id and the network."
         ) from None
-    for split, rows in loaded.items():
+
+
+def _read_dataset(source: str, library: Library) -> None:
+    for split, rows in hub_dataset(source).items():
         for number, row in enumerate(rows):
             if not _add_row(row, f"{split}:{number}", library):
                 library.refused.append(f"{split}:{number}: no text in {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}")

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import InvalidInput, NotAvailable, first_line
+from workbench.documents import hub_dataset
+from workbench.errors import InvalidInput, first_line
 from workbench.storage import is_kind
 from workbench.task import SPLITS, Example, Task, Text
 
@@ -140,15 +141,7 @@ READERS = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
 
 
 def _hub_splits(source: str, columns: Mapping[str, str] | None) -> dict[str, tuple[Example, ...]]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(source)
-    except Exception as error:  # the library raises a dozen unrelated types for "cannot get it"
-        raise NotAvailable(
-            f"There is no file or folder '{source}', and it could not be loaded as a data set ({_reason(error)}): "
-            "check the path, or the id and the network."
-        ) from None
+    loaded = hub_dataset(source)
     names = {"train": "train", "validation": "calibration", "test": "test"}
     splits = {names[k]: _examples(enumerate(v, 1), f"{source}/{k}", columns) for k, v in loaded.items() if k in names}
     if "test" in splits:

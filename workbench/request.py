@@ -69,8 +69,7 @@ class Request:
     @classmethod
     def example(cls, task: Task, example: Example) -> "Request":
         """What an example of a task asks."""
-        context = (Passage(example.document or "context", example.context),) if example.context else ()
-        return cls.of(example.prompt).but(instruction=task.instruction, passages=context)
+        return cls.of(example.prompt).but(instruction=task.instruction, passages=passages_of(example))
 
     @property
     def question(self) -> str:
@@ -116,6 +115,11 @@ class Request:
         """
         parts = [self.instruction, "\n".join(map(slot, self.passages)), self.question]
         return self.asking(BREAK.join(filter(None, parts))).messages
+
+
+def passages_of(example: Example) -> tuple[Passage, ...]:
+    """The text that goes with an example, if there is one."""
+    return (Passage(example.document or "context", example.context),) if example.context else ()
 
 
 def slot(passage: Passage) -> str:

@@ -10,7 +10,7 @@ from workbench.embedding import Vectors, encoder, spread
 from workbench.errors import InvalidInput
 from workbench.progress import Progress
 from workbench.prompting import Message
-from workbench.request import Passage, Request
+from workbench.request import Request, passages_of
 from workbench.stage import RequestStep, Stage
 from workbench.steps.prompt.wording import SLOT
 from workbench.task import Example, Task, Text
@@ -49,9 +49,8 @@ class Shots(Stage):
         """Examples, then what was said before, then the question."""
         shots: list[Message] = []
         for each in self.chosen(request.query):
-            context = (Passage(each.document or "context", each.context),) if each.context else ()
             asked = Request.of(self.wording.replace(SLOT, each.prompt))
-            shown = asked.but(passages=context, instruction="" if shots else self.instruction).written()[-1]
+            shown = asked.but(passages=passages_of(each), instruction="" if shots else self.instruction).written()[-1]
             shots += [shown, Message(role="assistant", content=each.answer)]
         worded = request.asking(self.wording.replace(SLOT, request.question))
         system = tuple(each for each in worded.messages if each.role == "system")
