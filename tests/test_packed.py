@@ -152,10 +152,25 @@ def test_int8_dynamic_is_a_plain_rounding_of_rows() -> None:
         rounded = (x / scale).round()
         assert rounded.abs().max() <= 127
         wanted = (rounded @ layer.weight.float().T) * scale * layer.scale  # integers below 2^24: exact in float32
-        assert torch.allclose(layer(x), wanted, rtol=1e-5, atol=0)
+        # Where integer products overflow they are taken in floating point, and few rows come back in bfloat16.
+        assert torch.allclose(layer(x), wanted, rtol=1e-5 if int8.exact_int8_products() else 2**-7, atol=0)
+
+
+def test_int8_dynamic_needs_no_integer_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = packed.Int8DynamicLinear.pack(random_weight(96, 128), None)
+    most = torch.full((1, 128), 3.0)  # sums that overflow 16 bits on CPUs which add in them
+    extreme = packed.Int8DynamicLinear.pack(torch.ones(96, 128), None)
+    monkeypatch.setattr(int8, "exact_int8_products", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", None)
+    for rows in (1, 16, 17, 100):
+        x = random_weight(rows, 128, 1)
+        assert error(layer(x), F.linear(x, layer.dequantize())) < CLOSE["int8 dynamic"]
+        assert error(extreme(most.expand(rows, -1)), torch.full((rows, 96), 384.0)) < CLOSE["int8 dynamic"]
 
 
 def test_int8_activations_in_two_parts_are_good_to_sixteen_bits() -> None:
+    if not int8.exact_int8_products():
+        pytest.skip("never asked for here: this CPU adds products of int8 numbers in 16 bits")
     weight = packed.Int8Linear.pack(random_weight(96, 128), None).weight
     for rows in (1, 5, 100):
         x = random_weight(rows, 128, 1) * torch.logspace(-3, 3, rows)[:, None]
@@ -174,7 +189,8 @@ def test_an_output_head_is_multiplied_more_exactly(monkeypatch: pytest.MonkeyPat
     head = packed.Int8Linear.pack(random_weight(2048, 64), None)
     for rows in (1, 20, 100):
         x = random_weight(rows, 64, 1)
-        assert (error(head(x), F.linear(x, head.dequantize())) < 1e-4) is exact
+        off = error(head(x), F.linear(x, head.dequantize()))
+        assert off < (1e-4 if exact else CLOSE["int8"])  # without, it may be exact as well: that is the kernel's
 
 
 def test_int8_embedding_reads_rows() -> None:

@@ -43,6 +43,10 @@ class Int8Linear(PackedLinear):
         wide = self.out_features >= WIDE * self.in_features
         if (wide or rows.shape[0] in SPLIT_ROWS) and exact_int8_products():
             return split_product(rows, self.weight).mul_(self.scale)
+        return self._in_floats(rows)
+
+    def _in_floats(self, rows: Tensor) -> Tensor:
+        """``rows (n, in) -> (n, out)`` on a CPU, the integers widened; few rows are multiplied straight from them."""
         if rows.shape[0] <= FEW_ROWS and self.in_features % KERNEL_COLUMNS == 0:
             ones = self.scale.to(torch.bfloat16)
             return torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, ones)
@@ -51,13 +55,18 @@ class Int8Linear(PackedLinear):
 
 
 class Int8DynamicLinear(Int8Linear):
-    """Int8 weights and int8 activations, the activation's scale taken from each token as it comes (W8A8)."""
+    """Int8 weights and int8 activations, the activation's scale taken from each token as it comes (W8A8).
+
+    Where a CPU's integer products overflow, the same integers are multiplied in floating point.
+    """
 
     def multiply(self, rows: Tensor) -> Tensor:
         peak = rows.abs().amax(dim=-1, keepdim=True).float().clamp_(min=1e-12)
         scale = peak.div_(127)
-        quantized = rows.float().div(scale).round_().to(torch.int8)
-        return _int8_product(quantized, self.weight).float().mul_(scale).mul_(self.scale)
+        rounded = rows.float().div(scale).round_()
+        if rows.device.type == "cpu" and not exact_int8_products():
+            return self._in_floats(rounded).float().mul_(scale)
+        return _int8_product(rounded.to(torch.int8), self.weight).float().mul_(scale).mul_(self.scale)
 
 
 class Int8Embedding(Packed):
