@@ -16,9 +16,7 @@ lab: $(VENV)/model-ready ## set up on first use, then open JupyterLab on the qui
 	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(LAB_FLAGS)
 
 test: $(VENV)/model-ready ## set up on first use, find or install a browser, then run the tests
-	@browser=$$($(BIN)/python scripts/browser.py) && export WORKBENCH_CHROMIUM=$$browser && \
-	{ $(BIN)/python -m pytest -n auto -m "not model and not browser" $(PYTEST_FLAGS) || test $$? = 5; } && \
-	{ OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup -m "model or browser" $(PYTEST_FLAGS) || test $$? = 5; }
+	@browser=$$($(BIN)/python scripts/browser.py) && WORKBENCH_CHROMIUM=$$browser $(BIN)/python scripts/run_tests.py $(PYTEST_FLAGS)
 
 check: $(VENV)/ready ## lint, formatting, types, import rules
 	$(BIN)/ruff check
