@@ -29,8 +29,8 @@ demo: $(VENV)/model-ready ## run the quickstart notebook into out/quickstart.htm
 	  --output quickstart notebooks/00_quickstart.ipynb
 	$(BIN)/jupyter nbconvert --to html --config scripts/static_html.py out/quickstart.ipynb
 
-readme: $(VENV)/ready ## write the step table into README.md
-	$(BIN)/python scripts/step_table.py --write
+readme: $(VENV)/ready ## write the step table and the tree into README.md
+	$(BIN)/python scripts/readme.py --write
 
 clean: ## remove what was built, except .venv and what you saved
 	rm -rf out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -13,10 +13,10 @@ import time
 from common import ROOT, public_rows, rounded, write_result
 
 import workbench as wb
-from workbench.estimate import mean, paired_difference
-from workbench.measure.answers import generate_answers
+from workbench.core.estimate import mean, paired_difference
+from workbench.measurement.scores import generate_answers
 from workbench.steps import finetune
-from workbench.task import Example
+from workbench.tasks.task import Example
 
 
 def xquad() -> wb.Task:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from workbench.device import environment
-from workbench.estimate import Estimate
+from workbench.core.device import environment
+from workbench.core.estimate import Estimate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -9,7 +9,7 @@ import warnings
 from common import read_bandwidth, write_result
 
 import workbench as wb
-from workbench import units
+from workbench.measurement import scales
 from workbench.steps import quantize
 
 STEPS = [
@@ -37,7 +37,7 @@ def main() -> None:
     rows = {}
     for run in result.runs:
         rows[run.variant] = {
-            metric: units.text(metric, run[metric])
+            metric: scales.text(metric, run[metric])
             for metric in ("inter_token_latency", "ttft", "weight_bytes", "perplexity", "same_top_token")
             if metric in run.estimates
         } | {

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from common import public_data, write_result
 
 import workbench as wb
-from workbench import sharing
-from workbench.divergence import forward_kl
-from workbench.estimate import paired_ratio
-from workbench.loss import Lesson, _HeadLoss
-from workbench.measure.memory import Held
+from workbench.core.estimate import paired_ratio
+from workbench.measurement.memory import Held
+from workbench.models import sharing
 from workbench.steps import distil, prune
+from workbench.training.divergence import forward_kl
+from workbench.training.loss import Lesson, _HeadLoss
 
 STEPS, ROUNDS, TOKENS = 2, 4, 2048
 

@@ -15,12 +15,12 @@ import time
 from common import ROOT, public_data, seconds, write_result
 
 import workbench as wb
-from workbench.estimate import paired_difference
-from workbench.measure.likelihood import likelihoods, task_spans
-from workbench.progress import Progress
+from workbench.core.estimate import paired_difference
+from workbench.core.files import cache_folder
+from workbench.core.progress import Progress
+from workbench.measurement.likelihood import likelihoods, task_spans
 from workbench.steps import distil, finetune, prune
-from workbench.storage import cache_folder
-from workbench.training import TrainingStep
+from workbench.training.step import TrainingStep
 
 BUDGET = float(sys.argv[1]) if len(sys.argv) > 1 else 180.0
 WINDOW = 512

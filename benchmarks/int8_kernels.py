@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from common import interleaved, write_result
 from torch import Tensor
 
-from workbench.packed import Int8DynamicLinear, Int8Linear
+from workbench.models.packed import Int8DynamicLinear, Int8Linear
 
 SHAPES = [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
 LAYERS, ROUNDS = 30, 8

@@ -14,10 +14,10 @@ import numpy as np
 from common import gemm_peak, interleaved, public_data, public_rows, seconds, write_result
 
 import workbench as wb
-from workbench.estimate import paired_ratio
-from workbench.measure import likelihood
-from workbench.measure.likelihood import Span
-from workbench.task import Example, Task
+from workbench.core.estimate import paired_ratio
+from workbench.measurement import likelihood
+from workbench.runtime.reader import Span
+from workbench.tasks.task import Example, Task
 
 HFLM_BATCHES = (4, 8)
 OUR_BATCHES = (1024, 2048)

@@ -9,8 +9,8 @@ import time
 from common import write_result
 
 import workbench as wb
-from workbench import calibration
-from workbench.preview import preview
+from workbench.analysis.preview import preview
+from workbench.layers import calibration
 from workbench.steps import prune, quantize
 
 MOVES = {

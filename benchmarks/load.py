@@ -10,8 +10,8 @@ import numpy as np
 from common import interleaved, write_result
 
 import workbench as wb
-from workbench.estimate import paired_ratio
-from workbench.model import default_folder
+from workbench.core.estimate import paired_ratio
+from workbench.models.loading import default_folder
 
 
 def main() -> None:

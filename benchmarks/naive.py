@@ -18,8 +18,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 import workbench as wb
-from workbench.prompting import encode_text, render
-from workbench.request import Request
+from workbench.answering.request import Request
+from workbench.models.tokens import encode_text, render
 from workbench.steps import quantize
 
 EXAMPLES, ROUNDS, NEW_TOKENS, BATCH = 16, 8, 16, 8

@@ -16,15 +16,15 @@ from adapting import xquad
 from common import ROOT, public_data, public_rows, rounded, write_result
 
 import workbench as wb
-from workbench.documents import read_documents
-from workbench.estimate import mean, median, paired_difference, paired_ratio
-from workbench.measure.answers import scored
-from workbench.measure.latency import answer_interleaved, time_request
-from workbench.measure.retrieval import find
-from workbench.progress import Progress
-from workbench.request import Generation, Request
+from workbench.answering.request import Generation, Request
+from workbench.core.estimate import mean, median, paired_difference, paired_ratio
+from workbench.core.progress import Progress
+from workbench.measurement.latency import answer_interleaved, time_request
+from workbench.measurement.scores import scored
+from workbench.retrieval.documents import read_documents
+from workbench.retrieval.recall import find
 from workbench.steps import context, output, prompt, retrieve
-from workbench.task import Example
+from workbench.tasks.task import Example
 
 ROUNDS, TIMED = 8, 8
 SCHEMA = {

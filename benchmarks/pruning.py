@@ -20,10 +20,10 @@ from common import RESULTS, public_data, write_result
 from torch import nn
 
 import workbench as wb
-from workbench import activations
-from workbench.measure.likelihood import likelihoods, task_spans
-from workbench.packed import dense_weight, linear_layers
-from workbench.progress import Progress
+from workbench.core.progress import Progress
+from workbench.layers import activations
+from workbench.measurement.likelihood import likelihoods, task_spans
+from workbench.models.packed import dense_weight, linear_layers
 from workbench.steps import prune
 from workbench.variant import Variant
 

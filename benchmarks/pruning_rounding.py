@@ -18,8 +18,8 @@ from common import public_data, write_result
 from torch import Tensor
 
 import workbench as wb
-from workbench import activations
-from workbench.progress import Progress
+from workbench.core.progress import Progress
+from workbench.layers import activations
 from workbench.steps import prune
 
 NUDGES = 3  # the first is none

@@ -13,11 +13,11 @@ from common import public_data, write_result
 from pruning import calibration_forward
 
 import workbench as wb
-from workbench import calibration
-from workbench.estimate import ratio_of_sums
-from workbench.measure.likelihood import likelihoods, task_spans
-from workbench.measure.memory import bits_per_weight
-from workbench.packed import PackedLinear
+from workbench.core.estimate import ratio_of_sums
+from workbench.layers import calibration
+from workbench.measurement.likelihood import likelihoods, task_spans
+from workbench.measurement.memory import bits_per_weight
+from workbench.models.packed import PackedLinear
 from workbench.step import Step
 from workbench.steps import quantize
 

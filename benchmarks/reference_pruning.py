@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import workbench as wb
-from workbench.device import environment
+from workbench.core.device import environment
 
 METHODS = ("magnitude", "wanda", "sparsegpt")
 PATTERNS = {"unstructured": (0, 0), "2:4": (2, 4)}

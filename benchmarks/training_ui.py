@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import ROOT, write_result
 
-from workbench.estimate import paired_ratio
+from workbench.core.estimate import paired_ratio
 
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 import browser as chromium  # noqa: E402

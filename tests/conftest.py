@@ -138,7 +138,7 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexes of documents are gone after the test."""
-    monkeypatch.setattr("workbench.index.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("workbench.retrieval.index.cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture(scope="session")
@@ -177,7 +177,7 @@ def base(load_tiny: Callable[[str], wb.Variant]) -> wb.Variant:
 @pytest.fixture
 def tiny_task(tmp_path: Path) -> wb.Task:
     """Eight examples a split, of the kind that a 400-token vocabulary can spell, and a document about them."""
-    from workbench.task import Example
+    from workbench.tasks.task import Example
 
     def split(name: str) -> tuple[Example, ...]:
         return tuple(
@@ -205,12 +205,21 @@ def tiny_text() -> wb.Text:
 
 
 @pytest.fixture
-def bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bench on a tiny model and task."""
+def bench_task(tiny_task: wb.Task) -> wb.Task | wb.Text:
+    """What the bench is about; a module that wants a text overrides it."""
+    return tiny_task
+
+
+@pytest.fixture
+def bench(
+    base: wb.Variant, bench_task: wb.Task | wb.Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """A bench on a tiny model."""
     from widgets import Bench  # the engine's tests need no ipywidgets
 
     monkeypatch.chdir(tmp_path)
-    made = Bench(base, tiny_task)
+    made = Bench(base, bench_task)
+    assert made.wait(60)
     yield made
     made.close()
 

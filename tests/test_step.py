@@ -5,8 +5,8 @@ import json
 import pytest
 
 from workbench import Recipe, Step
-from workbench.errors import InvalidInput
-from workbench.step import step_from_json
+from workbench.core.errors import InvalidInput
+from workbench.recipe import step_from_json
 from workbench.steps import families, prompt, quantize
 
 EVERY = [step for steps in families().values() for step in steps]

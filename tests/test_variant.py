@@ -8,10 +8,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import workbench as wb
-from workbench import sharing
-from workbench.errors import Closed, InvalidInput, WorkbenchError
+from workbench.answering.request import Request
+from workbench.core.errors import Closed, InvalidInput, WorkbenchError
+from workbench.models import sharing
 from workbench.steps import prompt, quantize
-from workbench.variant import Request
+from workbench.variant import live
 
 QUESTION = "What is a lobster?"
 
@@ -229,14 +230,55 @@ def test_owned_bytes_are_those_that_no_older_variant_holds(base: wb.Variant) -> 
 
 def test_what_a_dropped_variant_held_is_owned_by_the_next(base: wb.Variant) -> None:
     child = base.apply(prompt.System(text="Hm."))
-    elder = base.renamed("elder")
+    other = base.apply(prompt.System(text="Ha."))
     total = base.total_bytes
-    assert (base.owned_bytes, child.owned_bytes, elder.owned_bytes) == (total, 0, 0)
+    assert (base.owned_bytes, child.owned_bytes, other.owned_bytes) == (total, 0, 0)
     base.close()
-    assert (child.owned_bytes, elder.owned_bytes) == (total, 0)
+    assert (child.owned_bytes, other.owned_bytes) == (total, 0)
     del child
     gc.collect()
-    assert elder.owned_bytes == total
+    assert other.owned_bytes == total
+
+
+def test_identity_and_lineage_survive_a_new_name(base: wb.Variant) -> None:
+    child = base.apply(quantize.Int8())
+    owned = base.owned_bytes, child.owned_bytes
+    elder = base.renamed("elder")
+    assert elder == base
+    assert elder is not base
+    assert elder != child
+    assert len({elder, base}) == 1
+    assert child.parent is elder
+    assert child.ancestors == (base,)
+    assert (elder.owned_bytes, child.owned_bytes) == (base.owned_bytes, child.owned_bytes) == owned
+    assert [each.name for each in live() if each in (base, child)] == ["elder", child.name]
+    del base
+    gc.collect()
+    assert child.parent is elder
+    grown = child.renamed("grown").apply(prompt.System(text="Hm."))
+    assert [each.name for each in grown.ancestors] == [child.name, "elder"]
+    assert grown.root == child.root == elder.root
+
+
+def test_the_parent_is_known_while_any_name_of_it_is(base: wb.Variant) -> None:
+    child = base.apply(prompt.System(text="Hm."))
+    renamed = base.renamed("other")
+    del renamed
+    gc.collect()
+    assert child.parent is base
+
+
+def test_closing_closes_every_name(base: wb.Variant) -> None:
+    elder = base.renamed("elder")
+    base.close()
+    assert elder.closed
+    with pytest.raises(Closed, match="elder"):
+        elder.generate("Hello")
+
+
+def test_a_misspelt_attribute_is_an_error(base: wb.Variant) -> None:
+    with pytest.raises(AttributeError, match="tokenzier"):
+        base.tokenzier  # noqa: B018
 
 
 def allocated(record: profile) -> int:

@@ -5,16 +5,16 @@ from typing import Any
 
 import ipywidgets as ipw
 
-from widgets import text
-from widgets.chat import Chat
-from widgets.compare import Compare
-from widgets.listing import Listing
 from widgets.panel import Panel
+from widgets.panes.chat import Chat
+from widgets.panes.compare import Compare
+from widgets.panes.listing import Listing
+from widgets.parts import html
+from widgets.parts.style import close_tree, framed
 from widgets.session import Session
-from widgets.style import close_tree, framed
-from workbench.step import Recipe
+from workbench.recipe import Recipe
 from workbench.steps import families
-from workbench.task import Task, Text
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 _last: "weakref.ref[Bench] | None" = None  # running a bench's cell again must not leave the old one behind
@@ -39,7 +39,7 @@ class Bench(Session):
         if _last and (old := _last()):
             old.close()
         super().__init__(base, task)
-        self.status = ipw.HTML(text.status(()))
+        self.status = ipw.HTML(html.status(()))
         self.stop = ipw.Button(
             description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True
         )
@@ -50,7 +50,7 @@ class Bench(Session):
         self.compare = Compare(self)
         self.tabs = ipw.Tab(
             [*(panel.widget for panel in self.family_panels.values()), self.chat.widget, self.compare.widget],
-            titles=[*map(text.family, self.family_panels), "Chat", "Compare"],
+            titles=[*map(html.family, self.family_panels), "Chat", "Compare"],
         )
         self.tabs.add_class("wb-tabs")
         self._open_family = next(iter(self.family_panels))
@@ -79,7 +79,7 @@ class Bench(Session):
             close_tree(self.widget)
 
     def _card(self) -> ipw.Box:
-        head = ipw.HBox([ipw.HTML(text.header(self.base, self.task)), self.status, self.stop])
+        head = ipw.HBox([ipw.HTML(html.header(self.base, self.task)), self.status, self.stop])
         head.add_class("wb-head")
         main = ipw.VBox([self.tabs])
         main.add_class("wb-main")
@@ -99,9 +99,11 @@ class Bench(Session):
 
     def _show_status(self) -> None:
         jobs = self.jobs
-        self.status.value = text.status(jobs)
+        self.status.value = html.status(jobs)
         if self.stop.disabled == bool(jobs):
             self.stop.disabled = not jobs
+        if not jobs:
+            self.listing.show_memory()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = self.widget._repr_mimebundle_(**kwargs)
@@ -109,7 +111,7 @@ class Bench(Session):
         data["text/plain"] = repr(self)
         data["text/html"] = "".join(
             [
-                text.static(self.variants.values(), self.base),
+                html.static(self.variants.values(), self.base),
                 *(panel.static for panel in self.family_panels.values()),
                 self.comparison._repr_html_() if self.comparison else "",
             ]

@@ -5,20 +5,16 @@ from weakref import WeakKeyDictionary, ref
 
 import ipywidgets as ipw
 
-from widgets import text
-from widgets.asked import Asked
-from widgets.blocks import Blocks
-from widgets.changes import Changes
-from widgets.code import Snippet, call
-from widgets.fields import Form
-from widgets.layers import Layers
-from widgets.live import Live
-from widgets.recall import Recall
-from widgets.style import close_tree, framed
-from widgets.training import Training
-from workbench.errors import InvalidInput, WorkbenchError
-from workbench.progress import Progress
-from workbench.step import Recipe, Step
+from widgets.parts import html
+from widgets.parts.code import Snippet, call
+from widgets.parts.fields import Form
+from widgets.parts.style import close_tree, framed
+from widgets.tool import Tool
+from widgets.tools import TOOLS
+from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.progress import Progress
+from workbench.recipe import Recipe
+from workbench.step import Step
 from workbench.steps import families
 from workbench.variant import Variant
 
@@ -26,7 +22,6 @@ if TYPE_CHECKING:
     from widgets.session import Session
 
 MOST_BUTTONS = 6  # methods; a longer list is a drop-down
-TOOLS = (Training, Live, Layers, Blocks, Asked, Recall, Changes)
 
 
 class Panel:
@@ -58,7 +53,7 @@ class Panel:
     def _build(self, steps: list[type[Step]]) -> None:
         few = len(steps) <= MOST_BUTTONS
         self.method = (ipw.ToggleButtons if few else ipw.Dropdown)(
-            options=[(step.__name__ if few else text.summary(step), step) for step in steps],
+            options=[(step.__name__ if few else html.summary(step), step) for step in steps],
             description="Method",
             tooltip="The method to apply",
         )
@@ -71,12 +66,11 @@ class Panel:
             description="Apply", button_style="primary", tooltip="Make a new variant with these settings"
         )
         self.code = Snippet()
-        self.tools = {tool: tool(self) for tool in TOOLS if any(map(tool.fits, steps))}
+        self.tools: dict[type[Tool], Tool] = {tool: tool(self) for tool in TOOLS if any(map(tool.fits, steps))}
         footer = ipw.HBox([self.button, self.forecast])
         footer.add_class("wb-footer")
         knobs = [self.method, self.explanation, self.target, self.form_place]
-        near = [tool.widget for kind, tool in self.tools.items() if kind is Live]
-        below = [tool.widget for kind, tool in self.tools.items() if kind is not Live]
+        near, below = ([each.widget for each in self.tools.values() if each.stands == at] for at in ("near", "below"))
         self.widget = ipw.VBox([*knobs, *near, footer, self.message, self.code, *below])
         self.widget.add_class("wb-panel")
         self.method.observe(lambda _: self._show_method(), "value")
@@ -84,9 +78,19 @@ class Panel:
         self.button.on_click(lambda _: self.apply())
 
     @property
+    def kind(self) -> type[Step]:
+        """The method that is chosen."""
+        return self.method.value
+
+    @property
+    def variant(self) -> Variant:
+        """The variant that it would be applied to."""
+        return self.bench[self.target.value]
+
+    @property
     def form(self) -> Form:
         """The controls of the chosen method."""
-        kind = self.method.value
+        kind = self.kind
         if kind not in self.forms:
             self.forms[kind] = Form(kind)
             self.forms[kind].offer(tuple(self.bench.variants))
@@ -107,14 +111,14 @@ class Panel:
     def settings(self) -> tuple[Step, Variant] | tuple[None, None]:
         """The step and the variant it would start from; nothing while a knob is out of range."""
         try:
-            return self.step, self.bench[self.target.value]
+            return self.step, self.variant
         except WorkbenchError:
             return None, None
 
     @property
     def recipe(self) -> Recipe:
         """What Apply would make: the target's recipe and the step."""
-        return self.bench[self.target.value].recipe.then(self.step)
+        return self.variant.recipe.then(self.step)
 
     @property
     def static(self) -> str:
@@ -129,7 +133,7 @@ class Panel:
     def apply(self) -> None:
         """Queue what the panel is set to; the new variant appears on the list when it is made."""
         try:
-            step, variant = self.step, self.bench[self.target.value]
+            step, variant = self.step, self.variant
         except WorkbenchError as error:
             self._refuse(error)
             return
@@ -140,15 +144,15 @@ class Panel:
 
         def show(job: Any) -> None:
             notes = self.bench[job.result].notes if job.status == "done" and job.result in self.bench.variants else ()
-            self._say(text.job_message(job, " ".join([f"Made '{job.result}': it is on the list of variants.", *notes])))
-            if Training in self.tools:
-                self.tools[Training].running(job)
+            self._say(html.job_message(job, " ".join([f"Made '{job.result}': it is on the list of variants.", *notes])))
+            for tool in self.tools.values():
+                tool.running(job)
 
         with self.bench.lock:  # so that the worker cannot say "running" before this says "queued"
             try:
                 self.bench.submit(label, work, show, key=f"{variant.name}\n{step!r}")
                 self._refusal = ""
-                self._say(text.message(f"{label}: queued."))
+                self._say(html.message(f"{label}: queued."))
             except WorkbenchError as error:
                 self._refuse(error)
 
@@ -170,7 +174,7 @@ class Panel:
 
     def _refuse(self, error: Exception) -> None:
         """Say why a click did nothing; news of earlier clicks must not wipe it away."""
-        self._refusal = text.message(str(error), "error")
+        self._refusal = html.message(str(error), "error")
         self._say(self._news)
 
     def _list_targets(self) -> None:
@@ -184,7 +188,7 @@ class Panel:
 
     def _show_method(self) -> None:
         kind = self.method.value
-        self.explanation.value = text.explanation(kind)
+        self.explanation.value = html.explanation(kind)
         self.form_place.children = [self.form.widget]
         for tool in self.tools.values():
             tool.widget.layout.display = None if tool.fits(kind) else "none"
@@ -195,15 +199,15 @@ class Panel:
         for tool in self.tools.values():
             tool.follow(*self.settings)
         try:
-            step, variant = self.step, self.bench[self.target.value]
+            step, variant = self.step, self.variant
         except WorkbenchError as error:
-            self.forecast.value = text.message(str(error), "error")
+            self.forecast.value = html.message(str(error), "error")
             return
-        self.code.code = call(self.bench.base.recipe, variant.recipe, step, variant.name)
+        self.code.code = call(self.bench.base, variant, step)
         if said := self._forecasts.get(variant, {}).get(step):
             self.forecast.value = said
             return
-        self.forecast.value = text.help_line("Expected: a forecast follows when the worker is free.")
+        self.forecast.value = html.help_line("Expected: a forecast follows when the worker is free.")
 
         waiting = ref(variant)
 
@@ -212,9 +216,9 @@ class Panel:
             if variant is None:
                 return
             try:
-                said = text.help_line(text.forecast(step.forecast(variant)))
+                said = html.help_line(html.forecast(step.forecast(variant)))
             except WorkbenchError as error:
-                said = text.help_line(str(error))
+                said = html.help_line(str(error))
             with self.bench.lock:
                 self._forecasts.setdefault(variant, {})[step] = said
                 if not self.bench.closed and self.target.value == variant.name and self.step == step:

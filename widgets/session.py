@@ -3,39 +3,22 @@
 import contextlib
 import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench import storage, units
-from workbench.comparison import Comparison
-from workbench.errors import InvalidInput
-from workbench.figures import COLOURS
-from workbench.jobs import Job, Worker
-from workbench.progress import Progress
-from workbench.sensitivity import Sensitivity
-from workbench.task import Task, Text
+from workbench.core import files, units
+from workbench.core.errors import InvalidInput
+from workbench.core.jobs import Job, Worker
+from workbench.core.progress import Progress, Throttle
+from workbench.display import COLOURS
+from workbench.layers.sensitivity import Sensitivity
+from workbench.measurement.comparison import Comparison
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 EXPORTS = Path("exports")
-SCREEN_INTERVAL = 0.2  # seconds between two updates of one part of the screen
-
-
-class Throttle:
-    """Lets something through at most five times a second."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def due(self) -> bool:
-        """Whether enough time has passed; if so, the clock starts again."""
-        now = time.monotonic()
-        if now - self._last < SCREEN_INTERVAL:
-            return False
-        self._last = now
-        return True
 
 
 class Session:
@@ -105,11 +88,12 @@ class Session:
             raise InvalidInput(f"bench.add() takes a variant, not {type(variant).__name__}.")
         with self.lock:
             self._check_open()
-            if variant in self._variants.values():
-                return next(name for name, each in self._variants.items() if each is variant)
+            for name, each in self._variants.items():
+                if each == variant:  # whatever it is called elsewhere
+                    return name
             name = self._free_name(variant.name)
             if name != variant.name:
-                variant = replace(variant, name=name, model=variant.model)
+                variant = replace(variant, name=name)
             self._variants[name] = variant
             self._colours[name] = next(self._palette)
             self._chosen.add(name)
@@ -123,7 +107,7 @@ class Session:
             InvalidInput: it is the base, or there is no such variant.
         """
         with self.lock:
-            if self[name] is self.base:
+            if self[name] == self.base:
                 raise InvalidInput(f"'{name}' is the baseline of this bench and cannot be removed.")
             del self._variants[name], self._colours[name]
             self._chosen.discard(name)
@@ -137,13 +121,13 @@ class Session:
         """
         with self.lock:
             variant = self[old]
-            new = storage.check_name(new.strip())
+            new = files.check_name(new.strip())
             if new == old:
                 return
             if new in self._variants:
                 raise InvalidInput(f"There is already a variant '{new}': choose another name.")
             renamed = variant.renamed(new)
-            if variant is self.base:
+            if variant == self.base:
                 self.base = renamed
             self._variants = {new if name == old else name: each for name, each in self._variants.items()}
             self._variants[new] = renamed
@@ -155,7 +139,7 @@ class Session:
 
     def save(self, name: str, folder_name: str) -> str:
         """Write a variant to a folder under exports/; returns a sentence that says where."""
-        path = self[name].save(storage.inside(EXPORTS, folder_name.strip()))
+        path = self[name].save(files.inside(EXPORTS, folder_name.strip()))
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
 
@@ -177,13 +161,14 @@ class Session:
         Raises:
             InvalidInput: too many jobs wait, the same is under way already, or the bench was closed.
         """
-        throttle = Throttle()
         shown = ["queued"]
         todo = [work]  # emptied at the end: an ended job must not keep a variant's memory
+        told: list[Job] = []
 
-        def listen(job: Job) -> None:
+        def tell() -> None:
             with self.lock:
-                if not (job.ended or job.status != shown[0] or throttle.due()):
+                job = told[-1]
+                if job not in self._open:  # its end was told while this waited
                     return
                 shown[0] = job.status
                 if job.ended:
@@ -196,6 +181,12 @@ class Session:
                         self._show_status()
                 finally:
                     self._idle.notify_all()
+
+        throttle = Throttle(tell)
+
+        def listen(job: Job) -> None:
+            told[:] = [job]
+            throttle(force=job.ended or job.status != shown[0])
 
         with self.lock:
             self._check_open()

@@ -1,22 +1,23 @@
 """Feel what makes a language model fast and good: load, apply, measure, compare."""
 
 from workbench import steps
-from workbench.comparison import Comparison, compare, measure
-from workbench.curve import Curve
-from workbench.diff import Diff, diff
-from workbench.errors import WorkbenchError
-from workbench.estimate import Estimate
-from workbench.jobs import Job, Worker
-from workbench.progress import Progress
-from workbench.reading import read_task, read_text
-from workbench.request import Generation, Piece
-from workbench.runs import Run, RunStore
-from workbench.sensitivity import Sensitivity, sensitivity
-from workbench.step import Recipe, Step
-from workbench.task import Example, Task, Text
-from workbench.training import curve
+from workbench.analysis.diff import Diff, diff
+from workbench.analysis.verification import Verification, verify_export
+from workbench.answering.request import Generation, Piece
+from workbench.core.errors import WorkbenchError
+from workbench.core.estimate import Estimate
+from workbench.core.jobs import Job, Worker
+from workbench.core.progress import Progress
+from workbench.layers.sensitivity import Sensitivity, sensitivity
+from workbench.measurement.comparison import Comparison, compare, measure
+from workbench.measurement.runs import Run, RunStore
+from workbench.recipe import Recipe
+from workbench.step import Step
+from workbench.tasks.sources import read_task, read_text
+from workbench.tasks.task import Example, Task, Text
+from workbench.training.curve import Curve
+from workbench.training.step import curve
 from workbench.variant import Variant, load
-from workbench.verification import Verification, verify_export
 
 __all__ = [
     "Comparison",

@@ -4,29 +4,48 @@ import itertools
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench import model as models
-from workbench import sharing, storage
-from workbench.answering import settings_of, streamed
-from workbench.decoding import Decoding, model_lock
-from workbench.device import resolve_device
-from workbench.errors import Closed, InvalidInput, OutOfMemory, first_line
-from workbench.progress import Progress
-from workbench.prompting import Message, encode_chat
-from workbench.request import Generation, Piece, Request
-from workbench.stage import Stage, stage_from_json, stage_to_json
-from workbench.step import Recipe, Step, step_from_json
-from workbench.task import Task, Text
+from workbench.answering.answers import Prepared, settings_of, streamed
+from workbench.answering.request import Generation, Piece, Request
+from workbench.answering.stage import STAGES, Stage, stage_from_json, stage_to_json
+from workbench.core import files, named
+from workbench.core.device import resolve_device
+from workbench.core.errors import Closed, InvalidInput
+from workbench.core.progress import Progress
+from workbench.models import export, loading, sharing
+from workbench.models.tokens import Message, encode_chat
+from workbench.recipe import REGISTRY, Recipe, RecipeStep, step_from_json
+from workbench.runtime.decoding import Decoding
+from workbench.runtime.engine import ENGINES, Eager, Engine
+from workbench.runtime.forward import memory_guard, using
+from workbench.tasks.task import Task, Text
 
-_live: "weakref.WeakSet[Variant]" = weakref.WeakSet()
 _births = itertools.count()
+_lives: "weakref.WeakSet[_Life]" = weakref.WeakSet()
+
+
+class _Life:
+    """What a variant stays under any name: its age, its place in the lineage, and the objects that stand for it."""
+
+    def __init__(self) -> None:
+        self.born = next(_births)
+        self._names: list[weakref.ref[Variant]] = []
+        _lives.add(self)
+
+    def name(self, variant: "Variant") -> None:
+        """Another object, the newest, stands for it."""
+        self._names = [*(each for each in self._names if each() is not None), weakref.ref(variant)]
+
+    @property
+    def variants(self) -> "list[Variant]":
+        """The objects that stand for it and are alive, the newest last."""
+        return [found for each in self._names if (found := each()) is not None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,6 +61,7 @@ class Variant:
         source: what was loaded (a hub id, a path, or the embedded model's name).
         stages: what a request passes, in this order, on its way in and again on its way out.
         notes: sentences on how it was made that a reader of its results should know.
+        engine: how its model is run.
     """
 
     model: PreTrainedModel
@@ -52,21 +72,36 @@ class Variant:
     decoding: Decoding = field(default_factory=Decoding)
     stages: tuple[Stage, ...] = ()
     notes: tuple[str, ...] = ()
-    _parent: "weakref.ref[Variant] | None" = None
-    _born: int = field(default_factory=_births.__next__, init=False)
+    engine: Engine = field(default_factory=Eager)
+    _life: _Life = field(default_factory=_Life)
+    _parent: "weakref.ref[_Life] | None" = None
+    _root: int | None = None  # age of the loaded variant that it was made from
 
     def __post_init__(self) -> None:
-        _live.add(self)
+        self._life.name(self)
+
+    def __eq__(self, other: object) -> bool:
+        """The same variant, under whatever name."""
+        return isinstance(other, Variant) and self._life is other._life
+
+    def __hash__(self) -> int:
+        return hash(self._life)
 
     @property
     def parent(self) -> "Variant | None":
         """The variant this one was made from, while it is alive."""
-        return self._parent() if self._parent else None
+        life = self._parent() if self._parent else None
+        return life.variants[-1] if life and life.variants else None
 
     @property
     def ancestors(self) -> "tuple[Variant, ...]":
         """Those it was made from that are still alive, the nearest first."""
         return () if self.parent is None else (self.parent, *self.parent.ancestors)
+
+    @property
+    def root(self) -> int:
+        """Number of the loaded variant that it was made from; variants of one load have the same."""
+        return self._life.born if self._root is None else self._root
 
     @property
     def device(self) -> torch.device:
@@ -95,7 +130,7 @@ class Variant:
             return 0
         mine = sharing.storages(self.model)
         for other in live():
-            if other._born < self._born:
+            if other._life.born < self._life.born:
                 for address in sharing.storages(other.model):
                     mine.pop(address, None)
         return sum(mine.values())
@@ -107,7 +142,7 @@ class Variant:
         limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
         return next((int(limit) for limit in limits if limit), 2048)
 
-    def apply(self, step: Step, task: Task | Text | None = None, progress: Progress | None = None) -> "Variant":
+    def apply(self, step: RecipeStep, task: Task | Text | None = None, progress: Progress | None = None) -> "Variant":
         """Make a new variant by a step. On any error or cancel, nothing is left behind.
 
         Raises:
@@ -115,22 +150,24 @@ class Variant:
             OutOfMemory: the device has too little memory for the new variant.
             Cancelled: the progress was cancelled.
         """
-        if not isinstance(step, Step):
+        if not isinstance(step, RecipeStep):
             raise InvalidInput(f"apply() takes a step such as quantize.NF4(), not {type(step).__name__}.")
         if step.needs_data and task is None:
             raise InvalidInput(f"{step.label} needs data: pass a task, as in variant.apply({step!r}, task).")
         _ = self.model  # raises `Closed` before any work
         progress = progress or Progress()
         progress.check()
-        with torch.no_grad(), _memory_guard(step.label):
-            return step.apply(self, task, progress)
+        with torch.no_grad(), memory_guard(step.label):
+            made: Variant = step.apply(self, task, progress)
+        return made
 
     def derive(
         self,
-        step: Step,
+        step: RecipeStep,
         model: PreTrainedModel | None = None,
         notes: Sequence[str] = (),
         stage: Stage | None = None,
+        engine: Engine | None = None,
     ) -> "Variant":
         """The variant that a step made: this one with the step on its recipe and whatever else is given."""
         recipe = self.recipe.then(step)
@@ -141,12 +178,15 @@ class Variant:
             recipe=recipe,
             stages=(*self.stages, *([] if stage is None else [stage])),
             notes=(*self.notes, *(each for each in notes if each not in self.notes)),
-            _parent=weakref.ref(self),
+            engine=self.engine if engine is None else engine,
+            _life=_Life(),
+            _parent=weakref.ref(self._life),
+            _root=self.root,
         )
 
     def renamed(self, name: str) -> "Variant":
-        """The same variant under another name."""
-        return replace(self, name=storage.check_name(name), model=self.model)
+        """The same variant under another name: its children, its age and what it owns stay."""
+        return replace(self, name=files.check_name(name))
 
     def rewritten(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> Request:
         """The request once every stage has worked on it."""
@@ -187,9 +227,9 @@ class Variant:
         settings = settings_of(self, self.decoding.but(**decoding))
         started = time.perf_counter()
         request = self.rewritten(prompt)
-        ids = self.tokens(request)
-        self.check_length(len(ids), settings.max_new_tokens)
-        return streamed(self, request, ids, settings, started, lambda: _memory_guard(self.name))
+        asked = Prepared(request, self.tokens(request))
+        self.check_length(len(asked.ids), settings.max_new_tokens)
+        return streamed(self, asked, settings, started)
 
     def generate(self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any) -> Generation:
         """Answer in one piece; takes and raises what `stream` does."""
@@ -223,6 +263,7 @@ class Variant:
             InvalidInput: the folder holds something that is not an export, and `overwrite` is False.
             WorkbenchError: the disk is full or the folder cannot be written; an older export there is intact.
         """
+        _check_readable(self)
         folder = Path(path).expanduser()
         record = {
             "name": self.name,
@@ -230,22 +271,26 @@ class Variant:
             "recipe": [step.to_json() for step in self.recipe],
             "stages": [stage_to_json(stage) for stage in self.stages],
             "decoding": self.decoding.model_dump(),
+            "engine": named.to_json(self.engine, "engine"),
         }
-        with model_lock:
-            storage.write_export(folder, self.model, self.tokenizer, record, overwrite)
+        with using(self.name):
+            export.write_export(folder, self.model, self.tokenizer, record, overwrite)
         return folder
 
     def close(self) -> None:
         """Give its memory back; using it afterwards raises `Closed`."""
-        with model_lock:
-            vars(self).pop("model", None)
+        with using(self.name):
+            for each in self._life.variants:
+                vars(each).pop("model", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "model":  # only reached once `close` has taken the attribute away
-            raise Closed(f"'{self.name}' was closed: apply its recipe again to get it back.")
-        raise AttributeError(f"'Variant' has no attribute '{name}'")
+    if not TYPE_CHECKING:  # a type checker would take every misspelt attribute for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "model":  # only reached once `close` has taken the attribute away
+                raise Closed(f"'{self.name}' was closed: apply its recipe again to get it back.")
+            raise AttributeError(f"'Variant' has no attribute '{name}'")
 
     def __repr__(self) -> str:
         if self.closed:
@@ -254,9 +299,21 @@ class Variant:
         return f"<Variant {self.name!r}: {self.total_bytes / 1e6:.0f} MB on {self.device}, {self.recipe!r}{notes}>"
 
 
+def _check_readable(variant: Variant) -> None:
+    """Raise `InvalidInput` if a class on the variant could not be found again when an export of it is read."""
+    parts = ((variant.recipe, REGISTRY), (variant.stages, STAGES), ((variant.engine,), ENGINES))
+    for part, table in parts:
+        for each in part:
+            if each.full_name() not in table:
+                raise InvalidInput(
+                    f"'{each.full_name()}' could not be read back: give its class a `paper`, which registers a step."
+                )
+
+
 def live() -> list[Variant]:
-    """Every variant that is in use and not closed, the oldest first."""
-    return sorted((each for each in list(_live) if not each.closed), key=lambda each: each._born)
+    """Every variant that is in use and not closed, each under its newest name, the oldest first."""
+    found = [life.variants[-1:] for life in sorted(_lives, key=lambda each: each.born)]
+    return [each for names in found for each in names if not each.closed]
 
 
 def load(
@@ -275,41 +332,31 @@ def load(
 
     Raises:
         NotAvailable: it is neither on this machine nor on a hub that can be reached.
-        InvalidInput: it is not a causal language model, or its weights are not finite.
+        InvalidInput: it is not a causal language model, its weights are not finite, or it is an export with something
+            that this workbench does not know; nothing was loaded then.
         Corrupt: the cache or the export is damaged.
     """
-    loaded = models.read_model(source, resolve_device(device), dtype)
-    record = loaded.record
+    folder = None if source is None else Path(source).expanduser()
+    record = export.read_manifest(folder) if folder is not None and export.is_export(folder) else {}
+    made = _made(record)  # what is not known is refused before any weight is read
+    loaded = loading.read_model(source, resolve_device(device), dtype)
     return Variant(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
         name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
-        recipe=Recipe(map(step_from_json, record.get("recipe", ()))),
-        stages=_stages(record),
-        decoding=Decoding(**record.get("decoding", {})),
+        **made,
     )
 
 
-def _stages(record: dict[str, Any]) -> tuple[Stage, ...]:
-    """The stages of an export; those of an older one are its steps."""
+def _made(record: dict[str, Any]) -> dict[str, Any]:
+    """The recipe, stages, decoding settings and engine of an export; older ones say them in other places."""
+    recipe = Recipe(map(step_from_json, record.get("recipe", ())))
     if "stages" in record:
-        return tuple(map(stage_from_json, record["stages"]))
-    return tuple(step for step in map(step_from_json, record.get("recipe", ())) if isinstance(step, Stage))
-
-
-@contextmanager
-def _memory_guard(label: str) -> Iterator[None]:
-    """Turn the ways to run out of memory into one error in words."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "can't allocate memory" not in str(error) and "out of memory" not in str(error):
-            raise
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        reason = first_line(error, longest=160)
-        raise OutOfMemory(
-            f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing was changed."
-        ) from None
+        stages = tuple(map(stage_from_json, record["stages"]))
+    else:
+        stages = tuple(step for step in recipe if isinstance(step, Stage))
+    decoding = dict(record.get("decoding", {}))
+    bits = decoding.pop("cache_bits", Eager().cache_bits)
+    engine = named.from_json(ENGINES, record["engine"], "engine") if "engine" in record else Eager(cache_bits=bits)
+    return {"recipe": recipe, "stages": stages, "decoding": Decoding(**decoding), "engine": engine}

@@ -3,7 +3,8 @@
 from importlib import import_module
 from pkgutil import iter_modules
 
-from workbench.step import REGISTRY, Step
+from workbench.recipe import REGISTRY
+from workbench.step import Step
 
 # in which people meet them; others follow
 ORDER = ("prompt", "retrieve", "context", "output", "prune", "quantize", "finetune", "distil")
@@ -16,5 +17,6 @@ def families() -> dict[str, list[type[Step]]]:
     """Every registered step by family, both in the order they were defined."""
     found: dict[str, list[type[Step]]] = {}
     for step in REGISTRY.values():
+        assert issubclass(step, Step)
         found.setdefault(step.family(), []).append(step)
     return found

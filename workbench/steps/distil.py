@@ -10,21 +10,21 @@ from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench import sharing
-from workbench.adapters import adapter_bytes, attach, check_plain
-from workbench.decoding import Decoding
-from workbench.divergence import forward_kl, jensen_shannon, reverse_kl, states_apart, with_rest
-from workbench.errors import InvalidInput
-from workbench.layerwise import named_layers
-from workbench.loss import Lesson, Objective
-from workbench.packed import Packed
-from workbench.progress import Progress
-from workbench.sequences import Batch, Sample, Samples, answered
-from workbench.sharing import fingerprint
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.layers.step import named_layers
+from workbench.models import sharing
+from workbench.models.adapters import adapter_bytes, attach, check_dense
+from workbench.models.blocks import experts_note
+from workbench.models.sharing import fingerprint
+from workbench.runtime.decoding import Decoding
 from workbench.step import Forecast
-from workbench.task import Task, Text
-from workbench.teacher import NEW_TOKENS, Kept, Teacher, find_teacher, kept, taught
-from workbench.training import TrainingStep
+from workbench.tasks.task import Task, Text
+from workbench.training.divergence import forward_kl, jensen_shannon, reverse_kl, states_apart, with_rest
+from workbench.training.loss import Lesson, Objective
+from workbench.training.sequences import Batch, Sample, Samples, answered
+from workbench.training.step import TrainingStep
+from workbench.training.teacher import NEW_TOKENS, Kept, Teacher, find_teacher, kept, taught
 from workbench.variant import Variant
 
 
@@ -55,10 +55,12 @@ class _Distillation(TrainingStep):
             model = sharing.share(variant.model)
             attach(model, named_layers(variant, ""), self.seed, self.rank, 2.0 * self.rank, 0.0)
             return model
-        if any(isinstance(module, Packed) for module in variant.model.modules()):
-            raise InvalidInput(f"'{variant.name}' is quantized: set a rank such as 16, to train an adapter beside it.")
-        check_plain(variant.model, variant.name)
+        check_dense(variant.model, variant.name, "set a rank such as 16, to train an adapter beside it")
         return sharing.own(variant.model)
+
+    def left_alone(self, variant: Variant) -> tuple[str, ...]:
+        """Experts have no layer to put an adapter beside."""
+        return experts_note(variant.model, self.label) if self.rank else ()
 
     def forecast(self, variant: Variant) -> Forecast:
         """A copy of everything, unless an adapter is trained."""

@@ -7,12 +7,24 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import sharing, units
-from workbench.adapters import adapted_layers, adapter_bytes, attach, check_plain, combined, fuse, has_adapter, scaled
-from workbench.blocks import decoder_blocks
-from workbench.errors import InvalidInput
-from workbench.layerwise import named_layers
-from workbench.packed import (
+from workbench.core import units
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.layers.step import named_layers
+from workbench.models import sharing
+from workbench.models.adapters import (
+    adapted_layers,
+    adapter_bytes,
+    attach,
+    check_dense,
+    check_plain,
+    combined,
+    fuse,
+    has_adapter,
+    scaled,
+)
+from workbench.models.blocks import decoder_blocks, experts_note
+from workbench.models.packed import (
     Bits4Linear,
     Int8Linear,
     Packed,
@@ -21,11 +33,10 @@ from workbench.packed import (
     linear_layers,
     replace_module,
 )
-from workbench.progress import Progress
 from workbench.step import Forecast, Step
-from workbench.task import Task, Text
-from workbench.teacher import drift
-from workbench.training import TrainingStep
+from workbench.tasks.task import Task, Text
+from workbench.training.step import TrainingStep
+from workbench.training.teacher import drift
 from workbench.variant import Variant, live
 
 
@@ -55,6 +66,10 @@ class LoRA(TrainingStep):
         paths = named_layers(variant, self.layers)
         attach(model, paths, self.seed, self.rank, self.alpha, self.dropout, **self.kind)
         return model
+
+    def left_alone(self, variant: Variant) -> tuple[str, ...]:
+        """Experts have no layer to put an adapter beside."""
+        return experts_note(variant.model, self.label)
 
     def quantize(self, model: PreTrainedModel) -> None:
         """What becomes of the layers before they get an adapter."""
@@ -99,8 +114,7 @@ class DoRA(LoRA):
 
     def prepare(self, variant: Variant) -> PreTrainedModel:
         """The model with a new adapter; peft cannot read the length of rows that are packed."""
-        if any(isinstance(module, PackedLinear) for module in variant.model.modules()):
-            raise InvalidInput(f"'{variant.name}' is quantized: use finetune.QLoRA, or DoRA on its dense parent.")
+        check_dense(variant.model, variant.name, "use finetune.QLoRA, or DoRA on its dense parent")
         return super().prepare(variant)
 
 
@@ -154,9 +168,7 @@ class Full(TrainingStep):
 
     def prepare(self, variant: Variant) -> PreTrainedModel:
         """A copy of the model whose every parameter is its own."""
-        if any(isinstance(module, Packed) for module in variant.model.modules()):
-            raise InvalidInput(f"'{variant.name}' is quantized: train it with finetune.QLoRA, or its dense parent.")
-        check_plain(variant.model, variant.name)
+        check_dense(variant.model, variant.name, "train it with finetune.QLoRA, or its dense parent")
         return sharing.own(variant.model)
 
     def forecast(self, variant: Variant) -> Forecast:

@@ -7,17 +7,19 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workbench.documents import read_documents
-from workbench.embedding import encoder
-from workbench.errors import InvalidInput
-from workbench.index import STORES
-from workbench.progress import Progress
-from workbench.prompting import encode_text
-from workbench.request import Generation, Request, shown_id, slot
-from workbench.retrieval import Method, Store
-from workbench.stage import RequestStep, Stage
-from workbench.storage import is_kind
-from workbench.task import Task, Text
+from workbench.answering.request import Generation, Request, shown_id, slot
+from workbench.answering.speaker import Speaker
+from workbench.answering.stage import Stage
+from workbench.core.errors import InvalidInput
+from workbench.core.files import is_kind
+from workbench.core.progress import Progress
+from workbench.models.tokens import encode_text
+from workbench.retrieval.documents import read_documents
+from workbench.retrieval.embedding import encoder
+from workbench.retrieval.index import STORES
+from workbench.retrieval.ranking import Method, Store
+from workbench.step import RequestStep
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 CITED = re.compile(r"\[([^\[\]]{1,200})\]")
@@ -47,6 +49,11 @@ class Lookup(Stage):
         needed = None if step.method == "bm25" else encoder(step.encoder) if step.encoder else encoder()
         return STORES[step.store](name, step.words, step.overlap, needed)
 
+    @property
+    def reads(self) -> str:
+        """State of the index as it is now."""
+        return self.store().state
+
     def update(self, progress: Progress | None = None) -> tuple[Store, list[str]]:
         """The store with the documents as they are now, and what could not be read."""
         library, store = read_documents(self.source), self.store()
@@ -57,7 +64,7 @@ class Lookup(Stage):
         """Ids of documents that are no longer what the store holds."""
         return self.store().stale(read_documents(self.source).documents)
 
-    def rewrite(self, request: Request, variant: Variant) -> Request:
+    def rewrite(self, request: Request, variant: Speaker) -> Request:
         """The request with its passages, as many of the best as the budget holds."""
         step, notes, store = self.step, [], self.store()
         if not step.top_k:

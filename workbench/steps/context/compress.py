@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from workbench.decoding import model_lock
-from workbench.prompting import encode_text
-from workbench.shortening import Shortening
-from workbench.variant import Variant
+from workbench.answering.speaker import Speaker
+from workbench.models.tokens import encode_text
+from workbench.runtime.reader import Span
+from workbench.steps.context.shortening import Shortening
 
 WORD = re.compile(r"\s*\S+")  # a space belongs to the word behind it, as in most vocabularies
 WINDOW = 512  # tokens read at a time
@@ -29,11 +29,11 @@ class Compress(Shortening):
     caveat: ClassVar[str] = "not faster: the model reads the whole context once to find what it can drop"
     ratio: float = Field(default=0.5, ge=0.05, le=1.0, description="Share of the words that stay; 1 changes nothing.")
 
-    def shortened(self, texts: Sequence[str], question: str, variant: Variant) -> list[str]:
+    def shortened(self, texts: Sequence[str], question: str, variant: Speaker) -> list[str]:
         """The same share of every document."""
         return [text if self.ratio == 1.0 else self._compressed(text, variant) for text in texts]
 
-    def _compressed(self, text: str, variant: Variant) -> str:
+    def _compressed(self, text: str, variant: Speaker) -> str:
         words = WORD.findall(text)
         if len(words) < 2:
             return text
@@ -42,7 +42,7 @@ class Compress(Shortening):
         return "".join(words[row] for row in sorted(most)).strip()
 
 
-def information(words: Sequence[str], variant: Variant) -> list[float]:
+def information(words: Sequence[str], variant: Speaker) -> list[float]:
     """Nats of each word's most surprising token, read in order and 512 tokens at a time."""
     pieces = [encode_text(variant.tokenizer, word) for word in words]
     flat = [(row, token) for row, piece in enumerate(pieces) for token in piece]
@@ -50,10 +50,13 @@ def information(words: Sequence[str], variant: Variant) -> list[float]:
     size = min(WINDOW, variant.context_length)
     for start in range(0, len(flat), size):
         part = flat[start : start + size]
-        ids = torch.tensor([[token for _, token in part]], device=variant.device)
-        with model_lock, torch.no_grad():
-            logits = variant.model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
+        if len(part) > 1:
+            ids = [token for _, token in part]
+            span = Span(tuple(ids[:1]), tuple(ids[1:]))
+            logs = variant.engine.read(variant.model, [span], variant.name).logs([span])
+            nll = (-logs.gather(-1, torch.tensor(ids[1:], device=logs.device)[:, None])).squeeze(-1).tolist()
+        else:
+            nll = []
         told[part[0][0]] = math.inf  # nothing before it to guess it from
         for (row, _), each in zip(part[1:], nll, strict=True):
             told[row] = max(told[row], each)

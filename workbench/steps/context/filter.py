@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workbench.embedding import encoder
-from workbench.shortening import Shortening
-from workbench.text import sentences
-from workbench.variant import Variant
+from workbench.answering.speaker import Speaker
+from workbench.core.sentences import sentences
+from workbench.retrieval.embedding import encoder
+from workbench.steps.context.shortening import Shortening
 
 LONGEST = 120  # characters of a sentence that may be a notice
 # Notices wherever they stand, and what only the words of a menu are.
@@ -39,7 +39,7 @@ class Filter(Shortening):
         description="Share of the sentences that stay, those nearest to the question; 1 all.",
     )
 
-    def shortened(self, texts: Sequence[str], question: str, variant: Variant) -> list[str]:
+    def shortened(self, texts: Sequence[str], question: str, variant: Speaker) -> list[str]:
         """Sentences are dropped over all documents together; those that stay keep their order."""
         rows = [(number, each) for number, text in enumerate(texts) for each in sentences(text)]
         seen: set[str] = set()

@@ -5,10 +5,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workbench.prompting import encode_text
-from workbench.shortening import Shortening, length
-from workbench.text import sentences
-from workbench.variant import Variant
+from workbench.answering.speaker import Speaker
+from workbench.core.sentences import sentences
+from workbench.models.tokens import encode_text
+from workbench.steps.context.shortening import Shortening, length
 
 GAP = " ... "
 HALF = "\ufffd"  # what a character becomes that was cut in two
@@ -29,7 +29,7 @@ class Truncate(Shortening):
         default="head", description="The head, the tail, half of each, or whole sentences from the head."
     )
 
-    def shortened(self, texts: Sequence[str], question: str, variant: Variant) -> list[str]:
+    def shortened(self, texts: Sequence[str], question: str, variant: Speaker) -> list[str]:
         """The budget is spent from the first document on; the tail, from the last."""
         left, kept = self.tokens, list[str]()
         backwards = self.keep == "tail"
@@ -38,7 +38,7 @@ class Truncate(Shortening):
             left -= length(kept[-1], variant)
         return kept[::-1] if backwards else kept
 
-    def _cut(self, text: str, tokens: int, variant: Variant) -> str:
+    def _cut(self, text: str, tokens: int, variant: Speaker) -> str:
         ids = encode_text(variant.tokenizer, text)
         if len(ids) <= tokens:
             return text
@@ -63,9 +63,9 @@ class Truncate(Shortening):
         return whole.strip()
 
 
-def _head(ids: list[int], tokens: int, variant: Variant) -> str:
+def _head(ids: list[int], tokens: int, variant: Speaker) -> str:
     return variant.decode(ids[:tokens]).rstrip(HALF)
 
 
-def _tail(ids: list[int], tokens: int, variant: Variant) -> str:
+def _tail(ids: list[int], tokens: int, variant: Speaker) -> str:
     return variant.decode(ids[len(ids) - tokens :]).lstrip(HALF)

@@ -5,11 +5,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workbench.errors import InvalidInput
-from workbench.request import Generation
-from workbench.scoring import NUMBER
-from workbench.stage import RequestStep
-from workbench.text import json_value, sentences
+from workbench.answering.request import Generation
+from workbench.core.errors import InvalidInput
+from workbench.core.sentences import json_value, sentences
+from workbench.step import RequestStep
+from workbench.tasks.scoring import NUMBER
 
 FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 FENCED = re.compile(r"```[\w-]*\n?((?:(?!```).)*)```", re.DOTALL)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workbench.stage import RequestStep
-from workbench.text import json_value, sentences
+from workbench.core.sentences import json_value, sentences
+from workbench.step import RequestStep
 
 LETTER = re.compile(r"[^\W\d_]")  # without one, a sentence is the number of a list, or empty
 LONGEST = 1000  # characters at the end that are searched for repeats

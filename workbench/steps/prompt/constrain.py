@@ -5,11 +5,13 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from workbench import grammar
-from workbench.errors import InvalidInput
-from workbench.progress import Progress
-from workbench.stage import RequestStep, Stage
-from workbench.task import Task, Text
+from workbench.answering import grammar
+from workbench.answering.speaker import Speaker
+from workbench.answering.stage import Stage
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.step import RequestStep
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 GAP, LETTERS = r"[\s\x1c-\x1f]", r"[^\s\x1c-\x1f]"  # as Python tells words apart
@@ -56,7 +58,7 @@ class Constrain(RequestStep):
                 return grammar.of_pattern(f"{LETTERS}+({GAP}{LETTERS}+){{0,{self._limit - 1}}}")
         return None
 
-    def grammar(self, variant: Variant) -> str | None:
+    def grammar(self, variant: Speaker) -> str | None:
         """What answers must match."""
         return self._grammar
 

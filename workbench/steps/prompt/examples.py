@@ -6,14 +6,16 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from workbench.embedding import Vectors, encoder, spread
-from workbench.errors import InvalidInput
-from workbench.progress import Progress
-from workbench.prompting import Message
-from workbench.request import Request, passages_of
-from workbench.stage import RequestStep, Stage
-from workbench.steps.prompt.wording import SLOT
-from workbench.task import Example, Task, Text
+from workbench.answering.request import Request, passages_of
+from workbench.answering.speaker import Speaker
+from workbench.answering.stage import Stage
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.models.tokens import Message
+from workbench.retrieval.embedding import Vectors, encoder, spread
+from workbench.step import RequestStep
+from workbench.steps.prompt.wording import QUESTION
+from workbench.tasks.task import Example, Task, Text
 from workbench.variant import Variant
 
 
@@ -31,7 +33,7 @@ class Shots(Stage):
     instruction: str
     pool: tuple[Example, ...]
     nearest: int = 0
-    wording: str = SLOT
+    wording: str = QUESTION
 
     @cached_property
     def _vectors(self) -> Vectors:
@@ -45,14 +47,14 @@ class Shots(Stage):
         ranked = [self.pool[index] for index in likeness.argsort(kind="stable")]
         return tuple([each for each in ranked if each.prompt != question][-self.nearest :])
 
-    def rewrite(self, request: Request, variant: Variant) -> Request:
+    def rewrite(self, request: Request, variant: Speaker) -> Request:
         """Examples, then what was said before, then the question."""
         shots: list[Message] = []
         for each in self.chosen(request.query):
-            asked = Request.of(self.wording.replace(SLOT, each.prompt))
+            asked = Request.of(self.wording.replace(QUESTION, each.prompt))
             shown = asked.but(passages=passages_of(each), instruction="" if shots else self.instruction).written()[-1]
             shots += [shown, Message(role="assistant", content=each.answer)]
-        worded = request.asking(self.wording.replace(SLOT, request.question))
+        worded = request.asking(self.wording.replace(QUESTION, request.question))
         system = tuple(each for each in worded.messages if each.role == "system")
         rest = tuple(each for each in worded.messages if each.role != "system")
         instruction = "" if shots and request.instruction == self.instruction else request.instruction

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workbench.decoding import Decoding
-from workbench.request import Generation, Request
-from workbench.stage import RequestStep
-from workbench.variant import Variant
+from workbench.answering.request import Generation, Request
+from workbench.answering.speaker import Speaker
+from workbench.runtime.decoding import Decoding
+from workbench.step import RequestStep
 
 
 class ChainOfThought(RequestStep):
@@ -31,7 +31,7 @@ class ChainOfThought(RequestStep):
         default=128, ge=0, le=100_000, description="Tokens that the thoughts may take, beside those of the answer."
     )
 
-    def rewrite(self, request: Request, variant: Variant) -> Request:
+    def rewrite(self, request: Request, variant: Speaker) -> Request:
         """The question, and the order to think."""
         return request.asking(f'{request.question}\n\n{self.instruction} "{self.marker}"')
 

@@ -6,29 +6,30 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from workbench.answering import answers, settings_of
-from workbench.errors import InvalidInput, NotAvailable
-from workbench.estimate import mean, paired_difference
-from workbench.progress import Progress
-from workbench.request import Request
-from workbench.stage import RequestStep
+from workbench.answering.answers import answers, prepare, settings_of
+from workbench.answering.request import Request
+from workbench.core.errors import InvalidInput
+from workbench.core.estimate import mean, paired_difference
+from workbench.core.optional import library
+from workbench.core.progress import Progress
+from workbench.step import RequestStep
 from workbench.steps.prompt.examples import Shots
-from workbench.steps.prompt.wording import SLOT
-from workbench.task import Example, Task, Text
+from workbench.steps.prompt.wording import QUESTION
+from workbench.tasks.task import Example, Task, Text
 from workbench.variant import Variant
 
-WORDINGS = f"""{SLOT}
+WORDINGS = f"""{QUESTION}
 ---
-{SLOT}
+{QUESTION}
 
 Give the answer alone, as short as it can be.
 ---
-Question: {SLOT}
+Question: {QUESTION}
 Answer:
 ---
 Read this carefully and answer exactly in the form that is asked for.
 
-{SLOT}"""
+{QUESTION}"""
 DRAWS = 16  # sets of examples that are tried
 OVER_BUDGET = -1.0
 
@@ -63,7 +64,7 @@ class Search(RequestStep):
 
     def model_post_init(self, context: object) -> None:
         """Every wording asks the question."""
-        if any(SLOT not in each for each in self._wordings):
+        if any(QUESTION not in each for each in self._wordings):
             raise InvalidInput("Every wording needs {question}, where the user's text belongs.")
 
     @property
@@ -141,9 +142,10 @@ class _Search:
         settings = asked.decoding.but(max_new_tokens=self.task.max_new_tokens, temperature=0.0)
         requests = [Request.example(self.task, each) for each in examples]
         most = min(self.step.tokens, asked.context_length - settings_of(asked, settings).max_new_tokens)
-        if stage and max(len(asked.encode(each)) for each in requests) > most:
+        prompts = prepare(asked, requests)
+        if stage and max(len(each.ids) for each in prompts) > most:
             return []
-        said = answers(asked, requests, settings, self.progress)
+        said = answers(asked, prompts, settings, self.progress)
         return [self.task.score(each, one.text.strip()) for each, one in zip(examples, said, strict=True)]
 
     def _trial(self, trial: Any) -> float:
@@ -165,9 +167,6 @@ class _Search:
 
 
 def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise NotAvailable("Search needs optuna: run pip install optuna.") from None
+    optuna = library("optuna", "Searching")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

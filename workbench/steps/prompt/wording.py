@@ -4,13 +4,13 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from workbench.errors import InvalidInput
-from workbench.prompting import Message
-from workbench.request import Request
-from workbench.stage import RequestStep
-from workbench.variant import Variant
+from workbench.answering.request import Request
+from workbench.answering.speaker import Speaker
+from workbench.core.errors import InvalidInput
+from workbench.models.tokens import Message
+from workbench.step import RequestStep
 
-SLOT = "{question}"
+QUESTION = "{question}"
 
 
 class System(RequestStep):
@@ -27,7 +27,7 @@ class System(RequestStep):
         description="What the model is told before the conversation; empty leaves the model's own system prompt.",
     )
 
-    def rewrite(self, request: Request, variant: Variant) -> Request:
+    def rewrite(self, request: Request, variant: Speaker) -> Request:
         """The request with this text as its system message, in place of an earlier one."""
         if not self.text.strip():
             return request
@@ -44,16 +44,16 @@ class Template(RequestStep):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2310.11324"
     text: str = Field(
-        default=SLOT,
+        default=QUESTION,
         max_length=20_000,
         description="What the user's text becomes; {question} stands for that text.",
     )
 
     def model_post_init(self, context: object) -> None:
         """A wording without the question would ask the same of everyone."""
-        if SLOT not in self.text:
+        if QUESTION not in self.text:
             raise InvalidInput("The wording has no {question}: write it where the user's text belongs.")
 
-    def rewrite(self, request: Request, variant: Variant) -> Request:
+    def rewrite(self, request: Request, variant: Speaker) -> Request:
         """The request with its last user message in these words."""
-        return request.asking(self.text.replace(SLOT, request.question))
+        return request.asking(self.text.replace(QUESTION, request.question))

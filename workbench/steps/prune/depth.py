@@ -6,13 +6,13 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedConfig
 
-from workbench import sharing
-from workbench.blocks import POSITIONS, conform, decoder_blocks
-from workbench.calibration import statistics
-from workbench.errors import InvalidInput
-from workbench.progress import Progress
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.layers.calibration import statistics
+from workbench.models import sharing
+from workbench.models.blocks import POSITIONS, conform, decoder_blocks
 from workbench.step import Forecast, Step
-from workbench.task import Task, Text
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workbench import sharing
-from workbench.activations import LayerInput
-from workbench.errors import InvalidInput
-from workbench.layerwise import LayerStep, SequentialStep, inverse_factor, with_weight
-from workbench.packed import SemiStructuredLinear, dense_weight, has_sparse_product, replace_module
-from workbench.progress import Progress
-from workbench.task import Task, Text
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.layers.activations import LayerInput
+from workbench.layers.step import LayerStep, SequentialStep, inverse_factor, with_weight
+from workbench.models import sharing
+from workbench.models.packed import SemiStructuredLinear, dense_weight, has_sparse_product, replace_module
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 COLUMNS = 128  # that SparseGPT chooses and corrects at a time, as its authors do

@@ -13,14 +13,14 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench import sharing
-from workbench.blocks import cut
-from workbench.errors import InvalidInput
-from workbench.progress import Progress
-from workbench.prompting import Message, encode_chat, encode_text
-from workbench.request import Request
+from workbench.answering.request import Request
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.models import sharing
+from workbench.models.blocks import cut
+from workbench.models.tokens import Message, encode_chat, encode_text
 from workbench.step import Forecast, Step
-from workbench.task import SPLITS, Task, Text
+from workbench.tasks.task import SPLITS, Task, Text
 from workbench.variant import Variant
 
 MULTIPLE = 64  # tokens: some kernels take whole vectors of outputs only

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from workbench import sharing
-from workbench.adapters import check_plain
-from workbench.blocks import Cuts, cut, decoder_blocks, skeleton
-from workbench.calibration import Statistics, statistics
-from workbench.errors import InvalidInput
-from workbench.packed import PackedLinear, linear_layers
-from workbench.progress import Progress
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.layers.calibration import Statistics, statistics
+from workbench.models import sharing
+from workbench.models.adapters import check_dense
+from workbench.models.blocks import Cuts, cut, decoder_blocks, skeleton
 from workbench.step import Forecast, Step
-from workbench.task import Task, Text
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 MLP_SIZES = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")  # what configurations call it
@@ -95,9 +94,7 @@ class Width(Step):
     def _chosen(self, variant: Variant) -> list[tuple["_Axis", int]]:
         """What is narrowed, and how much of it stays."""
         model = variant.model
-        check_plain(model, variant.name)
-        if any(isinstance(layer, PackedLinear) for _, layer in linear_layers(model, head=True)):
-            raise InvalidInput(f"'{variant.name}' is quantized: prune its dense parent with {self.label}.")
+        check_dense(model, variant.name, f"apply {self.label} to its dense parent")
         chosen: list[tuple[_Axis, int]] = []
         before: Settings = {}
         kinds: dict[str, type[_Axis]] = {"mlp": _Channels, "heads": _Heads, "hidden": _Hidden}

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.activations import LayerInput
-from workbench.layerwise import with_weight
-from workbench.packed import dense_weight, replace_module
+from workbench.layers.activations import LayerInput
+from workbench.layers.step import with_weight
+from workbench.models.packed import dense_weight, replace_module
 from workbench.steps.quantize.rounding import (
     Codes,
     GroupStep,

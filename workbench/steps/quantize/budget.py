@@ -8,18 +8,20 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from workbench import calibration, sharing
-from workbench.errors import InvalidInput
-from workbench.layerwise import LayerStep
-from workbench.packed import GroupLinear, dense_weight, replace_module
-from workbench.progress import Progress
-from workbench.sensitivity import sensitivity
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.layers import calibration
+from workbench.layers.sensitivity import sensitivity
+from workbench.layers.step import LayerStep
+from workbench.models import sharing
+from workbench.models.blocks import experts_note
+from workbench.models.packed import GroupLinear, dense_weight, replace_module
 from workbench.step import Forecast
 from workbench.steps.quantize.gptq import GPTQ
 from workbench.steps.quantize.head import pack_head
 from workbench.steps.quantize.hqq import HQQ
 from workbench.steps.quantize.rounding import RTN, GroupStep
-from workbench.task import Task, Text
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -67,7 +69,7 @@ class Budget(LayerStep):
                 replace_module(model, path, layer)
         if self.head:
             pack_head(model)
-        return variant.derive(self, model)
+        return variant.derive(self, model, experts_note(variant.model, self.label))
 
     def widths(self, variant: Variant, task: Task | Text, progress: Progress | None = None) -> dict[str, int]:
         """Bits of every layer by path: what is least sensitive in sum, within the budget.

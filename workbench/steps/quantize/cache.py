@@ -1,15 +1,14 @@
 """The key-value cache in fewer bits."""
 
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workbench.errors import InvalidInput
-from workbench.kvcache import PackedLayer, new_cache
-from workbench.progress import Progress
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.runtime.engine import Eager
 from workbench.step import Step
-from workbench.task import Task, Text
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 
@@ -27,12 +26,12 @@ class KVCache(Step):
     bits: Literal[8, 4] = Field(default=8, description="Bits a number; each group of 32 adds another 32.")
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
-        """Change the decoding settings only.
+        """Change the engine only.
 
         Raises:
             InvalidInput: no layer of the model keeps all its keys and values.
         """
-        cache = new_cache(variant.model.config, self.bits)
-        if not any(isinstance(layer, PackedLayer) for layer in cache.layers):
+        engine = Eager(cache_bits=self.bits)
+        if not engine.packs(variant.model):
             raise InvalidInput(f"'{variant.name}' keeps no growing key-value cache that {self.label} could pack.")
-        return replace(variant.derive(self), decoding=variant.decoding.but(cache_bits=self.bits))
+        return variant.derive(self, engine=engine)

@@ -7,10 +7,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from workbench import sharing
-from workbench.adapters import check_plain
-from workbench.errors import InvalidInput
-from workbench.packed import (
+from workbench.core.errors import InvalidInput
+from workbench.core.progress import Progress
+from workbench.models import sharing
+from workbench.models.adapters import check_dense
+from workbench.models.blocks import experts_note
+from workbench.models.packed import (
     Bits4Linear,
     FP8Linear,
     Int8DynamicLinear,
@@ -21,10 +23,9 @@ from workbench.packed import (
     linear_layers,
     replace_module,
 )
-from workbench.progress import Progress
 from workbench.step import Forecast, Step
 from workbench.steps.quantize.head import is_tied, tie
-from workbench.task import Task, Text
+from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 
@@ -56,7 +57,7 @@ class _Quantize(Step):
             replace_module(model, path, packed)
             if tied and layer is head:
                 tie(model, packed)
-        return variant.derive(self, model)
+        return variant.derive(self, model, experts_note(variant.model, self.label))
 
     def forecast(self, variant: Variant) -> Forecast:
         """Bytes from the layers' shapes; time from packing the smallest layer once."""
@@ -76,10 +77,8 @@ class _Quantize(Step):
         )
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:
-        check_plain(variant.model, variant.name)
+        check_dense(variant.model, variant.name, f"apply {self.label} to its dense parent")
         layers = list(linear_layers(variant.model, head=self.with_head()))
-        if any(isinstance(layer, PackedLinear) for _, layer in layers):
-            raise InvalidInput(f"'{variant.name}' is already quantized: apply {self.label} to its dense parent.")
         if not layers:
             raise InvalidInput(f"'{variant.name}' has no linear layers that {self.label} could pack.")
         return layers

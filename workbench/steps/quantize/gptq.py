@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from workbench.activations import LayerInput
-from workbench.layerwise import SequentialStep, inverse_factor
+from workbench.layers.activations import LayerInput
+from workbench.layers.step import SequentialStep, inverse_factor
 from workbench.steps.quantize.rounding import Codes, Grid, GroupStep, minmax_grid
 
 COLUMNS = 128  # corrected at a time, as the authors do

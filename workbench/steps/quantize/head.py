@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.packed import Int8Embedding, Int8Linear, PackedLinear, dense_weight, replace_module
+from workbench.models.packed import Int8Embedding, Int8Linear, PackedLinear, dense_weight, replace_module
 
 
 def dense_head(model: PreTrainedModel) -> Tensor | None:

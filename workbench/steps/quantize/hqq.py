@@ -5,8 +5,8 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from workbench.activations import LayerInput
-from workbench.packed import stored_zero
+from workbench.layers.activations import LayerInput
+from workbench.models.packed import stored_zero
 from workbench.steps.quantize.rounding import Codes, Grid, GroupStep, in_groups, minmax_grid, round_to
 
 POWER = 0.7  # of the error's norm: below 1, outliers count for little

@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench import sharing
-from workbench.activations import LayerInput
-from workbench.layerwise import LayerStep
-from workbench.packed import GroupLinear, dense_weight, stored_scale
+from workbench.layers.activations import LayerInput
+from workbench.layers.step import LayerStep
+from workbench.models import sharing
+from workbench.models.packed import GroupLinear, dense_weight, stored_scale
 from workbench.step import Forecast
 from workbench.steps.quantize.head import dense_head, pack_head
 from workbench.variant import Variant

@@ -1,0 +1,112 @@
+"""Progress goes forward, a cancel comes back."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from workbench import Progress
+from workbench.core import progress
+from workbench.core.errors import Cancelled, WorkbenchError
+
+
+class Clock:
+    """A clock that a test turns by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=made.monotonic))
+    return made
+
+
+def test_track_yields_every_item_and_counts() -> None:
+    made = Progress()
+    seen = [(item, made.done) for item in made.track("reading", "abc", 3)]
+    assert seen == [("a", 0), ("b", 1), ("c", 2)]
+    assert (made.label, made.done, made.total, made.fraction) == ("reading", 3, 3, 1.0)
+
+
+def test_cancel_takes_effect_at_the_next_report() -> None:
+    made = Progress()
+    seen = []
+
+    def work() -> None:
+        for item in made.track("reading", range(10), 10):
+            seen.append(item)
+            if item == 2:
+                made.cancel()
+
+    with pytest.raises(Cancelled):
+        work()
+    assert seen == [0, 1, 2]
+    assert made.cancelled
+
+
+def test_cancelled_progress_starts_nothing() -> None:
+    made = Progress()
+    made.cancel()
+    for report in (made.check, made.advance, lambda: made.start("again", 1)):
+        with pytest.raises(Cancelled, match="nothing was changed"):
+            report()
+
+
+def test_cancelled_is_one_of_ours() -> None:
+    assert issubclass(Cancelled, WorkbenchError)
+
+
+def test_listener_hears_five_times_a_second_at_most(clock: Clock) -> None:
+    heard: list[int] = []
+    made = Progress(lambda each: heard.append(each.done))
+    made.start("packing", 1000)
+    for _ in range(999):
+        clock.now += 0.002
+        made.advance()
+    assert heard[0] == 0
+    assert 5 <= len(heard) <= 1 + 10  # two seconds of work
+
+
+def test_listener_hears_the_end(clock: Clock) -> None:
+    heard: list[int] = []
+    made = Progress(lambda each: heard.append(each.done))
+    made.start("packing", 3)
+    for _ in range(3):
+        made.advance()
+    assert heard[-1] == 3
+
+
+def test_eta_is_the_pace_times_what_is_left(clock: Clock) -> None:
+    made = Progress()
+    made.start("packing", 10)
+    assert made.eta is None
+    clock.now += 4
+    made.advance(2)
+    assert made.eta == pytest.approx(16.0)
+    assert made.fraction == pytest.approx(0.2)
+
+
+def test_fraction_stays_within_bounds() -> None:
+    made = Progress()
+    assert made.fraction == 0.0
+    made.start("packing", 2)
+    made.advance(5)
+    assert made.fraction == 1.0
+    assert made.eta == 0.0
+
+
+def test_a_pause_is_reported_once() -> None:
+    seen: list[bool] = []
+    held = Progress(lambda shown: seen.append(shown.paused))
+    held.start("Training", 10)
+    held.pause()
+    held.advance()  # too soon after the report before it
+    threading.Timer(5 * progress.SCREEN_INTERVAL, held.pause, [False]).start()
+    held.wait()
+    assert seen == [False, True]

@@ -1,0 +1,1 @@
+"""The parts of the bench that belong to no family: the list of variants, chat, comparison."""

@@ -1,0 +1,245 @@
+"""Talk to several variants at once: one token of each in turn, side by side."""
+
+import time
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+import ipywidgets as ipw
+
+from widgets.parts import html
+from workbench.answering.request import Passage, Piece
+from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
+from workbench.core.jobs import Job
+from workbench.core.progress import Progress, Throttle
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from widgets.session import Session
+
+MOST_SIDE_BY_SIDE = 4
+
+
+@dataclass
+class Answer:
+    """What one variant has said so far.
+
+    Attributes:
+        seconds: time spent on this answer alone; the turns of the others are left out.
+        first: seconds to the first token.
+        sources: the documents it was given.
+        notes: what should be known of it.
+    """
+
+    name: str
+    colour: str
+    text: str = ""
+    tokens: int = 0
+    seconds: float = 0.0
+    first: float = 0.0
+    state: str = "waiting"
+    sources: tuple[Passage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def take(self, piece: Piece, seconds: float) -> None:
+        """Add a token that took that long."""
+        self.text += piece.text
+        self.tokens += 1
+        self.seconds += seconds
+        if self.tokens == 1:
+            self.first = self.seconds
+        self.state = "answering"
+        if piece.answer:  # what the output steps made of it
+            self.text, self.tokens = piece.answer.text, piece.answer.spent
+            self.sources, self.notes = piece.answer.passages, piece.answer.notes
+
+    @property
+    def facts(self) -> list[str]:
+        """Speed after the first token, time to it, and how many there are, for people."""
+        if not self.tokens:
+            return [self.state]
+        said = [f"first after {1000 * self.first:.0f} ms", f"{self.tokens} tokens"]
+        if self.seconds > self.first:
+            said.insert(0, f"{(self.tokens - 1) / (self.seconds - self.first):.1f} tokens/s")
+        return said if self.state in ("answering", "done") else [*said, self.state]
+
+    def html(self) -> str:
+        """A column; the answer is escaped."""
+        facts = " ".join(f"<span>{escape(each)}</span>" for each in self.facts)
+        sources = "".join(f"<li>{escape(each.id)}: {escape(each.text)}</li>" for each in self.sources)
+        shown = (
+            f"<details><summary>{len(self.sources)} documents</summary><ol>{sources}</ol></details>" if sources else ""
+        )
+        noted = "".join(html.help_line(each) for each in self.notes)
+        return (
+            f'<div class="wb-answer" style="border-color:{self.colour}"><b>{escape(self.name)}</b>'
+            f'<span class="wb-speed">{facts}</span><div class="wb-said">{escape(self.text)}</div>{shown}{noted}</div>'
+        )
+
+
+@dataclass
+class Turn:
+    """A question and its answers, by variant name."""
+
+    prompt: str
+    answers: dict[str, Answer] = field(default_factory=dict)
+
+    def html(self) -> str:
+        """The question above the answers in columns."""
+        columns = "".join(answer.html() for answer in self.answers.values())
+        asked = f'<div class="wb-asked">{escape(self.prompt)}</div>'
+        return f'<div class="wb-turn">{asked}<div class="wb-answers">{columns}</div></div>'
+
+
+class Chat:
+    """The chat pane.
+
+    Attributes:
+        turns: the conversation so far.
+        widget: what is shown.
+    """
+
+    def __init__(self, bench: "Session") -> None:
+        self.bench = bench
+        self.turns: list[Turn] = []
+        self._job: Job | None = None
+        self.past, self.live, self.message = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.past.value = EMPTY
+        talk = ipw.VBox([self.past, self.live])
+        scroll = ipw.VBox([talk])
+        scroll.add_class("wb-scroll")
+        self.prompt = ipw.Textarea(
+            description="Prompt", placeholder="Ask something", tooltip="What to ask", rows=3, continuous_update=False
+        )
+        self.length = ipw.IntSlider(128, 1, 512, description="Most tokens", tooltip="How long an answer may be")
+        self.temperature = ipw.FloatSlider(
+            0.0,
+            min=0.0,
+            max=2.0,
+            step=0.05,
+            description="Temperature",
+            tooltip="0 takes the most likely token; more is freer",
+        )
+        self.send = ipw.Button(description="Send", button_style="primary", tooltip="Ask the chosen variants")
+        self.stop = ipw.Button(description="Stop", tooltip="Stop answering and keep what was said", disabled=True)
+        self.fresh = ipw.Button(description="New conversation", tooltip="Forget what was said")
+        self.to = ipw.HTML()
+        settings = ipw.HBox([self.length, self.temperature])
+        settings.add_class("wb-grid")
+        buttons = ipw.HBox([self.send, self.stop, self.fresh, self.to])
+        buttons.add_class("wb-footer")
+        self.widget = ipw.VBox([scroll, self.prompt, settings, buttons, self.message])
+        self.widget.add_class("wb-panel")
+        self.send.on_click(lambda _: self.ask())
+        self.stop.on_click(lambda _: self._job and self._job.cancel())
+        self.fresh.on_click(lambda _: self.forget())
+        bench.watch(self._show_chosen)
+        self._show_chosen()
+
+    def ask(self) -> None:
+        """Queue the prompt for every chosen variant."""
+        prompt, names = self.prompt.value, self.bench.chosen
+        settings = {"max_new_tokens": self.length.value, "temperature": self.temperature.value}
+        try:
+            if not prompt.strip():
+                raise InvalidInput("The prompt is empty: type a question.")
+            if not names:
+                raise InvalidInput("No variant is chosen: tick at least one in the list.")
+            if len(names) > MOST_SIDE_BY_SIDE:
+                raise InvalidInput(f"{len(names)} variants are chosen: tick at most {MOST_SIDE_BY_SIDE} to talk to.")
+            variants = {name: self.bench[name] for name in names}
+
+            def work(progress: Progress) -> None:
+                self._answer(variants, prompt, settings, progress)
+
+            with self.bench.lock:
+                self.message.value = ""
+                self._job = self.bench.submit(f"Chat with {', '.join(names)}", work, self._follow, key="chat")
+                self.stop.disabled = False
+                self.prompt.value = ""
+        except WorkbenchError as error:
+            self.message.value = html.message(str(error), "error")
+
+    def forget(self) -> None:
+        """Start a new conversation."""
+        with self.bench.lock:
+            if self._job and not self._job.ended:
+                self._job.cancel()
+            self.turns = []
+            self.message.value, self.live.value, self.past.value = "", "", EMPTY
+
+    def _answer(self, variants: dict[str, Variant], prompt: str, settings: dict, progress: Progress) -> None:
+        """One token of each variant in turn, until all have ended; runs on the worker."""
+        turn = Turn(prompt, {name: Answer(name, self.bench.colour(name)) for name in variants})
+        with self.bench.lock:
+            past, self.turns = self.turns, [*self.turns, turn]
+            self._show(past, turn)
+        show = Throttle(lambda: self._show(past, turn))
+        progress.start("Answering", len(variants) * settings["max_new_tokens"])
+        streams = {}
+        try:
+            for name, variant in variants.items():
+                started = time.perf_counter()
+                streams[name] = variant.stream(_messages(past, name, prompt), **settings)
+                turn.answers[name].seconds = time.perf_counter() - started  # of looking up and the like
+            while streams:
+                for name in list(streams):
+                    started = time.perf_counter()
+                    piece = next(streams[name], None)
+                    answer = turn.answers[name]
+                    if piece is None:
+                        answer.state = "done"
+                        del streams[name]
+                        continue
+                    answer.take(piece, time.perf_counter() - started)
+                    show()
+                    progress.advance()
+        except Cancelled:
+            for name in streams:
+                turn.answers[name].state = "stopped"
+            raise
+        except WorkbenchError:
+            for name in variants:
+                turn.answers[name].state = "no answer" if not turn.answers[name].tokens else "ended early"
+            raise
+        finally:
+            show(force=True)
+
+    def _show(self, past: list[Turn], turn: Turn) -> None:
+        with self.bench.lock:
+            if self.bench.closed or turn not in self.turns:
+                return
+            said = "".join(each.html() for each in past)
+            if self.past.value != said:
+                self.past.value = said
+            self.live.value = turn.html()
+
+    def _follow(self, job: Job) -> None:
+        self.stop.disabled = job.ended
+        if job.status == "failed":
+            self.message.value = html.message(job.error, "error", job.details)
+        elif job.status == "cancelled":
+            self.message.value = html.message("Stopped: what was said is kept.")
+
+    def _show_chosen(self) -> None:
+        names = self.bench.chosen
+        said = html.help_line(f"To {', '.join(names)}." if names else "Tick a variant in the list.")
+        if self.to.value != said:
+            self.to.value = said
+
+
+def _messages(past: list[Turn], name: str, prompt: str) -> list[dict[str, str]]:
+    """The conversation as this variant had it, then the new prompt."""
+    messages = []
+    for turn in past:
+        if name in turn.answers and turn.answers[name].text:
+            messages += [
+                {"role": "user", "content": turn.prompt},
+                {"role": "assistant", "content": turn.answers[name].text},
+            ]
+    return [*messages, {"role": "user", "content": prompt}]
+
+
+EMPTY = (
+    '<div class="wb-empty">Ask one question of several variants and watch them answer in turn, one token each.</div>'
+)

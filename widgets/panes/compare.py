@@ -1,0 +1,184 @@
+"""Measure the chosen variants side by side, and watch the numbers settle."""
+
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import ipywidgets as ipw
+
+from widgets.parts import html
+from widgets.parts.figure import draw
+from widgets.parts.message import Message
+from widgets.parts.style import close_tree
+from workbench.analysis.diff import diff
+from workbench.core import units
+from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.progress import Progress, Throttle
+from workbench.display import comparison_figure
+from workbench.measurement.comparison import NEW_TOKENS, ROUNDS, Comparison, compare
+from workbench.measurement.latency import Timing, requests, time_request
+from workbench.measurement.runs import RunStore
+from workbench.tasks.task import Task, Text
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from widgets.session import Session
+
+FEW_EXAMPLES = 8
+TRIAL_TOKENS = 4
+
+
+class Compare:
+    """The comparison pane.
+
+    Attributes:
+        figure: the Plotly widget, once something was measured.
+        widget: what is shown.
+    """
+
+    def __init__(self, bench: "Session") -> None:
+        self.bench = bench
+        self.figure: Any = None
+        self.changes: Any = None
+        self._trials: WeakKeyDictionary[Variant, tuple[Timing, int]] = WeakKeyDictionary()
+        self._newest: Comparison | None = None
+        self._show_newest = Throttle(self._draw_newest)
+        most = _count(bench.task) if bench.task else 1
+        self.examples = ipw.IntSlider(
+            min(most, FEW_EXAMPLES), 1, most, description="Examples", tooltip="Test examples that are scored"
+        )
+        self.rounds = ipw.IntSlider(ROUNDS, 1, 50, description="Rounds", tooltip="Timed requests of every variant")
+        self.tokens = ipw.IntSlider(NEW_TOKENS, 2, 128, description="New tokens", tooltip="Length of a timed answer")
+        self.button = ipw.Button(description="Compare", button_style="primary", tooltip="Measure the chosen variants")
+        self.diff = ipw.Button(
+            description="What changed", tooltip="Heat map of how far each weight matrix is from the first variant's"
+        )
+        self.estimate, self.who, self.message, self.report = ipw.HTML(), ipw.HTML(), Message(bench), ipw.HTML()
+        self._place, self._changes_place = ipw.VBox(), ipw.VBox()
+        knobs = ipw.HBox([self.examples, self.rounds, self.tokens])
+        knobs.add_class("wb-grid")
+        footer = ipw.HBox([self.button, self.diff, self.estimate])
+        footer.add_class("wb-footer")
+        self.widget = ipw.VBox([self.who, knobs, footer, self.message, self._place, self.report, self._changes_place])
+        self.widget.add_class("wb-panel")
+        for knob in (self.examples, self.rounds, self.tokens):
+            knob.observe(lambda _: self.show_estimate(), "value")
+        self.button.on_click(lambda _: self.run())
+        self.diff.on_click(lambda _: self.show_changes())
+        self.visible = False
+        bench.watch(self._show_chosen)
+        self._show_chosen()
+
+    def run(self) -> None:
+        """Queue a comparison of the chosen variants; the first is the baseline."""
+        names = self.bench.chosen
+        settings = {"examples": self.examples.value, "rounds": self.rounds.value, "new_tokens": self.tokens.value}
+        with self.message.refusals():
+            task = self._task()
+            if not names:
+                raise InvalidInput("No variant is chosen: tick at least two in the list.")
+            variants = [self.bench[name] for name in names]
+
+            def work(progress: Progress) -> str:
+                result = compare(variants, task, **settings, progress=progress, on_update=self._update, store=False)
+                with self.bench.lock:
+                    self.bench.comparison = self._newest = result
+                    self._show_newest(force=True)
+                return _keep(result)
+
+            self.message.submit(f"Compare {', '.join(names)}", work, key="compare")
+
+    def show_changes(self) -> None:
+        """Queue the heat map of the first chosen variant against the last."""
+        names = self.bench.chosen
+        with self.message.refusals():
+            if len(names) < 2:
+                raise InvalidInput("Tick two variants: the heat map shows how far the last is from the first.")
+            before, after = self.bench[names[0]], self.bench[names[-1]]
+
+            def work(progress: Progress) -> None:
+                figure = diff(before, after, progress).figure(transparent=True)
+                with self.bench.lock:
+                    self.changes = draw(self._changes_place, figure)
+
+            done = f"Below: what changed from '{names[0]}' to '{names[-1]}'."
+            self.message.submit(f"What changed in {names[-1]}", work, done, key="diff")
+
+    def show_estimate(self) -> None:
+        """Say how long it would take, from one short timed answer of every chosen variant."""
+        if not self.visible or self.bench.task is None:
+            return
+        self.bench.compute(self, self._estimate)
+
+    def _estimate(self) -> None:
+        variants = [self.bench[name] for name in self.bench.chosen]
+        for variant in variants:
+            if variant not in self._trials:
+                prompt = requests(variant, self._task(), 1)[0]
+                time_request(variant, prompt, 2)
+                self._trials[variant] = (time_request(variant, prompt, TRIAL_TOKENS), len(variant.encode(prompt)))
+        seconds = sum(self._seconds(*self._trials[variant]) for variant in variants)
+        with self.bench.lock:
+            if variants and not self.bench.closed:
+                self.estimate.value = html.help_line(
+                    f"About {units.duration(seconds)}, judging by one short answer of each."
+                )
+
+    def _seconds(self, trial: Timing, prompt_tokens: int) -> float:
+        """Expected time of one variant's part: timed rounds, scored text and, for a task, generated answers."""
+        task, each = self._task(), sum(trial.inter_token) / len(trial.inter_token)
+        answer = trial.ttft + (self.tokens.value - 1) * each
+        window = task.window if isinstance(task, Text) else prompt_tokens + task.max_new_tokens // 2
+        scored = self.examples.value * window * trial.ttft / prompt_tokens
+        written = self.examples.value * task.max_new_tokens * each / 4 if isinstance(task, Task) else 0.0
+        return (self.rounds.value + 2) * answer + scored + written
+
+    def _task(self) -> Task | Text:
+        if self.bench.task is None:
+            raise InvalidInput("This bench has no task to compare on: make it with Bench(base, task).")
+        return self.bench.task
+
+    def _update(self, comparison: Comparison) -> None:
+        self._newest = comparison
+        self._show_newest()
+
+    def _draw_newest(self) -> None:
+        with self.bench.lock:
+            comparison = self._newest
+            if self.bench.closed or comparison is None:
+                return
+            colours = [self.bench.colour(run.variant) for run in comparison.runs]
+            figure = comparison_figure(comparison, transparent=True, colours=colours)
+            self.figure = draw(self._place, figure)
+            self.report.value = html.wide(comparison._repr_html_())
+
+    def _show_chosen(self) -> None:
+        names = self.bench.chosen
+        if self.bench.task is None:
+            said = "No task: make the bench with Bench(base, task) to compare."
+        elif len(names) < 2:
+            said = "Tick two or more variants in the list; the first is the baseline."
+        else:
+            said = f"{', '.join(names[1:])} against {names[0]}, on {self.bench.task.name}."
+        line = html.help_line(said)
+        if self.who.value != line:
+            self.who.value = line
+            self.show_estimate()
+
+    def close(self) -> None:
+        """Remove the pane from the page."""
+        close_tree(self.widget)
+
+
+def _count(task: Task | Text) -> int:
+    return len(task.test) if isinstance(task, Task) else task.test
+
+
+def _keep(result: Comparison) -> str:
+    """Append the runs to the run store; a disk that refuses does not take the measurement away."""
+    store = RunStore()
+    try:
+        for run in result.runs:
+            store.append(run)
+    except WorkbenchError as error:
+        return f"Measured, and in bench.comparison. {error}"
+    return f"Measured: it is bench.comparison, and its runs were added to {store.path}."

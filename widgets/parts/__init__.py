@@ -1,0 +1,1 @@
+"""What panels and panes are made of: controls, messages, figures, HTML, looks."""

@@ -1,0 +1,1 @@
+"""Questions about variants: what changed, what would change, whether others read it."""

@@ -1,0 +1,152 @@
+"""Progress and cancellation: work reports forward, a cancel request travels back, both through one object."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from workbench.core.errors import Cancelled
+
+T = TypeVar("T")
+SCREEN_INTERVAL = 0.2  # seconds: reports reach the screen at most five times a second
+
+
+class Throttle:
+    """Calls something at most five times a second, and once more if the last call of all was held back.
+
+    Args:
+        call: what is called, in the thread that asks for it; after a silence, in one of its own.
+    """
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._lock = threading.Lock()
+        self._last = -SCREEN_INTERVAL
+        self._held = self._watched = False
+
+    def __call__(self, force: bool = False) -> None:
+        """Call it, or hold the call back; a forced one is never held back."""
+        with self._lock:
+            self._held = not force and time.monotonic() - self._last < SCREEN_INTERVAL
+            if self._held:
+                self._watch()
+                return
+            self._last = time.monotonic()
+        self._call()
+
+    def _watch(self) -> None:
+        """See after a while whether the held call is still to be made."""
+        if not self._watched:
+            self._watched = True
+            timer = threading.Timer(1.5 * SCREEN_INTERVAL, self._make_up)
+            timer.daemon = True
+            timer.start()
+
+    def _make_up(self) -> None:
+        with self._lock:
+            self._watched = False
+            if not self._held:
+                return
+            if time.monotonic() - self._last < SCREEN_INTERVAL:  # others were made meanwhile
+                self._watch()
+                return
+            self._held, self._last = False, time.monotonic()
+        self._call()
+
+
+class Progress:
+    """How far a piece of work is, and whether it has been asked to stop.
+
+    Attributes:
+        live: what the work shows of itself while it runs, such as a training curve; None if nothing.
+
+    Args:
+        listener: called with this object at most five times a second, and at the end of every stage.
+    """
+
+    def __init__(self, listener: Callable[["Progress"], None] | None = None) -> None:
+        self.label = ""
+        self.done = 0
+        self.total = 0
+        self._throttle = Throttle(lambda: listener(self)) if listener else None
+        self.live: Any = None
+        self._cancel = threading.Event()
+        self._paused = threading.Event()
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+
+    def start(self, label: str, total: int) -> None:
+        """Begin a stage of ``total`` units."""
+        self.check()
+        self.label, self.total, self.done = label, total, 0
+        self._started = time.monotonic()
+        self._show(force=True)
+
+    def advance(self, units: int = 1) -> None:
+        """Report units done; raises `Cancelled` when a cancel was requested."""
+        self.done += units
+        self._show(force=self.done >= self.total)
+        self.check()
+
+    def track(self, label: str, items: Iterable[T], total: int) -> Iterator[T]:
+        """Yield the items, advancing one unit after each."""
+        self.start(label, total)
+        for item in items:
+            yield item
+            self.advance()
+
+    def cancel(self) -> None:
+        """Ask the work to stop; it does so at its next report."""
+        self._cancel.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a cancel was requested."""
+        return self._cancel.is_set()
+
+    def pause(self, paused: bool = True) -> None:
+        """Ask the work to wait, where it can, or to go on."""
+        (self._paused.set if paused else self._paused.clear)()
+
+    @property
+    def paused(self) -> bool:
+        """Whether a pause was requested."""
+        return self._paused.is_set()
+
+    def stop(self) -> None:
+        """Ask the work to end early and keep what it has, where it can."""
+        self._stop.set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether an early end was requested."""
+        return self._stop.is_set()
+
+    def wait(self) -> None:
+        """Return at once, or when a pause is over; raises `Cancelled` when a cancel was requested."""
+        if self.paused:
+            self._show(force=False)
+        while self.paused and not self.cancelled and not self.stopping:
+            time.sleep(SCREEN_INTERVAL / 4)
+        self.check()
+
+    def check(self) -> None:
+        """Raise `Cancelled` when a cancel was requested."""
+        if self._cancel.is_set():
+            raise Cancelled
+
+    @property
+    def fraction(self) -> float:
+        """Share of the current stage that is done, 0 to 1."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds the current stage still needs, or None before the first unit."""
+        if not self.done or not self.total:
+            return None
+        return (time.monotonic() - self._started) / self.done * max(0, self.total - self.done)
+
+    def _show(self, force: bool) -> None:
+        if self._throttle:
+            self._throttle(force)

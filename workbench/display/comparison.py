@@ -1,0 +1,150 @@
+"""Latency, quality and size of several runs."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.core import units
+from workbench.core.drawn import draws
+from workbench.core.estimate import Estimate
+from workbench.display.style import COLOURS, NEUTRAL, plain, styled
+from workbench.measurement import scales
+from workbench.measurement.comparison import Comparison
+from workbench.measurement.verdict import Verdict
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+QUALITY = ("score", "perplexity")
+HEIGHT = 620
+ROOM = 1.35  # of the largest value, on the axes of the trade-off
+
+
+@draws(Comparison)
+def comparison_figure(
+    comparison: Comparison, transparent: bool = False, colours: Sequence[str] = COLOURS
+) -> "go.Figure":
+    """Latency and quality side by side; below, quality over latency with the weights as bubble size.
+
+    Bars are 99 % intervals of the paired change against the baseline (dotted): a bar that meets the line is no
+    difference.
+
+    Args:
+        transparent: leave background and text colours to the page, as the bench does.
+        colours: one a run, in order.
+    """
+    from plotly.subplots import make_subplots
+
+    quality = next((name for name in QUALITY if name in comparison.metrics), "perplexity")
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        specs=[[{}, {}], [{"colspan": 2}, None]],
+        row_heights=[0.46, 0.54],
+        vertical_spacing=0.17,
+        horizontal_spacing=0.09,
+        subplot_titles=(
+            f"{scales.title('inter_token_latency')}: lower is faster",
+            f"{scales.title(quality)}: {'higher' if quality == 'score' else 'lower'} is better",
+            "Trade-off: bubble area is the size of the weights",
+        ),
+    )
+    runs = comparison.runs
+    names = [plain(run.variant) for run in runs]
+    colours = [colours[index % len(colours)] for index in range(len(runs))]
+    for column, metric in ((1, "inter_token_latency"), (2, quality)):
+        figure.add_trace(_intervals(comparison, names, metric, colours), row=1, col=column)
+        if metric in runs[0].estimates:
+            figure.add_vline(
+                scales.shown(metric, runs[0][metric].value),
+                line={"dash": "dot", "width": 1.5, "color": NEUTRAL},
+                row=1,
+                col=column,
+            )
+        figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, row=1, col=column)
+        figure.update_xaxes(rangemode="tozero", row=1, col=column)
+    figure.update_yaxes(showticklabels=False, row=1, col=2)
+    figure.add_trace(_bubbles(comparison, names, colours, quality), row=2, col=1)
+    figure.update_xaxes(title_text=scales.title("inter_token_latency"), row=2, col=1)
+    figure.update_yaxes(title_text=scales.title(quality), row=2, col=1)
+    for axis, metric in ((figure.update_xaxes, "inter_token_latency"), (figure.update_yaxes, quality)):
+        found = [scales.shown(metric, run[metric].value) for run in runs if metric in run.estimates]
+        # From zero, so that a small difference looks small; with room for the labels.
+        axis(range=[0, ROOM * (max(found, default=0) or 1)], row=2, col=1)
+    figure.update_layout(height=HEIGHT, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
+    return styled(figure, transparent)
+
+
+def _intervals(comparison: Comparison, names: Sequence[str], metric: str, colours: Sequence[str]) -> Any:
+    import plotly.graph_objects as go
+
+    verdicts = comparison.verdicts()
+    found = [run.estimates.get(metric) for run in comparison.runs]
+    paired = [_paired(found[0], verdicts.get(run.variant), metric) for run in comparison.runs]
+    spans = [(own, change or own) for own, change in zip(found, paired, strict=True)]
+    above = [scales.shown(metric, max(0, span.high - own.value)) if own and span else 0 for own, span in spans]
+    below = [scales.shown(metric, max(0, own.value - span.low)) if own and span else 0 for own, span in spans]
+    return go.Scatter(
+        x=[scales.shown(metric, own.value) if own else None for own in found],
+        y=names,
+        mode="markers",
+        marker={"size": 12, "color": list(colours)},
+        error_x={"type": "data", "array": above, "arrayminus": below, "thickness": 2, "width": 6, "color": NEUTRAL},
+        hovertext=[
+            "<br>".join(
+                [f"{scales.text(metric, own)}, n={own.n}" if own else "not measured yet", *map(plain, run.notes)]
+            )
+            for own, run in zip(found, comparison.runs, strict=True)
+        ],
+        hovertemplate="%{y}: %{hovertext}<extra></extra>",
+    )
+
+
+def _paired(baseline: Estimate | None, verdict: Verdict | None, metric: str) -> Estimate | None:
+    """Where a variant lies, with the uncertainty of its change against the baseline, which is what a reader compares.
+
+    The spread of the prompts or texts themselves, which both share, is left out; the baseline has no bar.
+    """
+    if baseline is None:
+        return None
+    if verdict is None:
+        return Estimate.exact(baseline.value, baseline.unit)
+    change = verdict.speed if metric == "inter_token_latency" else verdict.quality
+    if change is None:
+        return None
+    if metric == "inter_token_latency":  # `speed` says how many times faster, so its high end is the low end here
+        low, high = baseline.value / change.high, baseline.value / change.low
+    elif metric == "perplexity":
+        low, high = (baseline.value * math.exp(min(each, 50.0)) for each in (change.low, change.high))
+    else:
+        low, high = baseline.value + change.low, baseline.value + change.high
+    return Estimate(value=baseline.value, low=low, high=high, n=change.n, unit=baseline.unit)
+
+
+def _bubbles(comparison: Comparison, names: Sequence[str], colours: Sequence[str], quality: str) -> Any:
+    import plotly.graph_objects as go
+
+    shown = [
+        (index, run)
+        for index, run in enumerate(comparison.runs)
+        if {"inter_token_latency", quality, "weight_bytes"} <= run.estimates.keys()
+    ]
+    sizes = [run["weight_bytes"].value for _, run in shown]
+    return go.Scatter(
+        x=[scales.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown],
+        y=[scales.shown(quality, run[quality].value) for _, run in shown],
+        mode="markers+text",
+        text=[names[index] for index, _ in shown],
+        textposition="top center",
+        cliponaxis=False,
+        marker={
+            "size": sizes,
+            "sizemode": "area",
+            "sizeref": 2 * max(sizes, default=1) / 46**2,
+            "sizemin": 6,
+            "color": [colours[index] for index, _ in shown],
+            "opacity": 0.75,
+        },
+        customdata=[units.size(each) for each in sizes],
+        hovertemplate="%{text}: %{x:.1f} ms a token, %{y:.2f}, weights %{customdata}<extra></extra>",
+    )

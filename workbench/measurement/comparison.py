@@ -1,0 +1,249 @@
+"""Variants measured side by side: interleaved, paired against the first, with a verdict in words."""
+
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.core import files
+from workbench.core.device import environment
+from workbench.core.drawn import HTML, drawn
+from workbench.core.errors import Incomparable, InvalidInput, WorkbenchError
+from workbench.core.progress import Progress
+from workbench.measurement import metrics, scales
+from workbench.measurement.latency import Timing, time_interleaved
+from workbench.measurement.likelihood import likelihoods, prepared, task_spans
+from workbench.measurement.memory import describe_layers
+from workbench.measurement.runs import Run, RunStore, runs_from_json
+from workbench.measurement.scores import scored
+from workbench.measurement.verdict import Verdict, verdict
+from workbench.tasks.task import Task, Text
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+ROUNDS = 10
+NEW_TOKENS = 16
+Listener = Callable[["Comparison"], None]
+
+
+class Comparison:
+    """Several runs, the first of them the baseline.
+
+    Attributes:
+        runs: one a variant.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        if not runs:
+            raise InvalidInput("A comparison needs at least one run.")
+        for run in runs[1:]:
+            _check_comparable(runs[0], run)
+        self.runs = tuple(runs)
+
+    @property
+    def baseline(self) -> Run:
+        """The run that the others are compared with."""
+        return self.runs[0]
+
+    def __getitem__(self, variant: str) -> Run:
+        for run in self.runs:
+            if run.variant == variant:
+                return run
+        raise InvalidInput(f"There is no run of '{variant}': there are {', '.join(run.variant for run in self.runs)}.")
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the metrics that any run has, in their usual order."""
+        return [metric for metric in scales.METRICS if any(metric in run.estimates for run in self.runs)]
+
+    def verdicts(self) -> dict[str, Verdict]:
+        """What changed against the baseline, for every other variant by name."""
+        return {run.variant: verdict(self.baseline, run) for run in self.runs[1:]}
+
+    def merge(self, other: "Comparison") -> "Comparison":
+        """This comparison with the other's further variants; pairs hold only within one session.
+
+        Raises:
+            Incomparable: they differ in device, versions, task or settings; the reason is named.
+        """
+        known = {run.variant for run in self.runs}
+        return Comparison([*self.runs, *(run for run in other.runs if run.variant not in known)])
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a variant: every metric in SI units with `_low` and `_high`, the verdict in words, and the notes."""
+        import pandas
+
+        verdicts = self.verdicts()
+        rows = []
+        for run in self.runs:
+            row: dict[str, Any] = {"variant": run.variant}
+            for metric in self.metrics:
+                if metric in run.estimates:
+                    found = run.estimates[metric]
+                    row |= {metric: found.value, f"{metric}_low": found.low, f"{metric}_high": found.high}
+            words = str(verdicts[run.variant]) if run.variant in verdicts else "baseline"
+            rows.append(row | {"verdict": words, "notes": " ".join(run.notes)})
+        return pandas.DataFrame(rows).set_index("variant")
+
+    def figure(self) -> "plotly.graph_objects.Figure":
+        """One Plotly figure: latency and quality side by side, below them quality over latency."""
+        return drawn(self)
+
+    def to_json(self) -> str:
+        """All runs with their samples, as `from_json` reads them."""
+        return '{"runs": [' + ", ".join(run.model_dump_json() for run in self.runs) + "]}"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Comparison":
+        """The comparison that `to_json` wrote."""
+        return cls(runs_from_json(text))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the comparison as JSON, whole or not at all."""
+        files.write_text(Path(path), self.to_json())
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Comparison":
+        """Read a comparison that `save` wrote."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidInput(f"Cannot read '{path}': {error.strerror}.") from None
+
+    def _repr_html_(self) -> str:
+        return str(drawn(self, HTML))
+
+    def __repr__(self) -> str:
+        lines = [f"Comparison on {self.baseline.task}, baseline {self.baseline.variant}:"]
+        lines += [f"  {name}: {said}" for name, said in self.verdicts().items()]
+        return "\n".join(lines + [f"  note on {self.baseline.variant}: {note}" for note in self.baseline.notes])
+
+
+def compare(
+    variants: Sequence[Variant],
+    task: Task | Text,
+    *,
+    examples: int | None = None,
+    rounds: int = ROUNDS,
+    new_tokens: int = NEW_TOKENS,
+    progress: Progress | None = None,
+    on_update: Listener | None = None,
+    store: RunStore | bool = True,
+) -> Comparison:
+    """Measure variants side by side on a task; the first is the baseline.
+
+    Text is scored first, then requests are timed (interleaved, never while anything is scored), then answers are
+    generated and scored.
+
+    Args:
+        examples: how many test examples or windows are scored; all by default.
+        rounds: timed requests of every variant.
+        new_tokens: length of a timed answer.
+        on_update: called with the comparison so far whenever there is more to see.
+        store: where the finished runs are appended; True for `RunStore()`, False for nowhere.
+
+    Raises:
+        InvalidInput: no variants, or a setting out of range.
+        Cancelled: the progress was cancelled; nothing is stored.
+    """
+    if not variants:
+        raise InvalidInput("compare() needs at least one variant.")
+    if rounds < 1 or new_tokens < 2 or (examples is not None and examples < 1):
+        raise InvalidInput("compare() needs at least one example, one round and two new tokens.")
+    devices = {str(variant.device) for variant in variants}
+    if len(devices) > 1:
+        raise InvalidInput(f"The variants are on different devices ({', '.join(sorted(devices))}): load them on one.")
+    progress = progress or Progress()
+    settings = {"examples": examples or 0, "rounds": rounds, "new_tokens": new_tokens}
+    runs = _blank_runs(variants, task, settings)
+
+    def tell(updated: list[Run]) -> list[Run]:
+        if on_update:
+            on_update(Comparison(updated))
+        return updated
+
+    runs = tell([metrics.with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
+    asked = [prepared(variant, task, examples, progress) for variant in variants]
+    spans = [task_spans(variant, task, examples, each) for variant, each in zip(variants, asked, strict=True)]
+    likely = likelihoods(variants, spans, progress)
+    pairs = enumerate(zip(runs, likely, strict=True))
+    runs = tell([metrics.with_likelihood(run, found, baseline=not index) for index, (run, found) in pairs])
+    timed: list[list[Timing]] = [[] for _ in variants]
+    for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
+        for each, timing in zip(timed, timings, strict=True):
+            each.append(timing)
+        if on_update:
+            tell([metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)])
+    runs = [metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)]
+    if isinstance(task, Task):
+        for index, variant in enumerate(variants):
+            found = scored(variant, task, examples, progress, asked[index])
+            runs[index] = metrics.with_scores(runs[index], found, runs[0])
+            tell(runs)
+    if store is not False:
+        _keep(runs, RunStore() if store is True else store)
+    return Comparison(runs)
+
+
+def measure(variant: Variant, task: Task | Text, **settings: Any) -> Run:
+    """Measure one variant alone; takes what `compare` takes."""
+    return compare([variant], task, **settings).runs[0]
+
+
+def _keep(runs: list[Run], store: RunStore) -> None:
+    """Append the runs; a disk that refuses is no reason to throw the measurement away."""
+    try:
+        for run in runs:
+            store.append(run)
+    except WorkbenchError as error:
+        warnings.warn(str(error), stacklevel=3)
+
+
+def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[str, int]) -> list[Run]:
+    names: list[str] = []
+    for variant in variants:
+        repeats = sum(name == variant.name or name.startswith(f"{variant.name} (") for name in names)
+        names.append(f"{variant.name} ({repeats + 1})" if repeats else variant.name)
+    session, now = secrets.token_hex(8), datetime.now(UTC).isoformat(timespec="seconds")
+    return [
+        Run(
+            variant=name,
+            source=variant.source,
+            recipe=[step.to_json() for step in variant.recipe],
+            task=task.name,
+            fingerprint=task.fingerprint,
+            environment=environment(variant.device),
+            settings=settings,
+            session=session,
+            measured_at=now,
+            layers=describe_layers(variant),
+            notes=list(variant.notes),
+            caveats=[step.caveat for step in variant.recipe if step.caveat],
+        )
+        for name, variant in zip(names, variants, strict=True)
+    ]
+
+
+def _check_comparable(first: Run, other: Run) -> None:
+    if first.fingerprint != other.fingerprint:
+        raise Incomparable(
+            f"'{other.variant}' was measured on another task ({other.task}, not {first.task}): measure it again."
+        )
+    for name in sorted(first.environment.keys() | other.environment.keys()):
+        ours, theirs = first.environment.get(name, "none"), other.environment.get(name, "none")
+        if ours != theirs:
+            raise Incomparable(
+                f"'{other.variant}' was measured with {name} {theirs} and '{first.variant}' with {ours}: "
+                "measure both again."
+            )
+    if first.settings != other.settings:
+        raise Incomparable(
+            f"'{other.variant}' was measured with other settings ({other.settings}, not {first.settings}): "
+            "measure it again."
+        )

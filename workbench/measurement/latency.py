@@ -1,0 +1,104 @@
+"""How long a request takes: time to the first token, and from token to token."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from workbench.answering.answers import Row, samples_of
+from workbench.answering.request import Generation, Request
+from workbench.core.device import synchronize
+from workbench.core.progress import Progress
+from workbench.runtime.forward import using
+from workbench.tasks.task import Task, Text
+from workbench.variant import Variant
+
+PROMPT_TOKENS = 64  # of a text window that is made into a prompt
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One timed request, in seconds.
+
+    Attributes:
+        ttft: from the request to its first token.
+        inter_token: from each token to the next.
+    """
+
+    ttft: float
+    inter_token: tuple[float, ...]
+
+    @property
+    def throughput(self) -> float:
+        """Tokens of the answer over the time of the whole request."""
+        return (1 + len(self.inter_token)) / (self.ttft + sum(self.inter_token))
+
+
+def requests(variant: Variant, task: Task | Text, count: int) -> list[Request]:
+    """What to ask: the first test examples, or the beginnings of the test windows."""
+    if isinstance(task, Task):
+        found = [Request.example(task, example) for example in task.test[:count]]
+    else:
+        windows = task.windows(variant.tokenizer, "test")[:count]
+        found = [Request.of(str(variant.tokenizer.decode(window[:PROMPT_TOKENS]))) for window in windows]
+    return [found[index % len(found)] for index in range(count)]
+
+
+def time_request(variant: Variant, prompt: str | Request, new_tokens: int) -> Timing:
+    """Answer a prompt with exactly `new_tokens` greedy tokens, end tokens ignored, and time each.
+
+    What the variant's stages do to the request, such as looking something up, belongs to the time to the first token.
+    """
+    settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0)
+    with using(variant.name):
+        synchronize(variant.device)
+        clock = [time.perf_counter()]
+        ids = variant.encode(prompt)
+        variant.check_length(len(ids), new_tokens)
+        rows = [Row(variant, new_tokens, clock[0], endless=True) for _ in range(samples_of(variant))]
+        prompts = [ids] * len(rows)
+        # Reading the token waits for the device.
+        for _ in variant.engine.decode(variant.model, prompts, settings, rows, len(rows), label=variant.name):
+            clock.append(time.perf_counter())
+    gaps = [after - before for before, after in pairwise(clock)]
+    return Timing(gaps[0], tuple(gaps[1:]))
+
+
+def time_interleaved(
+    variants: Sequence[Variant], task: Task | Text, rounds: int, new_tokens: int, progress: Progress
+) -> Iterator[list[Timing]]:
+    """Yield one timing of every variant a round: all answer the same prompt, in an order that reverses every round.
+
+    The reversal (A B, B A, ...) cancels a machine that slowly gets hotter or busier. A first round warms up.
+    """
+    asked = requests(variants[0], task, rounds)
+    progress.start("Timing requests", (rounds + 1) * len(variants))
+    for variant in variants:
+        time_request(variant, asked[0], min(4, new_tokens))
+        progress.advance()
+    for number, request in enumerate(asked):
+        order = range(len(variants)) if number % 2 == 0 else reversed(range(len(variants)))
+        timed: dict[int, Timing] = {}
+        for index in order:
+            timed[index] = time_request(variants[index], request, new_tokens)
+            progress.advance()
+        yield [timed[index] for index in range(len(variants))]
+
+
+def answer_interleaved(
+    variants: Sequence[Variant], task: Task, rounds: int, progress: Progress
+) -> list[list[Generation]]:
+    """Real answers of every variant to the first test examples, ended as its stages want; the order reverses as above.
+
+    Returns:
+        One list a variant, in the order of the examples.
+    """
+    found: list[list[Generation]] = [[] for _ in variants]
+    asked = requests(variants[0], task, rounds)
+    progress.start("Timing answers", (rounds + 1) * len(variants))
+    for number, request in enumerate([asked[0], *asked]):
+        for index in range(len(variants))[:: 1 if number % 2 else -1]:
+            answer = variants[index].generate(request, max_new_tokens=task.max_new_tokens, temperature=0.0)
+            found[index] += [answer] if number else []  # the first round warms up
+            progress.advance()
+    return found

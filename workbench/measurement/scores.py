@@ -1,0 +1,78 @@
+"""How good a variant's answers are on a task's test examples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from workbench.answering.answers import Prepared, answers, prepare
+from workbench.answering.request import Generation, Request
+from workbench.core.progress import Progress
+from workbench.measurement.likelihood import answer_span, likelihoods, prepared
+from workbench.runtime.decoding import Decoding
+from workbench.tasks.task import Example, Task
+from workbench.variant import Variant
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How good the answers to some examples are.
+
+    Attributes:
+        scores: 0 to 1, in the order of the examples.
+        answers: what was said; nothing where the likelihood of choices decides.
+    """
+
+    scores: list[float]
+    answers: list[Generation]
+
+
+def scored(
+    variant: Variant,
+    task: Task,
+    limit: int | None = None,
+    progress: Progress | None = None,
+    asked: Sequence[Prepared] | None = None,
+) -> Scored:
+    """The first `limit` test examples, answered and scored.
+
+    Args:
+        variant: who is asked.
+        task: what.
+        limit: how many examples; all by default.
+        progress: cancel and progress.
+        asked: the examples as `prepared` made them, if that was done already.
+    """
+    examples = task.test[:limit]
+    progress = progress or Progress()
+    asked = prepared(variant, task, limit, progress) if asked is None else asked
+    if task.scorer == "choice":
+        return Scored(_choice_scores(variant, examples, asked, progress), [])
+    found = answers(variant, asked, _settings(variant, task), progress)
+    marks = [task.score(example, answer.text.strip()) for example, answer in zip(examples, found, strict=True)]
+    return Scored(marks, found)
+
+
+def generate_answers(
+    variant: Variant, task: Task, examples: Sequence[Example], progress: Progress | None = None
+) -> list[Generation]:
+    """Answers to some of the task's examples, greedy unless a stage draws them."""
+    asked = prepare(variant, [Request.example(task, example) for example in examples], progress)
+    return answers(variant, asked, _settings(variant, task), progress)
+
+
+def _settings(variant: Variant, task: Task) -> Decoding:
+    return variant.decoding.but(max_new_tokens=task.max_new_tokens, temperature=0.0)
+
+
+def _choice_scores(
+    variant: Variant, examples: Sequence[Example], asked: Sequence[Prepared], progress: Progress
+) -> list[float]:
+    """1 where the gold answer is the most likely of the choices, by log-likelihood a token."""
+    pairs = list(zip(examples, asked, strict=True))
+    spans = [answer_span(variant, each.ids, choice) for example, each in pairs for choice in example.choices]
+    scored = likelihoods([variant], [spans], progress)[0]
+    per_token = iter([-nll / tokens for nll, tokens in zip(scored.nll, scored.tokens, strict=True)])
+    found = []
+    for example in examples:
+        chances = {choice: next(per_token) for choice in example.choices}
+        found.append(float(max(chances, key=chances.__getitem__) == example.answer))
+    return found

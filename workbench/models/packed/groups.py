@@ -1,0 +1,185 @@
+"""Integers of 2 to 8 bits with a scale and a zero point for every group of columns."""
+
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workbench.core.errors import InvalidInput
+from workbench.models.packed.base import PackedLinear, fast_bfloat16
+from workbench.models.packed.int4 import GROUPS, MIDDLE, Int4Kernel, int4_kernel
+
+GROUP_SIZES = (0, *sorted(GROUPS))
+LEAST_SCALE = 1e-30  # of a group that is zero throughout; its inverse is still finite
+PARTS = (4, 2, 1)  # widths below a byte's own that it holds a whole number of
+
+
+class GroupLinear(PackedLinear):
+    """n-bit codes with one scale and zero point a group of columns: weight = (code - zero) * scale.
+
+    Four bits are multiplied by a kernel of the device where it has one (x86 CPUs from AVX2 on, CUDA from compute
+    capability 8.0 on) and the shape fits it. Everything else is unpacked for every product: smaller, but not faster.
+
+    A code takes `bits` bits; each row is filled up to a multiple of eight codes. A scale takes 16 bits (bfloat16: it is
+    what the kernels multiply by, and it has the range of float32). An integer zero point takes 8 bits, another 16, and
+    none is kept where all are the middle, ``2 ** (bits - 1)``. In memory the kernels want 16 bits more a group, and
+    groups that divide the row: larger ones are cut, each part with the same scale.
+    """
+
+    weight: Tensor
+    bits: int
+    kernel: Int4Kernel | None = None
+
+    def __init__(self, options: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        super().__init__(options, tensors)
+        self.bits = options["bits"]
+        self.groups: int = tensors["scales"].shape[1]
+        kernel = int4_kernel(self.weight.device) if self.bits == 4 else None
+        group = _kernel_group(self.in_features, options["group_size"])
+        if kernel is None or not group or not kernel.fits(self.out_features, self.in_features):
+            return
+        grid = torch.stack([self.scale, (MIDDLE - self.zero) * self.scale], dim=-1).transpose(0, 1)
+        starts = torch.arange(0, self.in_features, group, device=grid.device)
+        self._repeats = (options["group_size"] or self.in_features) // group
+        self.weight = kernel.arrange(self.codes())
+        self.register_buffer("grid", grid[starts // (group * self._repeats)].bfloat16().contiguous())
+        del self._buffers["scales"]
+        self.kernel = kernel
+
+    @classmethod
+    def from_codes(
+        cls, codes: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, bits: int, group_size: int
+    ) -> Self:
+        """Pack codes that were made for a scale and a zero point.
+
+        Args:
+            codes: uint8 ``(out, in)``, each below ``2 ** bits``.
+            scale: ``(out, groups)``, as `stored_scale` gives it.
+            zero: ``(out, groups)``, integers or as `stored_zero` gives it; None for the middle, ``2 ** (bits - 1)``.
+            bias: ``(out,)``, if any.
+            bits: 2 to 8.
+            group_size: columns that share a scale: 32, 64, 128 or 256, or 0 for the whole row. A row that is not a
+                multiple ends in a shorter group.
+
+        Raises:
+            InvalidInput: the shapes do not belong together, or no such width or group size is known.
+        """
+        out, columns = codes.shape
+        if not 2 <= bits <= 8 or group_size not in GROUP_SIZES:
+            raise InvalidInput(
+                f"{bits} bits in groups of {group_size} cannot be packed: use 2 to 8 bits and groups of {GROUP_SIZES}."
+            )
+        if columns < 2:
+            raise InvalidInput(f"A weight of shape {(out, columns)} is too narrow to pack: keep it dense.")
+        wanted = (out, -(-columns // (group_size or columns)))
+        if any(tuple(each.shape) != wanted for each in (scale, zero) if each is not None):
+            raise InvalidInput(f"Codes {(out, columns)} in groups of {group_size} need scales and zeros {wanted}.")
+        tensors = {"weight": pack_bits(codes, bits), "scales": stored_scale(scale).bfloat16()}
+        if zero is not None and bool((zero != 2 ** (bits - 1)).any()):
+            whole = bool(((zero == zero.round()) & (zero >= 0) & (zero < 2**bits)).all())
+            tensors["zeros"] = zero.to(torch.uint8) if whole else stored_zero(zero).half()
+        if bias is not None:
+            tensors["bias"] = bias.detach()
+        return cls({"shape": [out, columns], "bits": bits, "group_size": group_size}, tensors)
+
+    @property
+    def scale(self) -> Tensor:
+        """``(out, groups)`` in float32."""
+        if self.kernel is None:
+            return self.get_buffer("scales").float()
+        return self.get_buffer("grid")[:: self._repeats, :, 0].t().float()
+
+    @property
+    def zero(self) -> Tensor:
+        """``(out, groups)`` in float32."""
+        zeros = self._buffers.get("zeros")
+        return torch.full_like(self.scale, 2 ** (self.bits - 1)) if zeros is None else zeros.float()
+
+    def codes(self) -> Tensor:
+        """uint8 ``(out, in)``."""
+        if self.kernel is not None:
+            return self.kernel.codes(self.weight, self.in_features)
+        return unpack_bits(self.weight, self.bits)[:, : self.in_features]
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        tensors = super().saved_tensors()
+        if tensors.pop("grid", None) is not None:
+            tensors |= {"weight": pack_bits(self.codes(), self.bits), "scales": self.scale.bfloat16()}
+        return tensors
+
+    def dequantize(self) -> Tensor:
+        return self._dense(torch.float32)
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        if self.kernel is not None:
+            return self.kernel.multiply(rows, self.weight, self.get_buffer("grid"))
+        kind = rows.dtype
+        if rows.device.type == "cpu":
+            kind = torch.bfloat16 if fast_bfloat16() else torch.float32
+        return F.linear(rows.to(kind), self._dense(kind))
+
+    def _dense(self, kind: torch.dtype) -> Tensor:
+        """The weight ``(out, in)``."""
+        zeros = self._buffers.get("zeros")
+        # Integers up to 256 and their differences are exact in bfloat16; float16 would lose small scales.
+        exact = kind != torch.float16 and (zeros is None or zeros.dtype == torch.uint8)
+        work = kind if exact else torch.float32
+        size = self.options["group_size"] or self.in_features
+        codes = F.pad(self.codes().to(work), (0, self.groups * size - self.in_features)).view(-1, self.groups, size)
+        codes.sub_(2 ** (self.bits - 1) if zeros is None else zeros.to(work).unsqueeze(-1))
+        dense = codes.mul_(self.scale.to(work).unsqueeze(-1))
+        return dense.view(self.out_features, -1)[:, : self.in_features].to(kind)
+
+
+def stored_scale(scale: Tensor) -> Tensor:
+    """The scales as `GroupLinear` keeps them, in float32; round weights by these, and storing them costs nothing."""
+    return scale.detach().clamp(min=LEAST_SCALE).bfloat16().float()
+
+
+def stored_zero(zero: Tensor) -> Tensor:
+    """Zero points as `GroupLinear` keeps them where they are not integers (16 bits), in float32."""
+    return zero.detach().clamp(-60000, 60000).half().float()
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Codes ``(rows, columns)`` in uint8 ``(rows, bits * ceil(columns / 8))``.
+
+    A code is split into parts of 4, 2 and 1 bits, its lowest bits in the largest. Byte j of the n bytes of a part holds
+    the codes j, j + n, j + 2n, ..., so that unpacking writes whole slices.
+    """
+    filled = F.pad(codes, (0, -codes.shape[1] % 8))
+    if bits == 8:
+        return filled.contiguous()
+    parts, low = [], 0
+    for width in (each for each in PARTS if bits & each):
+        slices = ((filled >> low) & (2**width - 1)).chunk(8 // width, dim=1)
+        parts.append(sum((each << (width * place) for place, each in enumerate(slices)), torch.zeros_like(slices[0])))
+        low += width
+    return torch.cat(parts, dim=1)
+
+
+def unpack_bits(packed: Tensor, bits: int) -> Tensor:
+    """What `pack_bits` was given, the filling at the end of a row included."""
+    if bits == 8:
+        return packed
+    eighth = packed.shape[1] // bits
+    codes, low = None, 0
+    for width in (each for each in PARTS if bits & each):
+        part = packed[:, eighth * low : eighth * (low + width)].contiguous()
+        mask = (2**width - 1) << low
+        slices = [_shifted_right(part, place - low) & mask for place in range(0, 8, width)]
+        found = torch.cat(slices, dim=1)
+        codes = found if codes is None else codes.bitwise_or_(found)
+        low += width
+    assert codes is not None
+    return codes
+
+
+def _shifted_right(values: Tensor, places: int) -> Tensor:
+    return values >> places if places >= 0 else values << -places
+
+
+def _kernel_group(columns: int, group_size: int) -> int:
+    """The group size that the kernels are told: the largest that divides the row and its groups; 0 if there is none."""
+    return next((each for each in GROUPS if columns % each == 0 and (group_size or columns) % each == 0), 0)

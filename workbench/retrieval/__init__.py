@@ -1,0 +1,1 @@
+"""Documents looked up."""

@@ -1,0 +1,195 @@
+"""Documents and the pieces of them that are looked up."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.answering.request import Passage
+from workbench.core.errors import InvalidInput
+from workbench.core.files import is_kind
+from workbench.core.sentences import sentences
+from workbench.tasks.sources import hub_dataset
+
+MOST_BYTES = 20_000_000  # of one document's file
+MOST_ROWS_BYTES = 1_000_000_000  # of a file of rows
+WRAP = re.compile(r"(?<=[^\n]{50})\n(?=[^\W\d_])")  # a line break that only keeps lines of prose short
+WORD = re.compile(r"\s*\S+\s*")
+TEXT_KEYS = ("text", "content", "body", "passage")
+ID_KEYS = ("id", "_id", "title", "url")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text with a name of its own."""
+
+    id: str
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """Hash of what it says."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Library:
+    """The documents of a source.
+
+    Attributes:
+        documents: in their order, ids unique.
+        refused: what could not be read, each with its reason.
+    """
+
+    documents: list[Document] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    _taken: dict[str, int] = field(default_factory=dict)
+
+    def add(self, name: str, text: str) -> None:
+        """Take a document, unless it says nothing or is no text; a name that is taken gets a number."""
+        if not text.strip():
+            self.refused.append(f"{name}: empty")
+            return
+        try:
+            f"{name}{text}".encode()
+        except UnicodeEncodeError:
+            self.refused.append(f"{name.encode('ascii', 'backslashreplace').decode()}: not Unicode text")
+            return
+        wanted = name
+        while name in self._taken:
+            self._taken[wanted] += 1
+            name = f"{wanted} ({self._taken[wanted]})"
+        self._taken[name] = 1
+        self.documents.append(Document(name, text))
+
+
+def read_documents(source: str | Path) -> Library:
+    """Read the documents of a folder, a text file, a JSONL file, or a `datasets` id.
+
+    A folder gives one document a file, named by its path in the folder; hidden files and links that lead elsewhere are
+    left out. Files that are no UTF-8 text, or larger than 20 MB (JSONL: 1 GB), are refused by name, and the rest is
+    read. JSONL rows and rows of a data set have their text in a column ``text`` (or content, body, passage).
+
+    Raises:
+        InvalidInput: nothing could be read.
+        NotAvailable: nothing on disk has that name and the hub cannot be reached.
+    """
+    path, library = Path(source).expanduser(), Library()
+    if not str(source).strip():
+        raise InvalidInput("No documents are named: give a folder, a text or JSONL file, or a data set's id.")
+    if is_kind(path, Path.is_dir):
+        for file in sorted(_files(path)):
+            _read_file(file, str(file.relative_to(path)), library)
+    elif is_kind(path, Path.is_file):
+        _read_file(path, path.name, library)
+    else:
+        _read_dataset(str(source), library)
+    if not library.documents:
+        found = f": {'; '.join(library.refused[:3])}" if library.refused else ""
+        raise InvalidInput(f"'{source}' holds no document that can be read{found}.")
+    return library
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    home = folder.resolve()
+    for file in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not hidden and file.is_file() and file.resolve().is_relative_to(home):
+            yield file
+
+
+def _read_file(file: Path, name: str, library: Library) -> None:
+    try:
+        most = MOST_ROWS_BYTES if file.suffix == ".jsonl" else MOST_BYTES
+        if file.stat().st_size > most:
+            library.refused.append(f"{name}: larger than {most // 1_000_000} MB")
+            return
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        library.refused.append(f"{name}: not UTF-8 text (byte {error.start})")
+        return
+    except OSError as error:
+        library.refused.append(f"{name}: {error.strerror}")
+        return
+    if "\0" in text:
+        library.refused.append(f"{name}: not text")
+    elif file.suffix == ".jsonl":
+        _read_rows(text, name, library)
+    else:
+        library.add(name, text)
+
+
+def _read_rows(text: str, name: str, library: Library) -> None:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not _add_row(row, f"{name}:{number}", library):
+            library.refused.append(f"{name}, line {number}: no JSON object with a text")
+
+
+def _read_dataset(source: str, library: Library) -> None:
+    for split, rows in hub_dataset(source).items():
+        for number, row in enumerate(rows):
+            if not _add_row(row, f"{split}:{number}", library):
+                library.refused.append(f"{split}:{number}: no text in {', '.join(TEXT_KEYS[:-1])} or {TEXT_KEYS[-1]}")
+
+
+def _add_row(row: Any, name: str, library: Library) -> bool:
+    if not isinstance(row, dict):
+        return False
+    text = next((row[key] for key in TEXT_KEYS if isinstance(row.get(key), str)), None)
+    if text is None:
+        return False
+    library.add(str(next((row[key] for key in ID_KEYS if row.get(key) not in (None, "")), name)), text)
+    return True
+
+
+def passages(document: Document, words: int, overlap: int) -> list[Passage]:
+    """A document in pieces of at most so many words, cut between sentences where there are any.
+
+    Args:
+        document: with its text.
+        words: most in a piece.
+        overlap: of a piece's last words, about how many the next one begins with, in whole sentences; half at most.
+    """
+    overlap = min(overlap, words // 2)
+    pieces: list[list[str]] = [[]]
+    held = 0  # words of the last piece
+    for sentence in _pieces(document.text, words):
+        size = len(sentence.split())
+        if pieces[-1] and held + size > words:
+            pieces.append(_tail(pieces[-1], min(overlap, words - size)))
+            held = _words(pieces[-1])
+        pieces[-1].append(sentence)
+        held += size
+    texts = [text for piece in pieces if (text := "".join(piece).strip())]
+    if len(texts) == 1:
+        return [Passage(document.id, texts[0])]
+    return [Passage(f"{document.id}#{number}", each) for number, each in enumerate(texts, start=1)]
+
+
+def _pieces(text: str, words: int) -> Iterator[str]:
+    for found in sentences(WRAP.sub(" ", text)):
+        split = WORD.findall(found)
+        for start in range(0, len(split), words):  # a sentence without an end is cut, too
+            yield "".join(split[start : start + words])
+
+
+def _words(sentences: list[str]) -> int:
+    return sum(len(each.split()) for each in sentences)
+
+
+def _tail(sentences: list[str], words: int) -> list[str]:
+    kept: list[str] = []
+    for each in reversed(sentences):
+        if _words([each, *kept]) > words:
+            break
+        kept.insert(0, each)
+    return kept

@@ -1,0 +1,1 @@
+"""Steps that learn: their loop, loss, samples, teachers and curves."""
