@@ -1,13 +1,16 @@
-"""The ordered steps that made a variant, as a value that is written, read back and applied again."""
+"""The ordered steps that made a variant, and what an export records of how it was made and how it answers."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from workbench.answering.stage import STAGES, Stage, stage_from_json, stage_to_json
 from workbench.core import named
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
+from workbench.runtime.decoding import Decoding
+from workbench.runtime.engine import ENGINES, Eager, Engine
 
 REGISTRY: dict[str, type["RecipeStep"]] = {}
 
@@ -84,3 +87,40 @@ class Recipe:
 
     def __repr__(self) -> str:
         return f"Recipe([{', '.join(map(repr, self.steps))}])"
+
+
+def to_record(recipe: Recipe, stages: Sequence[Stage], decoding: Decoding, engine: Engine) -> dict[str, Any]:
+    """How a variant was made and how it answers, as JSON values.
+
+    Raises:
+        InvalidInput: something in it could not be found again by its name.
+    """
+    for part, table in ((recipe, REGISTRY), (stages, STAGES), ((engine,), ENGINES)):
+        for each in part:
+            if each.full_name() not in table:
+                raise InvalidInput(
+                    f"'{each.full_name()}' could not be read back: give its class a `paper`, which registers a step."
+                )
+    return {
+        "recipe": [step.to_json() for step in recipe],
+        "stages": [stage_to_json(stage) for stage in stages],
+        "decoding": decoding.model_dump(),
+        "engine": named.to_json(engine, "engine"),
+    }
+
+
+def from_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe, stages, decoding settings and engine of a record; older ones say them in other places.
+
+    Raises:
+        InvalidInput: it holds something that is not known here.
+    """
+    recipe = Recipe(map(step_from_json, record.get("recipe", ())))
+    if "stages" in record:
+        stages = tuple(map(stage_from_json, record["stages"]))
+    else:
+        stages = tuple(step for step in recipe if isinstance(step, Stage))
+    decoding = dict(record.get("decoding", {}))
+    bits = decoding.pop("cache_bits", Eager().cache_bits)
+    engine = named.from_json(ENGINES, record["engine"], "engine") if "engine" in record else Eager(cache_bits=bits)
+    return {"recipe": recipe, "stages": stages, "decoding": Decoding(**decoding), "engine": engine}

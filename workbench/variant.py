@@ -1,6 +1,5 @@
 """A variant answers requests: a model, its tokenizer, its decoding settings and the recipe that made it."""
 
-import itertools
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -13,39 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.answering.answers import Prepared, settings_of, streamed
 from workbench.answering.request import Generation, Piece, Request
-from workbench.answering.stage import STAGES, Stage, stage_from_json, stage_to_json
-from workbench.core import files, named
+from workbench.answering.stage import Stage
+from workbench.core import files
 from workbench.core.device import resolve_device
 from workbench.core.errors import Closed, InvalidInput
+from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
 from workbench.models.tokens import Message, encode_chat
-from workbench.recipe import REGISTRY, Recipe, RecipeStep, step_from_json
+from workbench.recipe import Recipe, RecipeStep, from_record, to_record
 from workbench.runtime.decoding import Decoding
-from workbench.runtime.engine import ENGINES, Eager, Engine
+from workbench.runtime.engine import Eager, Engine
 from workbench.runtime.forward import memory_guard, using
 from workbench.tasks.task import Task, Text
-
-_births = itertools.count()
-_lives: "weakref.WeakSet[_Life]" = weakref.WeakSet()
-
-
-class _Life:
-    """What a variant stays under any name: its age, its place in the lineage, and the objects that stand for it."""
-
-    def __init__(self) -> None:
-        self.born = next(_births)
-        self._names: list[weakref.ref[Variant]] = []
-        _lives.add(self)
-
-    def name(self, variant: "Variant") -> None:
-        """Another object, the newest, stands for it."""
-        self._names = [*(each for each in self._names if each() is not None), weakref.ref(variant)]
-
-    @property
-    def variants(self) -> "list[Variant]":
-        """The objects that stand for it and are alive, the newest last."""
-        return [found for each in self._names if (found := each()) is not None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,8 +52,8 @@ class Variant:
     stages: tuple[Stage, ...] = ()
     notes: tuple[str, ...] = ()
     engine: Engine = field(default_factory=Eager)
-    _life: _Life = field(default_factory=_Life)
-    _parent: "weakref.ref[_Life] | None" = None
+    _life: Life = field(default_factory=Life)
+    _parent: "weakref.ref[Life] | None" = None
     _root: int | None = None  # age of the loaded variant that it was made from
 
     def __post_init__(self) -> None:
@@ -91,7 +70,7 @@ class Variant:
     def parent(self) -> "Variant | None":
         """The variant this one was made from, while it is alive."""
         life = self._parent() if self._parent else None
-        return life.variants[-1] if life and life.variants else None
+        return life.bearers[-1] if life and life.bearers else None
 
     @property
     def ancestors(self) -> "tuple[Variant, ...]":
@@ -179,7 +158,7 @@ class Variant:
             stages=(*self.stages, *([] if stage is None else [stage])),
             notes=(*self.notes, *(each for each in notes if each not in self.notes)),
             engine=self.engine if engine is None else engine,
-            _life=_Life(),
+            _life=Life(),
             _parent=weakref.ref(self._life),
             _root=self.root,
         )
@@ -263,16 +242,9 @@ class Variant:
             InvalidInput: the folder holds something that is not an export, and `overwrite` is False.
             WorkbenchError: the disk is full or the folder cannot be written; an older export there is intact.
         """
-        _check_readable(self)
         folder = Path(path).expanduser()
-        record = {
-            "name": self.name,
-            "source": self.source,
-            "recipe": [step.to_json() for step in self.recipe],
-            "stages": [stage_to_json(stage) for stage in self.stages],
-            "decoding": self.decoding.model_dump(),
-            "engine": named.to_json(self.engine, "engine"),
-        }
+        made = to_record(self.recipe, self.stages, self.decoding, self.engine)
+        record = {"name": self.name, "source": self.source, **made}
         with using(self.name):
             export.write_export(folder, self.model, self.tokenizer, record, overwrite)
         return folder
@@ -280,7 +252,7 @@ class Variant:
     def close(self) -> None:
         """Give its memory back; using it afterwards raises `Closed`."""
         with using(self.name):
-            for each in self._life.variants:
+            for each in self._life.bearers:
                 vars(each).pop("model", None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -299,20 +271,9 @@ class Variant:
         return f"<Variant {self.name!r}: {self.total_bytes / 1e6:.0f} MB on {self.device}, {self.recipe!r}{notes}>"
 
 
-def _check_readable(variant: Variant) -> None:
-    """Raise `InvalidInput` if a class on the variant could not be found again when an export of it is read."""
-    parts = ((variant.recipe, REGISTRY), (variant.stages, STAGES), ((variant.engine,), ENGINES))
-    for part, table in parts:
-        for each in part:
-            if each.full_name() not in table:
-                raise InvalidInput(
-                    f"'{each.full_name()}' could not be read back: give its class a `paper`, which registers a step."
-                )
-
-
 def live() -> list[Variant]:
     """Every variant that is in use and not closed, each under its newest name, the oldest first."""
-    found = [life.variants[-1:] for life in sorted(_lives, key=lambda each: each.born)]
+    found = [life.bearers[-1:] for life in lives()]
     return [each for names in found for each in names if not each.closed]
 
 
@@ -338,7 +299,7 @@ def load(
     """
     folder = None if source is None else Path(source).expanduser()
     record = export.read_manifest(folder) if folder is not None and export.is_export(folder) else {}
-    made = _made(record)  # what is not known is refused before any weight is read
+    made = from_record(record)  # what is not known is refused before any weight is read
     loaded = loading.read_model(source, resolve_device(device), dtype)
     return Variant(
         model=loaded.model,
@@ -347,16 +308,3 @@ def load(
         source=record.get("source", loaded.name if source is None else str(source)),
         **made,
     )
-
-
-def _made(record: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, stages, decoding settings and engine of an export; older ones say them in other places."""
-    recipe = Recipe(map(step_from_json, record.get("recipe", ())))
-    if "stages" in record:
-        stages = tuple(map(stage_from_json, record["stages"]))
-    else:
-        stages = tuple(step for step in recipe if isinstance(step, Stage))
-    decoding = dict(record.get("decoding", {}))
-    bits = decoding.pop("cache_bits", Eager().cache_bits)
-    engine = named.from_json(ENGINES, record["engine"], "engine") if "engine" in record else Eager(cache_bits=bits)
-    return {"recipe": recipe, "stages": stages, "decoding": Decoding(**decoding), "engine": engine}

@@ -10,6 +10,7 @@ import torch
 
 import workbench as wb
 from workbench.analysis.preview import PROMPT, Preview, preview
+from workbench.answering.request import Request
 from workbench.core.errors import Cancelled, InvalidInput
 from workbench.core.progress import Progress
 from workbench.layers import activations
@@ -135,3 +136,17 @@ def test_the_variant_can_be_let_go(load_tiny: Callable[[str], wb.Variant], tiny_
     del base
     gc.collect()
     assert gone() is None
+
+
+def test_a_question_of_the_task_is_worded_as_a_comparison_words_it(base: wb.Variant, tiny_task: wb.Task) -> None:
+    from workbench.measurement.scores import generate_answers
+
+    examples = tuple(each.model_copy(update={"context": "All boats have seats."}) for each in tiny_task.test)
+    task = tiny_task.model_copy(update={"test": examples, "instruction": "Be brief."})
+    asked = Request.typed(examples[0].prompt, task)
+    assert asked == Request.example(task, examples[0])
+    assert Request.typed("Rain?", task) == Request.of("Rain?").but(instruction="Be brief.")
+    assert Request.typed("Rain?", None) == Request.of("Rain?")
+    found = preview(base, quantize.RTN(), task, asked)
+    answer = generate_answers(base, task.model_copy(update={"max_new_tokens": 16}), examples[:1])[0]
+    assert found.base_text == answer.text

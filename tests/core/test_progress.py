@@ -1,6 +1,8 @@
 """Progress goes forward, a cancel comes back."""
 
 import threading
+import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -110,3 +112,39 @@ def test_a_pause_is_reported_once() -> None:
     threading.Timer(5 * progress.SCREEN_INTERVAL, held.pause, [False]).start()
     held.wait()
     assert seen == [False, True]
+
+
+def test_the_last_report_before_a_silence_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SCREEN_INTERVAL", 0.05)
+    heard: list[int] = []
+    told = threading.Event()
+
+    def listen(shown: Progress) -> None:
+        heard.append(shown.done)
+        if shown.done == 3:
+            told.set()
+
+    made = Progress(listen)
+    made.start("packing", 100)
+    for _ in range(3):
+        made.advance()  # all of them right behind the start, and then nothing for long
+    assert told.wait(10)
+    assert heard[0] == 0
+    assert heard[-1] == 3
+
+
+def test_what_was_made_up_for_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SCREEN_INTERVAL", 0.02)
+    calls: list[float] = []
+    throttle = progress.Throttle(lambda: calls.append(time.monotonic()))
+    throttle()
+    throttle()
+    throttle(force=True)  # which says what the held one would have said
+    time.sleep(0.2)
+    assert len(calls) == 2
+    for _ in range(200):
+        throttle()
+        time.sleep(0.001)
+    time.sleep(0.2)
+    assert all(after - before >= 0.019 for before, after in pairwise(calls[2:]))
+    assert len(calls) > 4

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from weakref import ref
 
 import pytest
@@ -14,7 +15,7 @@ from workbench.core.progress import Progress
 from workbench.layers import activations, calibration
 from workbench.models import packed
 from workbench.models.blocks import decoder_blocks
-from workbench.steps import prune, quantize
+from workbench.steps import prompt, prune, quantize, retrieve
 
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -116,6 +117,56 @@ def test_closing_the_variant_forgets_its_statistics(load_tiny: Callable[[str], w
     base.close()
     gc.collect()
     assert model() is None
+
+
+def test_statistics_are_those_of_what_the_stages_make_of_the_examples(
+    base: wb.Variant, tiny_task: wb.Task, tmp_path: Path
+) -> None:
+    """Two variants with one recipe on one model: examples of another task, or a document that has changed."""
+    shown = tuple(each.model_copy(update={"answer": "Nobody counted them."}) for each in tiny_task.train)
+    other = tiny_task.model_copy(update={"train": shown})
+    few = [base.apply(prompt.FewShot(examples=2), each) for each in (tiny_task, other)]
+    assert few[0].recipe == few[1].recipe
+    found = [calibration.statistics(each, tiny_task) for each in few]
+    assert found[0] is not found[1]
+    assert seen(found[0]) != seen(found[1])
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("Boat a 1 has seats of oak.")
+    step = retrieve.Retrieve(documents=str(tmp_path / "docs"), method="bm25", top_k=1)
+    before = base.apply(step)
+    once = seen(calibration.statistics(before, tiny_task))
+    (tmp_path / "docs" / "a.txt").write_text("Boat a 1 was sold last year, and nobody knows how many seats it had.")
+    base.apply(step)  # the index is now another, for the older variant, too
+    assert seen(calibration.statistics(before, tiny_task)) != once
+
+
+def seen(found: calibration.Statistics) -> list[float]:
+    return next(iter(found.layers.values())).norm.tolist()
+
+
+def test_what_is_kept_stays_within_its_bound_and_the_oldest_goes(
+    load_tiny: Callable[[str], wb.Variant], tiny_text: wb.Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gc.collect()
+    before = calibration.kept_bytes()
+    models = [load_tiny("llama") for _ in range(3)]
+    one = calibration.statistics(models[0], tiny_text, hessians=True).bytes
+    assert calibration.kept_bytes() == before + one
+    expected = {id(t): t.nbytes for b in calibration.statistics(models[0], tiny_text).blocks for i in b.layers.values()
+                for t in (i.norm, i.mean, i.hessian)}  # fmt: skip
+    assert one == sum(expected.values())
+    monkeypatch.setattr(calibration, "KEPT_BYTES", before + 2 * one)
+    calibration.statistics(models[1], tiny_text, hessians=True)
+    calibration.statistics(models[0], tiny_text)  # used again: now the second is the older
+    calibration.statistics(models[2], tiny_text, hessians=True)
+    assert calibration.kept_bytes() == before + 2 * one
+    key = calibration._key(models[0], tiny_text)
+    kept = [calibration._kept.get(each.model, key) is not None for each in models]
+    assert kept == [True, False, True]
+    monkeypatch.setattr(calibration, "KEPT_BYTES", one - 1)
+    calibration.statistics(models[1], tiny_text, hessians=True)  # larger than all there is room for
+    assert calibration._kept.get(models[1].model, key) is None
 
 
 def test_a_task_is_joined_and_cut(base: wb.Variant, tiny_task: wb.Task) -> None:

@@ -1,6 +1,8 @@
 """Comparisons: estimates, verdicts, files, merging, figures and the run store."""
 
+import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 
 import workbench as wb
+from workbench.answering.request import Request
+from workbench.answering.stage import STAGES, Stage
 from workbench.core.errors import Cancelled, Incomparable, InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.measurement import scales
 from workbench.measurement.runs import Run, RunStore
 from workbench.measurement.verdict import verdict
-from workbench.steps import prompt, quantize
+from workbench.steps import finetune, prompt, quantize
 from workbench.tasks.task import Example, Task, Text
 
 ON_TASKS = {"score", "flips", "prompt_tokens", "answer_tokens"}  # metrics that need examples
@@ -185,6 +189,57 @@ def test_quality_and_size_in_words() -> None:
     fast = slow.model_copy(update={"samples": slow.samples | {"inter_token_median": [0.5] * 8}})
     assert "because" not in str(verdict(a_run("a", [1.0] * 8, list(nll)), fast))
     assert "too few timings" in str(verdict(a_run("a", [1.0] * 3, list(nll)), a_run("b", [1.0] * 3, list(nll))))
+
+
+def test_the_verdict_weighs_texts_as_the_table_does() -> None:
+    """A long text got better and short ones worse: by tokens it gained, by texts it lost."""
+    tokens, before = [100.0] + [1.0] * 9, [300.0] + [3.0] * 9
+    after = [295.0] + [3.1] * 9
+    old, new = (
+        a_run(name, [1.0] * 8, nll, samples={"inter_token_median": [1.0] * 8, "nll": nll, "tokens": tokens})
+        for name, nll in (("a", before), ("b", after))
+    )
+    change = verdict(old, new).quality
+    assert change.value == pytest.approx((sum(after) - sum(before)) / sum(tokens)) == pytest.approx(-4.1 / 109)
+    shown = [math.exp(sum(nll) / sum(tokens)) for nll in (before, after)]
+    assert change.value == pytest.approx(math.log(shown[1] / shown[0])), "the table's perplexities, compared"
+
+
+def test_notes_and_caveats_reach_every_form(base: wb.Variant, tiny_task: Task) -> None:
+    seen = tuple(each.model_copy(update={"id": f"t{each.id}"}) for each in tiny_task.test)
+    leaked = tiny_task.model_copy(update={"train": seen})
+    tuned = base.apply(finetune.LoRA(epochs=1.0), leaked)
+    result = wb.compare([tuned, tuned.apply(quantize.KVCache())], leaked, rounds=6, new_tokens=2, store=False)
+    first, second = result.runs
+    flatters = "8 of 8 test prompts are in the train split, too: the score will flatter."
+    assert first.notes == second.notes == [flatters]
+    assert second.caveats == [finetune.LoRA.caveat, quantize.KVCache.caveat]
+    assert first.layers
+    for shown in (result._repr_html_(), repr(result), str(result.table()["notes"].iloc[0]), result.figure().to_json()):
+        assert "the score will flatter" in shown
+    alone = wb.compare([base, tuned], leaked, rounds=2, new_tokens=2, store=False).verdicts()[tuned.name]
+    assert alone.notes == (flatters,)
+    assert "Note: 8 of 8" in str(alone)
+    again = wb.Comparison.from_json(result.to_json())
+    assert (again.runs[1].notes, again.runs[1].caveats) == (second.notes, second.caveats)
+
+
+def test_every_example_is_rewritten_and_encoded_once(base: wb.Variant, tiny_task: Task) -> None:
+    asked: list[str] = []
+
+    class Counted(Stage):
+        """Remembers what it was asked."""
+
+        def rewrite(self, request: Request, variant: object) -> Request:
+            asked.append(request.query)
+            return request
+
+    variant = dataclasses.replace(base, stages=(Counted(),))
+    del STAGES[Counted.full_name()]
+    wb.compare([variant], tiny_task, rounds=1, new_tokens=2, store=False)
+    first, *others = (asked.count(each.prompt) for each in tiny_task.test)
+    assert set(others) == {1}, "once for its likelihood and its score together"
+    assert first == 1 + 3, "and for memory, to warm up, and for the one timed round"
 
 
 def test_no_difference_at_least_95_times_in_100() -> None:

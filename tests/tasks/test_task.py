@@ -410,3 +410,12 @@ def test_scorers_by_hand(scorer: str, answer: str, gold: str, score: float) -> N
 )
 def test_hostile_answers_score_zero_and_do_not_crash(scorer: str, answer: str) -> None:
     assert SCORERS[scorer](answer, '{"a": 1}') == 0.0
+
+
+def test_a_task_of_choices_names_the_example_without_any() -> None:
+    chosen = wb.Example(id="a", prompt="Why?", answer="no", choices=("no", "yes"))
+    rows = [chosen, wb.Example(id="b", prompt="Who?", answer="no")]
+    assert wb.Task(name="t", scorer="choice", test=tuple(rows[:1])).test
+    assert wb.Task(name="t", scorer="exact", test=tuple(rows)).test
+    with pytest.raises(InvalidInput, match="its test example 'b' lists no choices"):
+        wb.Task(name="t", scorer="choice", test=tuple(rows))

@@ -1,0 +1,116 @@
+"""Sensitivity in a panel: a heat map whose cells exclude layers."""
+
+from typing import Any
+
+import pytest
+from screen import TIMEOUT, Gate
+
+import workbench as wb
+from widgets import Bench, Panel
+from widgets.tools.sensitivity import Layers
+from workbench.layers.step import LayerStep
+from workbench.steps import prune
+
+
+@pytest.fixture
+def bench_task(tiny_text: wb.Text) -> wb.Text:
+    return tiny_text
+
+
+@pytest.fixture
+def panel(bench: Bench) -> Panel:
+    return bench.family_panels["prune"]
+
+
+def turn(panel: Panel, step: LayerStep) -> None:
+    """Set the panel and wait until everything has followed."""
+    panel.set(step)
+    assert panel.bench.wait(TIMEOUT)
+
+
+@pytest.fixture
+def measured(panel: Panel) -> Layers:
+    turn(panel, prune.Wanda(exclude="1.mlp.down_proj"))
+    layers = panel.tools[Layers]
+    layers.button.click()
+    assert panel.bench.wait(TIMEOUT)
+    assert "wb-done" in layers.message.value, layers.message.value
+    return layers
+
+
+def click(heat: Any, row: int, column: int) -> None:
+    """As Plotly tells a FigureWidget of it."""
+    from plotly.callbacks import Points
+
+    for callback in heat._click_callbacks:
+        callback(heat, Points(point_inds=[(row, column)]), None)
+
+
+def test_sensitivity_is_a_heat_map_whose_cells_exclude(panel: Panel, measured: Layers) -> None:
+    typed = panel.form.controls["exclude"]
+    figure = measured.figures[prune.Wanda]
+    heats = [each for each in figure.data if each.type == "heatmap"]
+    assert len(heats) == len(measured.result.strengths)
+    assert panel.bench.sensitivity is measured.result
+    assert len(measured.result.layers) == 14  # excluded ones are measured too
+    assert "1 of 14 layers excluded: 1.mlp.down_proj" in measured.excluded.value
+    row = next(at for at, names in enumerate(heats[0].customdata) if "0.mlp.up_proj" in names)
+    column = list(heats[0].customdata[row]).index("0.mlp.up_proj")
+    click(heats[1], row, column)
+    assert typed.value == "1.mlp.down_proj, 0.mlp.up_proj"
+    for crosses in figure.data[len(heats) :]:
+        assert sorted(zip(crosses.y, crosses.x, strict=True)) == [("0", "up_proj"), ("1", "down_proj")]
+    click(heats[1], row, column)
+    assert typed.value == "1.mlp.down_proj"
+    typed.value = "mlp"
+    assert "6 of 14 layers" in measured.excluded.value
+    click(heats[1], row, column)
+    assert typed.value == "mlp"
+    assert "by a pattern" in measured.excluded.value
+    typed.value = "nothing.here"
+    assert "No layer is called" in measured.excluded.value
+
+
+def test_the_most_sensitive_are_excluded_and_stay_dense(panel: Panel, measured: Layers) -> None:
+    found = measured.result
+    worst = sorted(range(len(found.layers)), key=lambda row: -found.kl[row, 1])[:2]
+    panel.form.controls["exclude"].value = ""
+    measured.count.value = 2
+    measured.leave_out.click()
+    assert panel.form.controls["exclude"].value.split(", ") == [found.layers[row] for row in worst]
+    panel.button.click()
+    assert panel.bench.wait(TIMEOUT)
+    for path in found.layers:
+        base, made = (each.model.get_submodule(f"model.layers.{path}") for each in panel.bench.variants.values())
+        assert (made.weight is base.weight) == (path in panel.step.exclude)
+
+
+def test_each_method_keeps_its_own_map(panel: Panel, measured: Layers) -> None:
+    found = measured.result
+    panel.method.value = prune.Magnitude
+    assert measured.result is None
+    assert measured.found.layout.display == "none"
+    measured.leave_out.click()
+    assert panel.form.controls["exclude"].value == ""
+    panel.method.value = prune.Wanda
+    assert measured.result is found
+    assert [place.layout.display for place in measured.place.children] == [None]
+
+
+def test_a_queued_measurement_can_be_cancelled_and_repeated(panel: Panel) -> None:
+    layers, gate = panel.tools[Layers], Gate(panel.bench)
+    layers.button.click()
+    layers.button.click()
+    assert "under way already" in layers.message.value
+    panel.bench.jobs[1].cancel()
+    gate.opened.set()
+    assert panel.bench.wait(TIMEOUT)
+    assert "cancelled" in layers.message.value
+    assert layers.result is None
+    layers.button.click()
+    assert panel.bench.wait(TIMEOUT)
+    first = layers.figures[prune.Magnitude]
+    layers.button.click()
+    assert panel.bench.wait(TIMEOUT)
+    assert layers.figures[prune.Magnitude] is first
+    assert len(first.data[0]._click_callbacks) == 1
