@@ -2,7 +2,7 @@
 
 SQLite is in Python itself, writes all or nothing, and keeps two notebooks apart. Its extension for vectors (sqlite-vec)
 cannot be loaded by many builds of Python, this project's own among them, so vectors are stored as plain bytes, and the
-search is one matrix product over all of them, exact (`workbench.retrieval`).
+search is one matrix product over all of them, exact (`workbench.retrieval.ranking`).
 """
 
 import hashlib
@@ -109,7 +109,7 @@ class Index:
             return [each for (each,) in base.execute("SELECT id FROM documents ORDER BY id")]
 
     def search(self, question: str, count: int, method: Method = "hybrid") -> list[Passage]:
-        """The passages that fit a question best, as `workbench.retrieval.Searcher` finds them."""
+        """The passages that fit a question best, as `workbench.retrieval.ranking.Searcher` finds them."""
         return self._searcher().search(question, count, method)
 
     def _searcher(self) -> Searcher:

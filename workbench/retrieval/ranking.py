@@ -24,7 +24,7 @@ RANK = 60  # of the fusion: how little the first ranks stand out
 
 
 class Store(Protocol):
-    """Where passages are kept and searched. `workbench.index.Index` is one in a file; a server is another.
+    """Where passages are kept and searched. `workbench.retrieval.index.Index` is one in a file; a server is another.
 
     Attributes:
         encoder: what makes vectors of questions, if that is done here.
@@ -43,7 +43,7 @@ class Store(Protocol):
         """Ids of documents that the store lacks, has otherwise, or has though they are gone."""
 
     def update(self, documents: "Sequence[Document]", progress: Progress | None = None) -> int:
-        """Hold these documents and no others, cut by `workbench.documents.passages`; how many changed."""
+        """Hold these documents and no others, cut by `workbench.retrieval.documents.passages`; how many changed."""
 
     def search(self, question: str, count: int, method: Method) -> list[Passage]:
         """The passages that fit a question best, the best first, each with its score."""

@@ -1,6 +1,6 @@
 """What a variant is judged on: examples to train, calibrate and test with, and how an answer is scored.
 
-`workbench.reading` makes them from files.
+`workbench.tasks.sources` makes them from files.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class Task(Value):
 
     Attributes:
         instruction: put before every prompt.
-        scorer: name of a function in `workbench.scoring.SCORERS`.
+        scorer: name of a function in `workbench.tasks.scoring.SCORERS`.
         max_new_tokens: how long an answer may be.
         documents: where the documents are that questions are about; no part of the fingerprint.
     """
