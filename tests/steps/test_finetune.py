@@ -122,6 +122,19 @@ def test_two_adapters_are_summed(load_tiny, tiny_task: wb.Task, tmp_path: Path) 
     assert other.name == "other"
 
 
+def test_an_adapter_turned_down_or_renamed_is_no_other_one(load_tiny, tiny_task: wb.Task) -> None:
+    base = load_tiny("llama")
+    tuned = trained(finetune.LoRA, base, tiny_task)
+    half = tuned.apply(finetune.Strength(strength=0.5))
+    for variant in (tuned, half, tuned.renamed("mine"), half.renamed("other half")):
+        with pytest.raises(InvalidInput, match="no other variant with an adapter"):
+            variant.apply(finetune.Combine())
+    other = trained(finetune.LoRA, base, tiny_task, seed=5)
+    for variant in (tuned, half):
+        assert variant.apply(finetune.Combine()).parent == variant
+    assert other.parent is base
+
+
 def test_adapters_are_switched_by_the_request(load_tiny, tiny_task: wb.Task) -> None:
     """Variants of one base answer in turn, each as if it were alone, and nothing is loaded or copied between them."""
     base = load_tiny("llama")

@@ -14,11 +14,13 @@ from screen import TIMEOUT, Gate, everything, html
 import widgets
 import workbench as wb
 from widgets import Bench
+from workbench.core import units
 from workbench.core.errors import InvalidInput
 from workbench.core.jobs import QUEUE_LIMIT
 from workbench.core.progress import Progress
+from workbench.layers import calibration
 from workbench.step import Step
-from workbench.steps import prompt, quantize
+from workbench.steps import prompt, prune, quantize
 
 XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 
@@ -266,3 +268,15 @@ def test_only_variants_are_taken(bench: Bench, wrong: Any) -> None:
         Bench(wrong)
     with pytest.raises(InvalidInput):
         bench.add(wrong)
+
+
+def test_the_list_says_what_is_in_memory(bench: Bench) -> None:
+    assert "of weights." in bench.listing.memory.value
+    before = bench.listing.memory.value
+    bench.add(bench.base.apply(quantize.Int8()))
+    assert bench.listing.memory.value != before
+    bench.base.apply(prune.Wanda(), bench.task)
+    bench.submit("nothing", lambda progress: None)
+    assert bench.wait(TIMEOUT)
+    kept = units.size(calibration.kept_bytes())
+    assert f"{kept} kept from calibration" in bench.listing.memory.value

@@ -89,6 +89,15 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
+def same_adapter(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models share an adapter's tensors, however far each turns it up."""
+    factors = [
+        {each.data_ptr() for _, layer in adapted_layers(model) for each in layer.lora_A.parameters()}
+        for model in (one, other)
+    ]
+    return not factors[0].isdisjoint(factors[1])
+
+
 def has_adapter(model: nn.Module) -> bool:
     """Whether any layer has one."""
     return any(True for _ in adapted_layers(model))

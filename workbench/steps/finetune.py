@@ -21,6 +21,7 @@ from workbench.models.adapters import (
     combined,
     fuse,
     has_adapter,
+    same_adapter,
     scaled,
 )
 from workbench.models.blocks import decoder_blocks, experts_note
@@ -222,13 +223,13 @@ class Combine(Step):
         return variant.derive(self, combined(variant.model, self._other(variant).model, self.weight))
 
     def _other(self, variant: Variant) -> Variant:
-        """The variant that is named, or the only one there is; what was made from this one is no other adapter."""
+        """The variant that is named, or the only one there is; the same adapter, turned up or down, is no other."""
         wanted = self.adapter.strip()
         found = [each for each in live() if has_adapter(each.model)]
         found = (
             [each for each in found if each.name == wanted]
             if wanted
-            else [each for each in found if each.model is not variant.model and variant not in each.ancestors]
+            else [each for each in found if not same_adapter(each.model, variant.model)]
         )
         if not found:
             missing = f"no variant '{wanted}' with an adapter" if wanted else "no other variant with an adapter"
