@@ -84,7 +84,7 @@ def test_bad_input_is_refused_in_words(load_tiny, tiny_task: wb.Task) -> None:
         base.apply(finetune.LoRA(), tiny_task.model_copy(update={"train": (long,)}))
     with pytest.raises(InvalidInput, match="no adapter"):
         base.apply(finetune.Fuse())
-    with pytest.raises(InvalidInput, match="is quantized"):
+    with pytest.raises(InvalidInput, match="is already quantized"):
         base.apply(quantize.NF4()).apply(finetune.DoRA(), tiny_task)
 
 
