@@ -42,7 +42,7 @@ bench
 MEASURE = f"""
 import json, os, time
 import psutil
-from widgets.training import Training
+from widgets.tools.training import Training
 
 panel = bench.family_panels["finetune"]
 panel.set(step)

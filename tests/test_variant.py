@@ -1,5 +1,6 @@
 """A variant answers, counts its memory, and gives it back."""
 
+import dataclasses
 import gc
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ import workbench as wb
 from workbench.answering.request import Request
 from workbench.core.errors import Closed, InvalidInput, WorkbenchError
 from workbench.models import sharing
+from workbench.runtime.engine import Eager
 from workbench.steps import prompt, quantize
 from workbench.variant import live
 
@@ -258,6 +260,16 @@ def test_identity_and_lineage_survive_a_new_name(base: wb.Variant) -> None:
     grown = child.renamed("grown").apply(prompt.System(text="Hm."))
     assert [each.name for each in grown.ancestors] == [child.name, "elder"]
     assert grown.root == child.root == elder.root
+
+
+def test_other_settings_make_another_variant(base: wb.Variant) -> None:
+    child = base.apply(quantize.Int8())
+    packed = dataclasses.replace(child, engine=Eager(cache_bits=8))
+    assert packed != child
+    assert packed.parent is child.parent is base
+    assert {child, packed} <= set(live())
+    packed.close()
+    assert not child.closed
 
 
 def test_the_parent_is_known_while_any_name_of_it_is(base: wb.Variant) -> None:

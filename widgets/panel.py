@@ -14,6 +14,7 @@ from widgets.tools import TOOLS
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress
 from workbench.recipe import Recipe
+from workbench.runtime.forward import memory_guard
 from workbench.step import Step
 from workbench.steps import families
 from workbench.variant import Variant
@@ -216,7 +217,8 @@ class Panel:
             if variant is None:
                 return
             try:
-                said = html.help_line(html.forecast(step.forecast(variant)))
+                with memory_guard(step.label):
+                    said = html.help_line(html.forecast(step.forecast(variant)))
             except WorkbenchError as error:
                 said = html.help_line(str(error))
             with self.bench.lock:

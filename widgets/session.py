@@ -3,8 +3,8 @@
 import contextlib
 import itertools
 import threading
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ class Session:
                     return name
             name = self._free_name(variant.name)
             if name != variant.name:
-                variant = replace(variant, name=name)
+                variant = variant.under(name)
             self._variants[name] = variant
             self._colours[name] = next(self._palette)
             self._chosen.add(name)
@@ -179,6 +179,8 @@ class Session:
                         if show:
                             show(job)
                         self._show_status()
+                except Exception:  # it may be said late, where nobody would hear of it
+                    job.details = job.details or traceback.format_exc()
                 finally:
                     self._idle.notify_all()
 
@@ -186,7 +188,7 @@ class Session:
 
         def listen(job: Job) -> None:
             told[:] = [job]
-            throttle(force=job.ended or job.status != shown[0])
+            throttle(force=job.ended or job.status != shown[0], late=not job.progress.undisturbed)
 
         with self.lock:
             self._check_open()

@@ -98,9 +98,10 @@ def to_record(recipe: Recipe, stages: Sequence[Stage], decoding: Decoding, engin
     for part, table in ((recipe, REGISTRY), (stages, STAGES), ((engine,), ENGINES)):
         for each in part:
             if each.full_name() not in table:
-                raise InvalidInput(
-                    f"'{each.full_name()}' could not be read back: give its class a `paper`, which registers a step."
+                how = (
+                    "a `paper`, which registers a step" if isinstance(each, RecipeStep) else "a name without underscore"
                 )
+                raise InvalidInput(f"'{each.full_name()}' could not be read back: give its class {how}.")
     return {
         "recipe": [step.to_json() for step in recipe],
         "stages": [stage_to_json(stage) for stage in stages],

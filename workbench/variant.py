@@ -52,7 +52,7 @@ class Variant:
     stages: tuple[Stage, ...] = ()
     notes: tuple[str, ...] = ()
     engine: Engine = field(default_factory=Eager)
-    _life: Life = field(default_factory=Life)
+    _life: Life = field(default_factory=Life, init=False)
     _parent: "weakref.ref[Life] | None" = None
     _root: int | None = None  # age of the loaded variant that it was made from
 
@@ -158,14 +158,20 @@ class Variant:
             stages=(*self.stages, *([] if stage is None else [stage])),
             notes=(*self.notes, *(each for each in notes if each not in self.notes)),
             engine=self.engine if engine is None else engine,
-            _life=Life(),
             _parent=weakref.ref(self._life),
             _root=self.root,
         )
 
     def renamed(self, name: str) -> "Variant":
-        """The same variant under another name: its children, its age and what it owns stay."""
-        return replace(self, name=files.check_name(name))
+        """The same variant under another name, safe as a file name: its children, its age and what it owns stay."""
+        return self.under(files.check_name(name))
+
+    def under(self, name: str) -> "Variant":
+        """The same variant under any other name."""
+        other = replace(self, name=name)
+        object.__setattr__(other, "_life", self._life)
+        self._life.name(other)
+        return other
 
     def rewritten(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> Request:
         """The request once every stage has worked on it."""

@@ -133,6 +133,20 @@ def test_the_last_report_before_a_silence_is_made_up_for(monkeypatch: pytest.Mon
     assert heard[-1] == 3
 
 
+def test_nothing_is_made_up_for_beside_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SCREEN_INTERVAL", 0.02)
+    heard: list[int] = []
+    made = Progress(lambda shown: heard.append(shown.done))
+    made.start("Timing", 10, undisturbed=True)
+    made.advance()
+    time.sleep(0.1)
+    assert heard == [0]
+    made.start("Scoring", 10)
+    made.advance()
+    time.sleep(0.1)
+    assert heard == [0, 0, 1]
+
+
 def test_what_was_made_up_for_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SCREEN_INTERVAL", 0.02)
     calls: list[float] = []

@@ -52,6 +52,10 @@ def test_runs_and_comparisons_of_before_are_read(tmp_path: Path) -> None:
     assert runs[1].steps.steps == (prompt.System(text="Be brief."),)
     old = wb.Comparison.load(BEFORE / "comparison.json")
     assert old.verdicts()["System"].words
+    assert "Note" not in str(old.verdicts()["System"])
+    assert [(run.layers, run.caveats, run.notes) for run in old.runs] == [
+        ("dense", [], []), ("dense", [prompt.System.caveat], []),
+    ]  # fmt: skip
     assert "System" in old._repr_html_()
     assert old.figure().data
     again = wb.Comparison.load(old.save(tmp_path / "again.json"))

@@ -131,7 +131,9 @@ def test_an_adapter_turned_down_or_renamed_is_no_other_one(load_tiny, tiny_task:
             variant.apply(finetune.Combine())
     other = trained(finetune.LoRA, base, tiny_task, seed=5)
     for variant in (tuned, half):
-        assert variant.apply(finetune.Combine()).parent == variant
+        sums = [variant.apply(finetune.Combine(weight=weight)) for weight in (1.0, 0.5)]
+        assert [each.parent for each in sums] == [variant, variant]
+        del sums
     assert other.parent is base
 
 

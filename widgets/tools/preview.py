@@ -91,6 +91,7 @@ class Live(Tool):
             with self.bench.lock:
                 if not self.bench.closed and not progress.cancelled:
                     self.result, self.view.value, self.status.value = found, shown, said
+                    self._progress = Progress()  # a report that comes late has nothing to say any more
 
         self.bench.compute(self, work)
 
@@ -105,7 +106,7 @@ class Live(Tool):
 
     def _tell(self, progress: Progress) -> None:
         with self.bench.lock:
-            if not self.bench.closed and not progress.cancelled:
+            if not self.bench.closed and progress is self._progress and not progress.cancelled:
                 self.status.value = html.help_line(f"{progress.label}: {progress.done} of {progress.total}.")
 
 

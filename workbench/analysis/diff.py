@@ -16,6 +16,7 @@ from workbench.core.errors import Closed, InvalidInput
 from workbench.core.progress import Progress
 from workbench.models import sharing
 from workbench.models.packed import Packed, dense_weight
+from workbench.runtime.forward import memory_guard
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
@@ -240,7 +241,8 @@ class Diff(Drawn):
             if variant is None:
                 raise Closed(f"'{name}' is no longer in memory: keep it in a variable to look at its weights.")
             if stored is not None:
-                sides.append((name, dense_weight(variant.model.get_submodule(stored.path)).float()))
+                with memory_guard("Reading a weight"):
+                    sides.append((name, dense_weight(variant.model.get_submodule(stored.path)).float()))
         if len({weight.shape for _, weight in sides}) > 1:
             sides = [(f"{name} ({weight.shape[0]} x {weight.shape[1]})", weight) for name, weight in sides]
         return matrix, sides
@@ -265,7 +267,7 @@ def diff(before: Variant, after: Variant, progress: Progress | None = None) -> D
         raise InvalidInput(
             f"'{before.name}' and '{after.name}' have no matrix in common: compare two variants of one model."
         )
-    with torch.no_grad():
+    with torch.no_grad(), memory_guard("Comparing weights"):
         found = [_compare(ours, theirs, each) for each in progress.track("Comparing weights", places, len(places))]
     return Diff(before.name, after.name, tuple(found), (weakref.ref(before), weakref.ref(after)))
 

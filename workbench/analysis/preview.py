@@ -20,6 +20,7 @@ from workbench.layers.step import LayerStep
 from workbench.measurement.likelihood import answer_span
 from workbench.measurement.memory import bits_per_weight
 from workbench.models.packed import GroupLinear, dense_weight, linear_layers, replace_module
+from workbench.runtime.forward import memory_guard
 from workbench.runtime.reader import Span
 from workbench.step import Step
 from workbench.tasks.task import Task, Text
@@ -101,11 +102,12 @@ def preview(
     if prompt not in said:
         said[prompt] = _answer(variant, prompt, progress)
     made = variant.apply(at_once(step), task, progress)
-    layers = step.layers(variant) if isinstance(step, LayerStep) else []
-    bits, zeros = bits_per_weight(made), _share_of_zeros(made, layers)
-    if made.model is not variant.model:
-        _unpack(made.model)
-    found = _compare(reading, made) if reading else {}
+    with memory_guard(step.label):
+        layers = step.layers(variant) if isinstance(step, LayerStep) else []
+        bits, zeros = bits_per_weight(made), _share_of_zeros(made, layers)
+        if made.model is not variant.model:
+            _unpack(made.model)
+        found = _compare(reading, made) if reading else {}
     text = _answer(made, prompt, progress)
     seconds = time.perf_counter() - started
     return Preview(text, said[prompt], zeros=zeros, bits_per_weight=bits, seconds=seconds, **found)

@@ -207,7 +207,7 @@ def streamed(variant: Staged, asked: Prepared, settings: Decoding, started: floa
 def answers(
     variant: Staged, asked: Sequence[Prepared], settings: Decoding, progress: Progress | None = None
 ) -> list[Generation]:
-    """Answer many requests, as the variant's engine puts them together."""
+    """Answer many requests, as the variant's engine puts them together; times count from here, waiting included."""
     progress, started = progress or Progress(), time.perf_counter()
     settings, count = settings_of(variant, settings), samples_of(variant)
     variant.check_length(max(len(each.ids) for each in asked), settings.max_new_tokens)
@@ -216,6 +216,7 @@ def answers(
     flat = [row for each in rows for row in each]
     progress.start(f"{variant.name}: answering", len(asked))
     for _ in variant.engine.decode(variant.model, prompts, settings, flat, count, label=variant.name):
+        _ = variant.model  # raises `Closed` when it was closed meanwhile
         progress.advance(sum(all(row.ended for row in each) for each in rows) - progress.done)
     return [finished(variant, each.request, own, len(each.ids)) for each, own in zip(asked, rows, strict=True)]
 

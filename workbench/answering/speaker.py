@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.runtime.engine import Engine
@@ -27,10 +26,6 @@ class Speaker(Protocol):
     @property
     def engine(self) -> Engine:
         """How the model is run."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
 
     @property
     def context_length(self) -> int:

@@ -17,7 +17,8 @@ class Stage(named.Named):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        named.register(STAGES, cls)
+        if not cls.__name__.startswith("_"):
+            named.register(STAGES, cls)
 
     def rewrite(self, request: Request, variant: Speaker) -> Request:
         """What is asked instead."""

@@ -22,6 +22,6 @@ def library(module: str, purpose: str, package: str = "") -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        missing = error.name is None or error.name.partition(".")[0] == root
+        missing = isinstance(error, ModuleNotFoundError) and error.name == root
         reason = "which is not installed" if missing else f"which cannot be imported ({first_line(error)})"
         raise NotAvailable(f"{purpose} is done by {package}, {reason}: run `pip install {package}`.") from None

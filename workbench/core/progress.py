@@ -24,12 +24,19 @@ class Throttle:
         self._last = -SCREEN_INTERVAL
         self._held = self._watched = False
 
-    def __call__(self, force: bool = False) -> None:
-        """Call it, or hold the call back; a forced one is never held back."""
+    def __call__(self, force: bool = False, late: bool = True) -> None:
+        """Call it, or hold the call back; a forced one is never held back.
+
+        Args:
+            force: whatever was called just before.
+            late: whether a call that is held back may be made up for later.
+        """
         with self._lock:
-            self._held = not force and time.monotonic() - self._last < SCREEN_INTERVAL
-            if self._held:
-                self._watch()
+            early = not force and time.monotonic() - self._last < SCREEN_INTERVAL
+            self._held = early and late
+            if early:
+                if late:
+                    self._watch()
                 return
             self._last = time.monotonic()
         self._call()
@@ -59,15 +66,18 @@ class Progress:
 
     Attributes:
         live: what the work shows of itself while it runs, such as a training curve; None if nothing.
+        undisturbed: whether the stage is one that is timed, beside which nothing may be drawn.
 
     Args:
-        listener: called with this object at most five times a second, and at the end of every stage.
+        listener: called with this object at most five times a second, and at the end of every stage; in the thread of
+            the work or, for the last report before a silence, a moment later in another, when the work may have ended.
     """
 
     def __init__(self, listener: Callable[["Progress"], None] | None = None) -> None:
         self.label = ""
         self.done = 0
         self.total = 0
+        self.undisturbed = False
         self._throttle = Throttle(lambda: listener(self)) if listener else None
         self.live: Any = None
         self._cancel = threading.Event()
@@ -75,10 +85,10 @@ class Progress:
         self._stop = threading.Event()
         self._started = time.monotonic()
 
-    def start(self, label: str, total: int) -> None:
+    def start(self, label: str, total: int, undisturbed: bool = False) -> None:
         """Begin a stage of ``total`` units."""
         self.check()
-        self.label, self.total, self.done = label, total, 0
+        self.label, self.total, self.done, self.undisturbed = label, total, 0, undisturbed
         self._started = time.monotonic()
         self._show(force=True)
 
@@ -149,4 +159,4 @@ class Progress:
 
     def _show(self, force: bool) -> None:
         if self._throttle:
-            self._throttle(force)
+            self._throttle(force, late=not self.undisturbed)

@@ -78,7 +78,7 @@ class _Kept:
     def __init__(self) -> None:
         self._found: WeakKeyDictionary[PreTrainedModel, dict[str, tuple[int, Statistics]]] = WeakKeyDictionary()
         self._uses = itertools.count()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def get(self, model: PreTrainedModel, key: str) -> Statistics | None:
         """What was kept, which is thereby used."""
@@ -102,7 +102,8 @@ class _Kept:
     @property
     def bytes(self) -> int:
         """Of all that is kept."""
-        return sum(found.bytes for kept in self._found.values() for _, found in kept.values())
+        with self._lock:
+            return sum(found.bytes for kept in self._found.values() for _, found in kept.values())
 
 
 _kept = _Kept()
@@ -165,7 +166,8 @@ def _key(variant: Variant, task: Task | Text | None) -> str:
     """What the calibration windows depend on: the task, the stages that its examples pass, and what those look up."""
     stages = () if isinstance(task, Text) else variant.stages
     asked = [[stage_to_json(each), each.reads] for each in stages]
-    return f"{task.fingerprint if task else ''} {json.dumps(asked)}"
+    engine = variant.engine if stages else ""  # some stages read with it
+    return f"{task.fingerprint if task else ''} {engine} {json.dumps(asked)}"
 
 
 def calibration_windows(variant: Variant, task: Task | Text | None) -> list[list[int]]:

@@ -224,7 +224,7 @@ def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[s
             measured_at=now,
             layers=describe_layers(variant),
             notes=list(variant.notes),
-            caveats=[step.caveat for step in variant.recipe if step.caveat],
+            caveats=list(dict.fromkeys(step.caveat for step in variant.recipe if step.caveat)),
         )
         for name, variant in zip(names, variants, strict=True)
     ]

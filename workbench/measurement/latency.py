@@ -72,7 +72,7 @@ def time_interleaved(
     The reversal (A B, B A, ...) cancels a machine that slowly gets hotter or busier. A first round warms up.
     """
     asked = requests(variants[0], task, rounds)
-    progress.start("Timing requests", (rounds + 1) * len(variants))
+    progress.start("Timing requests", (rounds + 1) * len(variants), undisturbed=True)
     for variant in variants:
         time_request(variant, asked[0], min(4, new_tokens))
         progress.advance()
@@ -95,7 +95,7 @@ def answer_interleaved(
     """
     found: list[list[Generation]] = [[] for _ in variants]
     asked = requests(variants[0], task, rounds)
-    progress.start("Timing answers", (rounds + 1) * len(variants))
+    progress.start("Timing answers", (rounds + 1) * len(variants), undisturbed=True)
     for number, request in enumerate([asked[0], *asked]):
         for index in range(len(variants))[:: 1 if number % 2 else -1]:
             answer = variants[index].generate(request, max_new_tokens=task.max_new_tokens, temperature=0.0)

@@ -3,10 +3,12 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.estimate import Estimate
@@ -48,6 +50,19 @@ class Run(BaseModel):
     layers: str = ""
     notes: list[str] = []
     caveats: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sorted_notes(cls, record: Any) -> Any:
+        """Older runs kept everything among the notes."""
+        if not isinstance(record, dict) or "caveats" in record or not isinstance(record.get("notes"), list):
+            return record
+        kinds: dict[str, list[str]] = {"weights: ": [], "no": [], "": []}
+        for note in map(str, record["notes"]):
+            kind = "weights: " if note.startswith("weights: ") else "no" if re.match("not? faster", note) else ""
+            kinds[kind].append(note)
+        layers = "".join(kinds["weights: "]).removeprefix("weights: ")
+        return record | {"layers": layers, "caveats": kinds["no"], "notes": kinds[""]}
 
     def __getitem__(self, metric: str) -> Estimate:
         if metric not in self.estimates:

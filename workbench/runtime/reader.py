@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Reader:
         with using(label):
             self._model = for_reading(model)
             self._prefix = shared_prefix(self._model, [span.context for span in spans], cache_bits)
-            self._split = ends_in_head(self._model)
+            self._split = ends_in_head(model)
         kind = model.device.type if model.device.type in BATCH_TOKENS else "cpu"
         vocabulary = model.config.get_text_config().vocab_size
         self.batch_tokens = BATCH_TOKENS[kind]
@@ -125,8 +126,17 @@ def rows_states(
     return [*(out.hidden_states[:-1] if every else ()), out.last_hidden_state]
 
 
+_tried: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
+
+
 def ends_in_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are the output head of the last hidden state, tried on some tokens: some models scale them."""
+    """Whether the logits are the output head of the last hidden state, tried once on some tokens: some models scale."""
+    if model not in _tried:
+        _tried[model] = _try_head(model)
+    return _tried[model]
+
+
+def _try_head(model: PreTrainedModel) -> bool:
     tokens = torch.arange(8, device=model.device)[None]  # more than the first, which may be a padding of zeros
     with using("Trying the output head"):
         whole = model(input_ids=tokens, use_cache=False).logits

@@ -223,13 +223,15 @@ class Combine(Step):
         return variant.derive(self, combined(variant.model, self._other(variant).model, self.weight))
 
     def _other(self, variant: Variant) -> Variant:
-        """The variant that is named, or the only one there is; the same adapter, turned up or down, is no other."""
+        """The variant that is named, or the only one there is; neither this adapter turned down nor a sum with it."""
         wanted = self.adapter.strip()
         found = [each for each in live() if has_adapter(each.model)]
         found = (
             [each for each in found if each.name == wanted]
             if wanted
-            else [each for each in found if not same_adapter(each.model, variant.model)]
+            else [
+                each for each in found if not same_adapter(each.model, variant.model) and variant not in each.ancestors
+            ]
         )
         if not found:
             missing = f"no variant '{wanted}' with an adapter" if wanted else "no other variant with an adapter"

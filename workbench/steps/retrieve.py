@@ -43,9 +43,7 @@ class Lookup(Stage):
         """Where the passages are."""
         step = self.step
         if step.store not in STORES:
-            raise InvalidInput(
-                f"There is no store '{step.store[:60]}': add it to workbench.retrieval.STORES."
-            )
+            raise InvalidInput(f"There is no store '{step.store[:60]}': add it to workbench.retrieval.STORES.")
         facts = [self.source, step.words, step.overlap, step.encoder, step.method == "bm25"]
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
         needed = None if step.method == "bm25" else encoder(step.encoder) if step.encoder else encoder()

@@ -195,7 +195,8 @@ def _write(teacher: Teacher, samples: Sequence[Sample], k: int, folder: Path, pr
 
 def taught(teacher: Variant, samples: Sequence[Sample], new_tokens: int, progress: Progress) -> list[Sample]:
     """The samples with the teacher's greedy answers, from disk if it gave them before."""
-    facts = [fingerprint(teacher.model), digest(samples), str(sorted(teacher.end_tokens)), str(new_tokens)]
+    facts = [fingerprint(teacher.model), repr(teacher.engine), digest(samples), str(sorted(teacher.end_tokens))]
+    facts.append(str(new_tokens))
     key = hashlib.sha256("\n".join(facts).encode()).hexdigest()[:24]
     file = files.cache_folder() / "teacher" / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):

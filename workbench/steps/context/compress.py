@@ -48,16 +48,15 @@ def information(words: Sequence[str], variant: Speaker) -> list[float]:
     flat = [(row, token) for row, piece in enumerate(pieces) for token in piece]
     told = [0.0] * len(words)
     size = min(WINDOW, variant.context_length)
-    for start in range(0, len(flat), size):
-        part = flat[start : start + size]
-        if len(part) > 1:
-            ids = [token for _, token in part]
-            span = Span(tuple(ids[:1]), tuple(ids[1:]))
-            logs = variant.engine.read(variant.model, [span], variant.name).logs([span])
-            nll = (-logs.gather(-1, torch.tensor(ids[1:], device=logs.device)[:, None])).squeeze(-1).tolist()
-        else:
-            nll = []
+    parts = [flat[start : start + size] for start in range(0, len(flat), size)]
+    spans = [Span((part[0][1],), tuple(token for _, token in part[1:])) for part in parts if len(part) > 1]
+    reader = variant.engine.read(variant.model, spans, variant.name) if spans else None
+    for part in parts:
         told[part[0][0]] = math.inf  # nothing before it to guess it from
-        for (row, _), each in zip(part[1:], nll, strict=True):
+    for part, span in zip((each for each in parts if len(each) > 1), spans, strict=True):
+        assert reader
+        logs = reader.logs([span])
+        nll = -logs.gather(-1, torch.tensor(span.target, device=logs.device)[:, None]).squeeze(-1)
+        for (row, _), each in zip(part[1:], nll.tolist(), strict=True):
             told[row] = max(told[row], each)
     return told

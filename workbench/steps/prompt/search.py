@@ -142,7 +142,7 @@ class _Search:
         settings = asked.decoding.but(max_new_tokens=self.task.max_new_tokens, temperature=0.0)
         requests = [Request.example(self.task, each) for each in examples]
         most = min(self.step.tokens, asked.context_length - settings_of(asked, settings).max_new_tokens)
-        prompts = prepare(asked, requests)
+        prompts = prepare(asked, requests, self.progress)
         if stage and max(len(each.ids) for each in prompts) > most:
             return []
         said = answers(asked, prompts, settings, self.progress)

@@ -29,9 +29,11 @@ class KVCache(Step):
         """Change the engine only.
 
         Raises:
-            InvalidInput: no layer of the model keeps all its keys and values.
+            InvalidInput: no layer of the model keeps all its keys and values, or it is not run in the plain way.
         """
-        engine = Eager(cache_bits=self.bits)
+        if not isinstance(variant.engine, Eager):
+            raise InvalidInput(f"'{variant.name}' is run by {variant.engine!r}: apply {self.label} to its parent.")
+        engine = variant.engine.model_copy(update={"cache_bits": self.bits})
         if not engine.packs(variant.model):
             raise InvalidInput(f"'{variant.name}' keeps no growing key-value cache that {self.label} could pack.")
         return variant.derive(self, engine=engine)
