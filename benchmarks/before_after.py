@@ -17,7 +17,7 @@ from common import ROOT, rounded, write_result
 
 from workbench.core.estimate import paired_ratio
 
-ROUNDS = 14
+ROUNDS = 10
 # The modules of either age by the names that are used here.
 CHILD = """
 import json, logging, sys, time, warnings
@@ -42,10 +42,10 @@ except ImportError:
 
 base = wb.load(device="cpu")
 task = wb.read_task(sys.argv[1] + "/data/tickets")
-text = wb.read_text(sys.argv[1] + "/data/prose", window=128, calibration=4, test=8)
-few = task.model_copy(update={"train": task.train[:16], "calibration": task.calibration[:4]})
-brief = task.model_copy(update={"max_new_tokens": 12})
-short = task.model_copy(update={"test": task.test[:3], "max_new_tokens": 8})
+text = wb.read_text(sys.argv[1] + "/data/prose", window=128, calibration=2, test=4)
+few = task.model_copy(update={"train": task.train[:8], "calibration": task.calibration[:2]})
+brief = task.model_copy(update={"max_new_tokens": 8})
+short = task.model_copy(update={"test": task.test[:2], "max_new_tokens": 6})
 windows = calibration_windows(base, text)
 USES = {
     "one request, 24 tokens": lambda: base.generate("What is a lobster?", max_new_tokens=24),
@@ -53,11 +53,11 @@ USES = {
         base.generate("What is a lobster?", max_new_tokens=16, temperature=1.0, top_p=0.9).token_ids
     ),
     "timed request": lambda: time_request(base, "What is a lobster?", 16),
-    "12 answers in a batch": lambda: generate_answers(base, brief, task.test[:12]),
-    "likelihood of 8 windows": lambda: likelihoods([base], [task_spans(base, text)]),
-    "calibration on 4 windows": lambda: list(walk(base.model, windows, Progress(), False, False)),
-    "training, 4 steps": lambda: base.apply(finetune.LoRA(epochs=1.0, batch_size=4), few).close(),
-    "comparison on 3 examples": lambda: wb.compare([base, base], short, rounds=2, new_tokens=4, store=False),
+    "8 answers in a batch": lambda: generate_answers(base, brief, task.test[:8]),
+    "likelihood of 4 windows": lambda: likelihoods([base], [task_spans(base, text)]),
+    "calibration on 2 windows": lambda: list(walk(base.model, windows, Progress(), False, False)),
+    "training, 2 steps": lambda: base.apply(finetune.LoRA(epochs=1.0, batch_size=4), few).close(),
+    "comparison on 2 examples": lambda: wb.compare([base, base], short, rounds=1, new_tokens=3, store=False),
 }
 print(json.dumps(list(USES)), flush=True)
 for line in sys.stdin:

@@ -29,6 +29,15 @@ CLICK_TO_CHANGE = """([button, watched]) => new Promise((resolve) => {
 })"""
 
 
+# What the DOM itself throws carries no stack, so that nobody could tell whose call it was.
+WITH_STACK = """
+Error.stackTraceLimit = 50;
+const remove = Node.prototype.removeChild;
+Node.prototype.removeChild = function (child) {
+  try { return remove.call(this, child); } catch (error) { throw new Error(error.message); }
+};"""
+
+
 def of_jupyterlab(line: str) -> bool:
     """Whether an uncaught error was raised and passed on by JupyterLab's own bundle alone, with no widget involved."""
     places = re.findall(r"(?:https?|blob|data):[^\s)]+", line)
@@ -66,6 +75,7 @@ def open_notebook(window: "playwright_api.BrowserContext", address: str, name: s
     """A page with the notebook open and its kernel ready; what the console says is kept in `page.said`."""
     page = window.new_page()
     page.set_default_timeout(60 * SECONDS)
+    page.add_init_script(WITH_STACK)
     page.said = []
     page.on("console", lambda line: line.type == "error" and page.said.append(line.text))
     page.on("pageerror", lambda error: page.said.append(f"{error}\n{error.stack}"))
