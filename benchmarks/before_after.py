@@ -43,7 +43,7 @@ except ImportError:
 base = wb.load(device="cpu")
 task = wb.read_task(sys.argv[1] + "/data/tickets")
 text = wb.read_text(sys.argv[1] + "/data/prose", window=128, calibration=2, test=4)
-few = task.model_copy(update={"train": task.train[:8], "calibration": task.calibration[:2]})
+page = wb.Text(name="page", text=text.text[:2500], window=48, calibration=2, test=1)
 brief = task.model_copy(update={"max_new_tokens": 8})
 short = task.model_copy(update={"test": task.test[:2], "max_new_tokens": 6})
 windows = calibration_windows(base, text)
@@ -56,7 +56,7 @@ USES = {
     "8 answers in a batch": lambda: generate_answers(base, brief, task.test[:8]),
     "likelihood of 4 windows": lambda: likelihoods([base], [task_spans(base, text)]),
     "calibration on 2 windows": lambda: list(walk(base.model, windows, Progress(), False, False)),
-    "training, 2 steps": lambda: base.apply(finetune.LoRA(epochs=1.0, batch_size=4), few).close(),
+    "training on a page": lambda: base.apply(finetune.LoRA(epochs=1.0, batch_size=4), page).close(),
     "comparison on 2 examples": lambda: wb.compare([base, base], short, rounds=1, new_tokens=3, store=False),
 }
 print(json.dumps(list(USES)), flush=True)

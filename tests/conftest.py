@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import library
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -116,6 +117,11 @@ class Grouped(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return "browser" if "test_browser.py" in nodeid else nodeid
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lessons take longest, and whoever takes one last keeps the others waiting: they are handed out first."""
+    items.sort(key=lambda item: "test_lesson_runs" not in item.nodeid)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -228,3 +234,46 @@ def bench(
 def smollm() -> wb.Variant:
     """The embedded model in float32; shared, so no test may close it."""
     return wb.load(device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The documents of `library` as files."""
+    made = tmp_path / "documents"
+    made.mkdir()
+    for name, text in library.TEXTS.items():
+        (made / f"{name}.md").write_text(text)
+    return made
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Any:
+    """The documents of `library` in an index with vectors."""
+    from workbench.retrieval.embedding import encoder
+    from workbench.retrieval.index import Index
+
+    made = Index(tmp_path / "a.sqlite", encoder=encoder())
+    assert made.update(library.DOCUMENTS) == len(library.DOCUMENTS)
+    return made
+
+
+@pytest.fixture
+def panel(bench: Any) -> Any:
+    """The panel of the family prune."""
+    return bench.family_panels["prune"]
+
+
+@pytest.fixture
+def measured(panel: Any) -> Any:
+    """The sensitivity of the layers to Wanda, measured by a click."""
+    from screen import TIMEOUT, turn
+
+    from widgets.tools.sensitivity import Layers
+    from workbench.steps import prune
+
+    turn(panel, prune.Wanda(exclude="1.mlp.down_proj"))
+    layers = panel.tools[Layers]
+    layers.button.click()
+    assert panel.bench.wait(TIMEOUT)
+    assert "wb-done" in layers.message.value, layers.message.value
+    return layers

@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import ipywidgets as ipw
 
-from widgets import Bench
+from widgets import Bench, Panel
 from workbench.core.progress import Progress
+from workbench.step import Step
 
 TIMEOUT = 60
 
@@ -37,3 +39,17 @@ class Gate:
         self.entered.set()
         while not self.opened.wait(0.01):
             progress.check()
+
+
+def turn(panel: Panel, step: Step) -> None:
+    """Set the panel and wait until everything has followed."""
+    panel.set(step)
+    assert panel.bench.wait(TIMEOUT)
+
+
+def click(heat: Any, row: int, column: int) -> None:
+    """As Plotly tells a FigureWidget of it."""
+    from plotly.callbacks import Points
+
+    for callback in heat._click_callbacks:
+        callback(heat, Points(point_inds=[(row, column)]), None)

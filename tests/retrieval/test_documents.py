@@ -4,29 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from library import TEXTS
 
 from workbench.answering.request import Passage
 from workbench.core.errors import InvalidInput, NotAvailable
 from workbench.retrieval.documents import Document, Library, passages, read_documents
 from workbench.retrieval.index import Index
-
-TEXTS = {
-    "tides": "The tide comes in twice a day. The moon pulls the sea.",
-    "bread": "Flour, water, salt and time make bread. A sourdough rises slowly.",
-    "bees": "Bees dance to tell where flowers are. A hive holds a queen.",
-    "glass": "Sand melts into glass at 1700 degrees. Soda lowers that.",
-    "rain": "Rain falls when drops grow too heavy for the air that lifts them.",
-    "boats": "A ferry has twelve seats. The captain takes one of the seats.",
-}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "documents"
-    made.mkdir()
-    for name, text in TEXTS.items():
-        (made / f"{name}.md").write_text(text)
-    return made
 
 
 def test_files_that_are_no_text_are_refused_by_name(folder: Path) -> None:

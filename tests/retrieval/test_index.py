@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from library import DOCUMENTS
 
 from workbench.answering.request import Passage
 from workbench.core.errors import Cancelled, Corrupt, InvalidInput, NotAvailable
@@ -14,25 +15,6 @@ from workbench.retrieval.documents import Document
 from workbench.retrieval.embedding import encoder
 from workbench.retrieval.index import Index
 from workbench.retrieval.ranking import Searcher
-
-TEXTS = {
-    "tides": "The tide comes in twice a day. The moon pulls the sea.",
-    "bread": "Flour, water, salt and time make bread. A sourdough rises slowly.",
-    "bees": "Bees dance to tell where flowers are. A hive holds a queen.",
-    "glass": "Sand melts into glass at 1700 degrees. Soda lowers that.",
-    "rain": "Rain falls when drops grow too heavy for the air that lifts them.",
-    "boats": "A ferry has twelve seats. The captain takes one of the seats.",
-}
-
-
-DOCUMENTS = [Document(name, text) for name, text in TEXTS.items()]
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> Index:
-    made = Index(tmp_path / "a.sqlite", encoder=encoder())
-    assert made.update(DOCUMENTS) == len(DOCUMENTS)
-    return made
 
 
 def _index_all(path: Path, many: list[Document]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import bm25s
 import numpy as np
 import pytest
+from library import DOCUMENTS, QUESTIONS
 from sentence_transformers import SentenceTransformer, util
 
 from workbench.answering.request import Passage
@@ -15,33 +16,6 @@ from workbench.retrieval.index import Index
 from workbench.retrieval.ranking import Searcher
 from workbench.retrieval.recall import find
 from workbench.tasks.task import Example
-
-TEXTS = {
-    "tides": "The tide comes in twice a day. The moon pulls the sea.",
-    "bread": "Flour, water, salt and time make bread. A sourdough rises slowly.",
-    "bees": "Bees dance to tell where flowers are. A hive holds a queen.",
-    "glass": "Sand melts into glass at 1700 degrees. Soda lowers that.",
-    "rain": "Rain falls when drops grow too heavy for the air that lifts them.",
-    "boats": "A ferry has twelve seats. The captain takes one of the seats.",
-}
-
-
-QUESTIONS = [
-    "How many seats does the ferry have?",
-    "What melts?",
-    "Who pulls the sea twice a day?",
-    "insects and blossom",
-]
-
-
-DOCUMENTS = [Document(name, text) for name, text in TEXTS.items()]
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> Index:
-    made = Index(tmp_path / "a.sqlite", encoder=encoder())
-    assert made.update(DOCUMENTS) == len(DOCUMENTS)
-    return made
 
 
 class Odd:

@@ -5,37 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from library import QUESTIONS, TEXTS
 
 import workbench as wb
 from workbench.answering.request import Generation, Passage, Request, slot
 from workbench.core.errors import InvalidInput
 from workbench.steps import retrieve
-
-TEXTS = {
-    "tides": "The tide comes in twice a day. The moon pulls the sea.",
-    "bread": "Flour, water, salt and time make bread. A sourdough rises slowly.",
-    "bees": "Bees dance to tell where flowers are. A hive holds a queen.",
-    "glass": "Sand melts into glass at 1700 degrees. Soda lowers that.",
-    "rain": "Rain falls when drops grow too heavy for the air that lifts them.",
-    "boats": "A ferry has twelve seats. The captain takes one of the seats.",
-}
-
-
-QUESTIONS = [
-    "How many seats does the ferry have?",
-    "What melts?",
-    "Who pulls the sea twice a day?",
-    "insects and blossom",
-]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "documents"
-    made.mkdir()
-    for name, text in TEXTS.items():
-        (made / f"{name}.md").write_text(text)
-    return made
 
 
 def test_retrieved_passages_are_read_before_the_question(base: wb.Variant, folder: Path, tmp_path: Path) -> None:

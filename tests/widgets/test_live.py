@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 import pytest
-from screen import TIMEOUT
+from screen import TIMEOUT, turn
 
 import workbench as wb
 from widgets import Bench, Panel
@@ -13,7 +13,6 @@ from widgets.tools.preview import Live
 from widgets.tools.sensitivity import Layers
 from workbench.analysis.preview import preview
 from workbench.core.progress import Progress
-from workbench.layers.step import LayerStep
 from workbench.steps import prune
 
 XSS = "<img src=x onerror=window.__xss=1>"
@@ -22,17 +21,6 @@ XSS = "<img src=x onerror=window.__xss=1>"
 @pytest.fixture
 def bench_task(tiny_text: wb.Text) -> wb.Text:
     return tiny_text
-
-
-@pytest.fixture
-def panel(bench: Bench) -> Panel:
-    return bench.family_panels["prune"]
-
-
-def turn(panel: Panel, step: LayerStep) -> None:
-    """Set the panel and wait until everything has followed."""
-    panel.set(step)
-    assert panel.bench.wait(TIMEOUT)
 
 
 def test_live_follows_every_knob(panel: Panel) -> None:

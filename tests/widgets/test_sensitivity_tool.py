@@ -1,49 +1,17 @@
 """Sensitivity in a panel: a heat map whose cells exclude layers."""
 
-from typing import Any
-
 import pytest
-from screen import TIMEOUT, Gate
+from screen import TIMEOUT, Gate, click
 
 import workbench as wb
-from widgets import Bench, Panel
+from widgets import Panel
 from widgets.tools.sensitivity import Layers
-from workbench.layers.step import LayerStep
 from workbench.steps import prune
 
 
 @pytest.fixture
 def bench_task(tiny_text: wb.Text) -> wb.Text:
     return tiny_text
-
-
-@pytest.fixture
-def panel(bench: Bench) -> Panel:
-    return bench.family_panels["prune"]
-
-
-def turn(panel: Panel, step: LayerStep) -> None:
-    """Set the panel and wait until everything has followed."""
-    panel.set(step)
-    assert panel.bench.wait(TIMEOUT)
-
-
-@pytest.fixture
-def measured(panel: Panel) -> Layers:
-    turn(panel, prune.Wanda(exclude="1.mlp.down_proj"))
-    layers = panel.tools[Layers]
-    layers.button.click()
-    assert panel.bench.wait(TIMEOUT)
-    assert "wb-done" in layers.message.value, layers.message.value
-    return layers
-
-
-def click(heat: Any, row: int, column: int) -> None:
-    """As Plotly tells a FigureWidget of it."""
-    from plotly.callbacks import Points
-
-    for callback in heat._click_callbacks:
-        callback(heat, Points(point_inds=[(row, column)]), None)
 
 
 def test_sensitivity_is_a_heat_map_whose_cells_exclude(panel: Panel, measured: Layers) -> None:

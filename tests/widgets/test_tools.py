@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as ipw
 import pytest
 from ipywidgets.widgets.widget import _instances as alive
-from screen import TIMEOUT, everything, html
+from screen import TIMEOUT, everything, html, turn
 
 import widgets
 import workbench as wb
@@ -30,27 +30,6 @@ STEPS = [step for steps in families().values() for step in steps]
 @pytest.fixture
 def bench_task(tiny_text: wb.Text) -> wb.Text:
     return tiny_text
-
-
-@pytest.fixture
-def panel(bench: Bench) -> Panel:
-    return bench.family_panels["prune"]
-
-
-def turn(panel: Panel, step: LayerStep) -> None:
-    """Set the panel and wait until everything has followed."""
-    panel.set(step)
-    assert panel.bench.wait(TIMEOUT)
-
-
-@pytest.fixture
-def measured(panel: Panel) -> Layers:
-    turn(panel, prune.Wanda(exclude="1.mlp.down_proj"))
-    layers = panel.tools[Layers]
-    layers.button.click()
-    assert panel.bench.wait(TIMEOUT)
-    assert "wb-done" in layers.message.value, layers.message.value
-    return layers
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.full_name())

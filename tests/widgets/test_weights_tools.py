@@ -1,41 +1,19 @@
 """Blocks ranked and weights compared, in a panel."""
 
-from typing import Any
-
 import numpy as np
 import pytest
-from screen import TIMEOUT
+from screen import TIMEOUT, click, turn
 
 import workbench as wb
 from widgets import Bench, Panel
 from widgets.tools.blocks import Blocks
 from widgets.tools.diff import Changes
-from workbench.layers.step import LayerStep
 from workbench.steps import prune
 
 
 @pytest.fixture
 def bench_task(tiny_text: wb.Text) -> wb.Text:
     return tiny_text
-
-
-@pytest.fixture
-def panel(bench: Bench) -> Panel:
-    return bench.family_panels["prune"]
-
-
-def turn(panel: Panel, step: LayerStep) -> None:
-    """Set the panel and wait until everything has followed."""
-    panel.set(step)
-    assert panel.bench.wait(TIMEOUT)
-
-
-def click(heat: Any, row: int, column: int) -> None:
-    """As Plotly tells a FigureWidget of it."""
-    from plotly.callbacks import Points
-
-    for callback in heat._click_callbacks:
-        callback(heat, Points(point_inds=[(row, column)]), None)
 
 
 def test_blocks_are_ranked_and_follow_the_knob(panel: Panel) -> None:
