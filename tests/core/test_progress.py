@@ -1,7 +1,7 @@
 """Progress goes forward, a cancel comes back."""
 
 import threading
-import time
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -133,32 +133,58 @@ def test_the_last_report_before_a_silence_is_made_up_for(monkeypatch: pytest.Mon
     assert heard[-1] == 3
 
 
-def test_nothing_is_made_up_for_beside_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SCREEN_INTERVAL", 0.02)
+class Timers:
+    """Timers that go off when a test turns the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.waiting: list[tuple[float, Callable[[], None]]] = []
+
+    def __call__(self, seconds: float, call: Callable[[], None]) -> SimpleNamespace:
+        due = self.clock.now + seconds
+        return SimpleNamespace(start=lambda: self.waiting.append((due, call)))
+
+    def turn(self, seconds: float) -> None:
+        """Let time pass, and everything go off that is due by then."""
+        self.clock.now += seconds
+        due = [each for each in self.waiting if each[0] <= self.clock.now]
+        self.waiting = [each for each in self.waiting if each not in due]
+        for _, call in due:
+            call()
+
+
+@pytest.fixture
+def timers(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Timers:
+    made = Timers(clock)
+    monkeypatch.setattr(progress.threading, "Timer", made)
+    return made
+
+
+def test_nothing_is_made_up_for_beside_what_is_timed(timers: Timers) -> None:
     heard: list[int] = []
     made = Progress(lambda shown: heard.append(shown.done))
     made.start("Timing", 10, undisturbed=True)
     made.advance()
-    time.sleep(0.1)
+    timers.turn(1.0)
     assert heard == [0]
     made.start("Scoring", 10)
     made.advance()
-    time.sleep(0.1)
+    timers.turn(1.0)
     assert heard == [0, 0, 1]
 
 
-def test_what_was_made_up_for_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SCREEN_INTERVAL", 0.02)
+def test_what_was_made_up_for_is_not_repeated(timers: Timers) -> None:
     calls: list[float] = []
-    throttle = progress.Throttle(lambda: calls.append(time.monotonic()))
+    throttle = progress.Throttle(lambda: calls.append(timers.clock.now))
     throttle()
     throttle()
     throttle(force=True)  # which says what the held one would have said
-    time.sleep(0.2)
+    timers.turn(1.0)
     assert len(calls) == 2
     for _ in range(200):
         throttle()
-        time.sleep(0.001)
-    time.sleep(0.2)
-    assert all(after - before >= 0.019 for before, after in pairwise(calls[2:]))
+        timers.turn(0.01)
+    timers.turn(1.0)
+    assert all(after - before >= 0.199 for before, after in pairwise(calls[2:]))
     assert len(calls) > 4
+    assert timers.waiting == []
