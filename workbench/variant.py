@@ -21,6 +21,7 @@ from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
 from workbench.models.tokens import Message, encode_chat
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
+from workbench.runtime import trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager, Engine
 from workbench.runtime.forward import memory_guard, using
@@ -312,5 +313,6 @@ def load(
         tokenizer=loaded.tokenizer,
         name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
+        notes=trial.notes(trial.way_of(loaded.model)),
         **made,
     )

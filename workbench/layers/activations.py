@@ -15,6 +15,7 @@ from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
 from workbench.models.packed import linear_layers
 from workbench.runtime.forward import using
+from workbench.runtime.prefix import body
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 PARTS = 4  # of a symmetric product: half of it is left out, block by block
@@ -112,7 +113,7 @@ def enter_blocks(
     for start in range(0, len(windows), size):
         ids = torch.tensor(windows[start : start + size], device=model.device)
         with suppress(_Seen):
-            probe.base_model(input_ids=ids, use_cache=False)
+            body(probe)(input_ids=ids, use_cache=False)
     return states, settings
 
 

@@ -5,6 +5,7 @@ of its own. What is behind them (lock, memory guard, padding, caches, what promp
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,10 @@ from workbench.core import named
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
 from workbench.runtime.forward import using
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
-from workbench.runtime.prefix import Prefix, pad_left, shared_prefix
+from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
+from workbench.runtime.rows import Rows
+from workbench.runtime.trial import way_of
 
 ENGINES: dict[str, type["Engine"]] = {}
 BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
@@ -72,6 +75,16 @@ class Engine(named.Named):
         raise NotImplementedError
 
 
+def _groups(requests: Sequence[int], size: int, lengths: Sequence[int] | None) -> Iterator[list[int]]:
+    """Requests in batches of a size at most; with their lengths, those of one length only."""
+    apart = [list(requests)]
+    if lengths is not None:
+        apart = [list(alike) for _, alike in groupby(requests, key=lengths.__getitem__)]
+    for alike in apart:
+        for first in range(0, len(alike), size):
+            yield alike[first : first + size]
+
+
 class Eager(Engine):
     """Operation by operation, as transformers' own code says.
 
@@ -83,7 +96,9 @@ class Eager(Engine):
 
     def packs(self, model: PreTrainedModel) -> bool:
         """Whether any layer of the model keeps keys and values that are packed."""
-        return any(isinstance(layer, PackedLayer) for layer in new_cache(model.config, self.cache_bits).layers)
+        way = way_of(model)
+        layers = () if way.own or not way.state else new_cache(model.config, self.cache_bits).layers
+        return any(isinstance(layer, PackedLayer) for layer in layers)
 
     def decode(
         self,
@@ -97,13 +112,14 @@ class Eager(Engine):
     ) -> Iterator[None]:
         """Batches of similar length; the tokens that all prompts begin with are read once."""
         seeds = seeds or sample_seeds(settings.seed, samples) * (len(prompts) // samples)
+        way = way_of(model)
         with using(label):
-            prefix = shared_prefix(model, prompts, self.cache_bits)
+            prefix = shared_prefix(model, prompts, self.cache_bits) if way.prefix else None
         start = prefix.length if prefix else 0
         requests = sorted(range(0, len(prompts), samples), key=lambda index: len(prompts[index]))
         size = max(1, BATCH.get(model.device.type, BATCH["cpu"]) // samples)
-        for first in range(0, len(requests), size):
-            batch = [index + sample for index in requests[first : first + size] for sample in range(samples)]
+        for group in _groups(requests, size, None if way.padded else [len(each) for each in prompts]):
+            batch = [index + sample for index in group for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]
             yield from self._batch(model, prefix, rest, settings, chosen, [seeds[index] for index in batch], label)
 
@@ -119,23 +135,11 @@ class Eager(Engine):
     ) -> Iterator[None]:
         """Rows decoded side by side until all have ended."""
         with using(label):
-            ids, mask = pad_left(prompts, model.device)
-            start = prefix.length if prefix else 0
-            cache = prefix.expand(len(prompts)) if prefix else new_cache(model.config, self.cache_bits)
-            mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
-            padded = not bool(mask.all())
+            going = Rows(model, prompts, way_of(model), prefix, self.cache_bits)
         drawn, watched = draws(seeds), any(row.watches for row in rows)
         for _ in range(settings.max_new_tokens):
             with using(label):
-                logits = model(
-                    input_ids=ids,
-                    attention_mask=mask if padded else None,
-                    position_ids=positions if padded else None,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                ).logits[:, -1]
+                logits = going.logits()
                 free = logits.clone() if watched else logits
                 for row, each in zip(rows, logits, strict=True):
                     row.restrict(each)
@@ -145,10 +149,7 @@ class Eager(Engine):
                     chances = torch.softmax(free.float(), dim=-1).gather(-1, tokens[:, None])[:, 0].tolist()
                 for row, token, chance in zip(rows, tokens.tolist(), chances, strict=True):
                     row.take(token, chance)
-                ids = tokens[:, None]
-                if padded:
-                    mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)
-                    positions = positions[:, -1:] + 1
+                going.append(tokens)
             yield
             if all(row.ended for row in rows):
                 return

@@ -5,7 +5,7 @@ from copy import copy
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -55,13 +55,19 @@ def common_length(rows: Sequence[Sequence[int]], most: int) -> int:
 def common_cache(model: PreTrainedModel, ids: Tensor, rows: int) -> DynamicCache:
     """Keys and values of what all samples begin with ``(1, common)``, for every row; gradients pass through them."""
     cache = new_cache(model.config)
-    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    body(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     for layer in cache.layers:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
         layer.keys, layer.values = (each.expand(rows, -1, -1, -1) for each in (layer.keys, layer.values))
     return cache
+
+
+def body(model: PreTrainedModel) -> nn.Module:
+    """Everything before the output head; Llama 4 does not name it as the others do."""
+    whole: nn.Module = model.base_model
+    return whole if whole is not model else getattr(model, "model", model)
 
 
 def pad_left(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,7 +12,9 @@ from transformers import PreTrainedModel
 from workbench.runtime.forward import using
 from workbench.runtime.kernels import for_reading
 from workbench.runtime.kvcache import FULL, new_cache
-from workbench.runtime.prefix import common_cache, pad_left, shared_prefix
+from workbench.runtime.prefix import body, common_cache, pad_left, shared_prefix
+from workbench.runtime.rows import KEYS_AND_VALUES, accepted
+from workbench.runtime.trial import way_of
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 BATCH_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 29}  # held at once by a model that hands out logits only
@@ -54,7 +57,9 @@ class Reader:
         self._label, self._bits = label, cache_bits
         with using(label):
             self._model = for_reading(model)
-            self._prefix = shared_prefix(self._model, [span.context for span in spans], cache_bits)
+            self._way = way_of(model)
+            contexts = [span.context for span in spans]
+            self._prefix = shared_prefix(self._model, contexts, cache_bits) if self._way.prefix else None
             self._split = ends_in_head(model)
         kind = model.device.type if model.device.type in BATCH_TOKENS else "cpu"
         vocabulary = model.config.get_text_config().vocab_size
@@ -66,25 +71,31 @@ class Reader:
     def states(self, spans: Sequence[Span]) -> Tensor:
         """What the head takes to predict every target token of every span, ``(target tokens of all, hidden)``."""
         with using(self._label):
-            start = self._prefix.length if self._prefix else 0
-            ids, mask = pad_left([span.ids[start:] for span in spans], self._model.device)
-            padded = not bool(mask.all())
-            full = torch.cat([mask.new_ones(len(spans), start), mask], dim=1)
-            cache = self._prefix.expand(len(spans)) if self._prefix else None
-            if cache is None and self._bits < FULL:  # the text is read as the keys and values would be kept
-                cache = new_cache(self._model.config, self._bits)
-            inputs = {
-                "input_ids": ids,
-                "attention_mask": full if padded else None,
-                "position_ids": (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:] if padded else None,
-                "past_key_values": cache,
-                "use_cache": cache is not None,
-            }
-            if self._split:
-                found = self._model.base_model(**inputs).last_hidden_state
-            else:
-                found = self._model(**inputs, logits_to_keep=max(len(span.target) for span in spans)).logits
-            return torch.cat([row[-len(span.target) :] for row, span in zip(found, spans, strict=True)])
+            if self._way.padded or len({len(span.ids) for span in spans}) == 1:
+                return self._states(spans)
+            return torch.cat([self._states([span]) for span in spans])
+
+    def _states(self, spans: Sequence[Span]) -> Tensor:
+        """Spans side by side."""
+        start = self._prefix.length if self._prefix else 0
+        ids, mask = pad_left([span.ids[start:] for span in spans], self._model.device)
+        padded = not bool(mask.all())
+        full = torch.cat([mask.new_ones(len(spans), start), mask], dim=1)
+        cache = self._prefix.expand(len(spans)) if self._prefix else None
+        if cache is None and self._bits < FULL:  # the text is read as the keys and values would be kept
+            cache = new_cache(self._model.config, self._bits)
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
+        if padded:
+            inputs |= {"attention_mask": full, "position_ids": (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:]}
+        if cache is not None:
+            inputs[KEYS_AND_VALUES] = cache
+        if self._split:
+            whole = body(self._model)
+            found = whole(**accepted(whole, inputs)).last_hidden_state
+        else:
+            inputs["logits_to_keep"] = max(len(span.target) for span in spans)
+            found = self._model(**accepted(self._model, inputs)).logits
+        return torch.cat([row[-len(span.target) :] for row, span in zip(found, spans, strict=True)])
 
     def logs(self, spans: Sequence[Span]) -> Tensor:
         """Log-probabilities ``(target tokens of all, vocabulary)`` in float32, all at once: for a little text."""
@@ -114,15 +125,13 @@ def rows_states(
         common: ``(1, common)``, what all rows begin with and leave out; it is read once.
         every: whether the states behind every block are wanted; the first is what goes into the first block.
     """
-    cache = None if common is None else common_cache(model, common, len(ids))
-    out = model.base_model(
-        input_ids=ids,
-        position_ids=positions,
-        attention_mask=mask,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        output_hidden_states=every,
-    )
+    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "output_hidden_states": every}
+    if mask is not None:
+        inputs["attention_mask"] = mask
+    if common is not None:
+        inputs[KEYS_AND_VALUES] = common_cache(model, common, len(ids))
+    whole = body(model)
+    out = whole(**accepted(whole, inputs | {"use_cache": common is not None}))
     return [*(out.hidden_states[:-1] if every else ()), out.last_hidden_state]
 
 
@@ -140,6 +149,6 @@ def _try_head(model: PreTrainedModel) -> bool:
     tokens = torch.arange(8, device=model.device)[None]  # more than the first, which may be a padding of zeros
     with using("Trying the output head"):
         whole = model(input_ids=tokens, use_cache=False).logits
-        hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        hidden = getattr(body(model)(input_ids=tokens, use_cache=False), "last_hidden_state", None)
         head = model.get_output_embeddings()
-        return head is not None and torch.equal(head(hidden), whole)
+        return head is not None and hidden is not None and torch.equal(head(hidden), whole)

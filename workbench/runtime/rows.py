@@ -1,0 +1,96 @@
+"""Prompts side by side: read once, then continued token by token, as the architecture wants to be run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench.runtime.kvcache import FULL, new_cache
+from workbench.runtime.prefix import Prefix, pad_left
+
+KEYS_AND_VALUES: Final = "past_key_values"
+STATES: Final = (KEYS_AND_VALUES, "cache_params", "state")  # names that architectures take what they keep under
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an architecture must be run to say what it says without any cache.
+
+    Attributes:
+        state: the name that it takes under what it keeps of the tokens already read; empty when it keeps nothing that
+            can be handed on, and everything is read again for every token.
+        own: whether the model makes its state itself; otherwise it takes a cache of keys and values made here.
+        padded: whether rows of unequal length may stand side by side.
+        prefix: whether what rows begin with may be read once for all.
+    """
+
+    state: str = KEYS_AND_VALUES
+    own: bool = False
+    padded: bool = True
+    prefix: bool = True
+
+
+class Rows:
+    """Prompts that a model reads at once and then goes on with; to be used within `using`.
+
+    Args:
+        model: a causal language model.
+        prompts: token ids, of one length where the way takes no others.
+        way: how the architecture is run.
+        prefix: what all prompts begin with and leave out.
+        cache_bits: of every key and value kept.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        way: Way,
+        prefix: Prefix | None = None,
+        cache_bits: int = FULL,
+    ) -> None:
+        self._model, self._way = model, way
+        self._ids, mask = pad_left(prompts, model.device)
+        start = prefix.length if prefix else 0
+        self._mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
+        self._positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
+        self._padded = len(set(map(len, prompts))) > 1
+        self._state: Any = prefix.expand(len(prompts)) if prefix else None
+        if way.state and not way.own and prefix is None:
+            self._state = new_cache(model.config, cache_bits)
+
+    def logits(self) -> Tensor:
+        """Of the next token of every row, ``(rows, vocabulary)``."""
+        inputs: dict[str, Any] = {"input_ids": self._ids, "use_cache": bool(self._way.state), "logits_to_keep": 1}
+        if self._padded:
+            inputs |= {"attention_mask": self._mask, "position_ids": self._positions}
+        if self._state is not None:
+            inputs[self._way.state] = self._state
+        out = self._model(**accepted(self._model, inputs))
+        if self._way.own:
+            self._state = getattr(out, self._way.state)
+        logits: Tensor = out.logits[:, -1]
+        return logits
+
+    def append(self, tokens: Tensor) -> None:
+        """Go on with a token ``(rows,)`` each."""
+        after = self._positions[:, -1:] + 1
+        if self._way.state:
+            self._ids, self._positions = tokens[:, None], after
+        else:
+            self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
+            self._positions = torch.cat([self._positions, after], dim=1)
+        if self._padded:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+
+
+def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those inputs that a module's forward has a name for; some architectures know no positions, or no padding."""
+    known = signature(module.forward).parameters
+    if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
+        return inputs
+    return {name: value for name, value in inputs.items() if name in known}
