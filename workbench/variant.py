@@ -19,7 +19,7 @@ from workbench.core.errors import Closed, InvalidInput
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
-from workbench.models.tokens import Message, encode_chat
+from workbench.models.tokens import Message, closing_tokens, encode_chat
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
 from workbench.runtime import trial
 from workbench.runtime.decoding import Decoding
@@ -234,6 +234,20 @@ class Variant:
         listed = getattr(config, "eos_token_id", None)
         ends = set(listed) if isinstance(listed, list) else {listed}
         return frozenset(int(end) for end in ends | {self.tokenizer.eos_token_id} if end is not None)
+
+    @property
+    def answer_end(self) -> tuple[int, ...]:
+        """What stands behind an answer: as the chat template closes a turn, up to the token that ends it.
+
+        Where the template names no token that ends an answer, or there is none, it is the tokenizer's, or the first
+        that the generation settings name.
+        """
+        ends, closing = self.end_tokens, closing_tokens(self.tokenizer)
+        last = next((at for at, token in enumerate(closing) if token in ends), None)
+        if last is not None:
+            return tuple(closing[: last + 1])
+        end = self.tokenizer.eos_token_id
+        return (end,) if end is not None else tuple(sorted(ends)[:1])
 
     def save(self, path: str | Path, overwrite: bool = False) -> Path:
         """Write the variant to a folder that `load` and plain transformers read.

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from workbench.answering.request import Request
 from workbench.core.progress import Progress
 from workbench.layers.step import LayerStep
-from workbench.measurement.likelihood import answer_span
+from workbench.measurement.likelihood import answer_span, window_span
 from workbench.measurement.memory import bits_per_weight
 from workbench.models.packed import GroupLinear, dense_weight, linear_layers, replace_module
 from workbench.runtime.forward import memory_guard
@@ -139,7 +139,7 @@ def _spans(variant: Variant, task: Task | Text) -> list[Span]:
     if isinstance(task, Text):
         windows = task.windows(variant.tokenizer, "test")
         cut = [window[:room] for window in windows[: max(1, room // task.window)]]
-        return [Span(tuple(window[:1]), tuple(window[1:])) for window in cut]
+        return [window_span(variant, window) for window in cut]
     spans: list[Span] = []
     for example in task.test:
         span = answer_span(variant, variant.encode(Request.example(task, example)), example.answer)

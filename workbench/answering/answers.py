@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from workbench.answering.grammar import guide
+from workbench.answering.pieces import Pieces
 from workbench.answering.request import Generation, Piece, Request
 from workbench.answering.speaker import Speaker
 from workbench.answering.stage import Stage
@@ -182,8 +182,7 @@ def streamed(variant: Staged, asked: Prepared, settings: Decoding, started: floa
     """
     count = samples_of(variant)
     rows = [Row(variant, settings.max_new_tokens, started) for _ in range(count)]
-    text, backend, emitted = DecodeStream(skip_special_tokens=True), variant.tokenizer.backend_tokenizer, ""
-    first = rows[0]
+    text, first = Pieces(variant), rows[0]
     steps = variant.engine.decode(variant.model, [asked.ids] * count, settings, rows, count, label=variant.name)
     piece, heard = Piece("", 0, 0.0), 0
     while not all(row.ended for row in rows):
@@ -194,9 +193,7 @@ def streamed(variant: Staged, asked: Prepared, settings: Decoding, started: floa
             heard += 1
             # The last piece brings whatever was held back in hope of the rest of a character.
             last = first.reason is not None and heard == len(first.tokens)
-            more = first.text[len(emitted) :] if last else text.step(backend, token) or ""
-            emitted += more
-            piece = Piece(more, token, elapsed)
+            piece = Piece(text.rest(first.text) if last else text.add(token), token, elapsed)
             if not last:
                 yield piece
         if waiting:

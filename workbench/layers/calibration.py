@@ -25,7 +25,7 @@ from workbench.layers.activations import BlockInput, LayerInput, walk
 from workbench.models.adapters import check_dense
 from workbench.models.blocks import decoder_blocks
 from workbench.models.packed import dense_weight, linear_layers
-from workbench.models.tokens import encode_text
+from workbench.models.tokens import cut_windows, encode_answer, start_tokens
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -173,7 +173,8 @@ def _key(variant: Variant, task: Task | Text | None) -> str:
 def calibration_windows(variant: Variant, task: Task | Text | None) -> list[list[int]]:
     """Token windows of equal length to calibrate on.
 
-    A text has its own. The examples of a task, each its prompt and answer as the variant is asked, are joined and cut.
+    A text has its own. The examples of a task, each its prompt and answer as the variant is asked, are joined and cut;
+    every window begins as the tokenizer begins a text.
 
     Raises:
         InvalidInput: there are none, or they are longer than the model can read.
@@ -187,13 +188,13 @@ def calibration_windows(variant: Variant, task: Task | Text | None) -> list[list
         return task.windows(variant.tokenizer, "calibration")[:MOST_WINDOWS]
     joined: list[int] = []
     for example in task.calibration:
-        joined += variant.encode(Request.example(task, example)) + encode_text(variant.tokenizer, example.answer)
+        joined += variant.encode(Request.example(task, example)) + encode_answer(variant.tokenizer, example.answer)
         if len(joined) >= WINDOW * MOST_WINDOWS:
             break
     if len(joined) < 2:
         raise InvalidInput(f"Task '{task.name}' has no calibration examples: add rows to its calibration split.")
     length = min(WINDOW, variant.context_length, len(joined))
-    return [joined[start : start + length] for start in range(0, len(joined) - length + 1, length)][:MOST_WINDOWS]
+    return cut_windows(joined, length, start_tokens(variant.tokenizer))[:MOST_WINDOWS]
 
 
 def _has_hessians(found: Statistics) -> bool:

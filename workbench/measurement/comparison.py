@@ -19,6 +19,7 @@ from workbench.measurement.memory import describe_layers
 from workbench.measurement.runs import Run, RunStore, runs_from_json
 from workbench.measurement.scores import scored
 from workbench.measurement.verdict import Verdict, verdict
+from workbench.models.tokens import start_tokens
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -222,12 +223,18 @@ def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[s
             settings=settings,
             session=session,
             measured_at=now,
+            beginning=_beginning(variant) if isinstance(task, Text) else "",
             layers=describe_layers(variant),
             notes=list(variant.notes),
             caveats=list(dict.fromkeys(step.caveat for step in variant.recipe if step.caveat)),
         )
         for name, variant in zip(names, variants, strict=True)
     ]
+
+
+def _beginning(variant: Variant) -> str:
+    """What stands before every window of a text."""
+    return str(variant.tokenizer.decode(start_tokens(variant.tokenizer)))
 
 
 def _check_comparable(first: Run, other: Run) -> None:
@@ -242,6 +249,11 @@ def _check_comparable(first: Run, other: Run) -> None:
                 f"'{other.variant}' was measured with {name} {theirs} and '{first.variant}' with {ours}: "
                 "measure both again."
             )
+    if first.source == other.source and first.beginning != other.beginning:
+        raise Incomparable(
+            f"'{other.variant}' read windows that begin with '{other.beginning}', '{first.variant}' such that begin with "
+            f"'{first.beginning}': measure both again."
+        )
     if first.settings != other.settings:
         raise Incomparable(
             f"'{other.variant}' was measured with other settings ({other.settings}, not {first.settings}): "

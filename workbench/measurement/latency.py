@@ -40,7 +40,7 @@ def requests(variant: Variant, task: Task | Text, count: int) -> list[Request]:
         found = [Request.example(task, example) for example in task.test[:count]]
     else:
         windows = task.windows(variant.tokenizer, "test")[:count]
-        found = [Request.of(str(variant.tokenizer.decode(window[:PROMPT_TOKENS]))) for window in windows]
+        found = [Request.of(variant.decode(window[:PROMPT_TOKENS])) for window in windows]
     return [found[index % len(found)] for index in range(count)]
 
 

@@ -14,7 +14,7 @@ from workbench.answering.answers import Prepared, prepare
 from workbench.answering.request import Request
 from workbench.core.errors import Incomparable
 from workbench.core.progress import Progress
-from workbench.models.tokens import encode_text
+from workbench.models.tokens import encode_answer, start_tokens
 from workbench.runtime.forward import using
 from workbench.runtime.reader import Reader, Span
 from workbench.tasks.task import Task, Text
@@ -53,7 +53,7 @@ def prepared(
 def task_spans(
     variant: Variant, task: Task | Text, limit: int | None = None, asked: Sequence[Prepared] | None = None
 ) -> list[Span]:
-    """The gold text of the test split: each answer after its prompt, or each window after its first token.
+    """The gold text of the test split: each answer after its prompt, or each window after its beginning.
 
     Args:
         variant: who is asked.
@@ -63,16 +63,22 @@ def task_spans(
     """
     if isinstance(task, Text):
         windows = task.windows(variant.tokenizer, "test")[:limit]
-        return [Span(tuple(window[:1]), tuple(window[1:])) for window in windows]
+        return [window_span(variant, window) for window in windows]
     pairs = zip(prepared(variant, task, limit) if asked is None else asked, task.test, strict=False)
     return [answer_span(variant, each.ids, example.answer) for each, example in pairs]
 
 
+def window_span(variant: Variant, window: Sequence[int]) -> Span:
+    """A window of a text: what comes behind the tokens that begin one or, where there are none, behind the first."""
+    read = max(1, len(start_tokens(variant.tokenizer)))
+    return Span(tuple(window[:read]), tuple(window[read:]))
+
+
 def answer_span(variant: Variant, prompt: Sequence[int], answer: str) -> Span:
     """An answer after the tokens of a prompt."""
-    target = encode_text(variant.tokenizer, answer)
+    target = encode_answer(variant.tokenizer, answer) or list(variant.answer_end) or [0]
     variant.check_length(len(prompt), len(target))
-    return Span(tuple(prompt), tuple(target) or (min(variant.end_tokens, default=0),))
+    return Span(tuple(prompt), tuple(target))
 
 
 def likelihoods(

@@ -30,6 +30,8 @@ class Run(BaseModel):
         measured_at: UTC time, ISO 8601.
         estimates: by metric name.
         samples: by sample name, one number a round or an example; what the estimates were made from.
+        beginning: what stood before every window of a text, as the tokenizer spells it; empty for nothing. Runs of one
+            source with another beginning cannot be compared.
         layers: how its weights are stored, in words.
         notes: what a reader should know of how it was made and measured, in sentences.
         caveats: why its steps may not have made it faster, said where they did not.
@@ -47,6 +49,7 @@ class Run(BaseModel):
     measured_at: str
     estimates: dict[str, Estimate] = {}
     samples: dict[str, list[float]] = {}
+    beginning: str = ""
     layers: str = ""
     notes: list[str] = []
     caveats: list[str] = []

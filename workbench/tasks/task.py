@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from workbench.core.errors import InvalidInput
 from workbench.core.value import Value
-from workbench.models.tokens import encode_text
+from workbench.models.tokens import cut_windows, encode_text, start_tokens
 from workbench.tasks.scoring import SCORERS
 
 SPLITS = ("train", "calibration", "test")
@@ -124,13 +124,13 @@ class Text(Value):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def windows(self, tokenizer: PreTrainedTokenizerBase, split: str) -> list[list[int]]:
-        """Token ids of the windows of a split, each ``(window,)``.
+        """Token ids of the windows of a split, each ``(window,)``; each begins as the tokenizer begins a text.
 
         Raises:
             InvalidInput: the text is too short for the windows asked for.
         """
-        ids = encode_text(tokenizer, self.text)
-        whole = len(ids) // self.window
+        windows = cut_windows(encode_text(tokenizer, self.text), self.window, start_tokens(tokenizer))
+        whole = len(windows)
         if whole < self.calibration + self.test:
             raise InvalidInput(
                 f"'{self.name}' has {whole} windows of {self.window} tokens, fewer than the {self.calibration} + "
@@ -138,7 +138,7 @@ class Text(Value):
             )
         starts = {"calibration": 0, "train": self.calibration, "test": whole - self.test}
         stops = {"calibration": self.calibration, "train": whole - self.test, "test": whole}
-        return [ids[i * self.window : (i + 1) * self.window] for i in range(starts[split], stops[split])]
+        return windows[starts[split] : stops[split]]
 
     def __repr__(self) -> str:
         return f"Text({self.name!r}: windows of {self.window} tokens, {self.calibration} calibrate, {self.test} test)"

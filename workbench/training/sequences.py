@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from workbench.answering.request import Request
 from workbench.core.errors import InvalidInput
-from workbench.models.tokens import encode_text
+from workbench.models.tokens import encode_answer
 from workbench.runtime.decoding import Decoding, sample_seeds
 from workbench.runtime.prefix import common_length
 from workbench.tasks.task import Task, Text
@@ -76,7 +76,7 @@ class Batch:
 
 
 def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
-    """The samples of a split: of an example the answer is learned, of a text every token.
+    """The samples of a split: of an example the answer and its end are learned, of a text every token but the first.
 
     Raises:
         InvalidInput: there are none, or no answer fits the context behind its prompt.
@@ -95,11 +95,11 @@ def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
     examples = getattr(task, split)
     if not examples:
         raise InvalidInput(f"Task '{task.name}' has no {split} examples: add rows to its {split} split.")
-    room, end = variant.context_length, variant.tokenizer.eos_token_id
+    room = variant.context_length
     found, shortened = [], 0
     for example in examples:
         prompt = variant.encode(Request.example(task, example))
-        ids = [*prompt, *encode_text(variant.tokenizer, example.answer), *([] if end is None else [end])]
+        ids = [*prompt, *encode_answer(variant.tokenizer, example.answer), *variant.answer_end]
         shortened += len(ids) > room
         if len(prompt) < min(len(ids), room):
             found.append(Sample(tuple(ids[:room]), len(prompt), example.id))
