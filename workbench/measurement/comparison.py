@@ -251,7 +251,7 @@ def _check_comparable(first: Run, other: Run) -> None:
             )
     if first.source == other.source and first.beginning != other.beginning:
         raise Incomparable(
-            f"'{other.variant}' read windows that begin with '{other.beginning}', '{first.variant}' such that begin with "
+            f"The windows of '{other.variant}' begin with '{other.beginning}', those of '{first.variant}' with "
             f"'{first.beginning}': measure both again."
         )
     if first.settings != other.settings:
