@@ -86,7 +86,9 @@ class Reader:
             cache = new_cache(self._model.config, self._bits)
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": cache is not None}
         if padded:
-            inputs |= {"attention_mask": full, "position_ids": (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:]}
+            inputs["attention_mask"] = full
+        if padded or self._way.positions:
+            inputs["position_ids"] = (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
         if cache is not None:
             inputs[KEYS_AND_VALUES] = cache
         if self._split:

@@ -24,12 +24,14 @@ class Way:
         state: the name that it takes under what it keeps of the tokens already read; empty when it keeps nothing that
             can be handed on, and everything is read again for every token.
         own: whether the model makes its state itself; otherwise it takes a cache of keys and values made here.
+        positions: whether it must be told every token's place, and not only where rows are padded.
         padded: whether rows of unequal length may stand side by side.
         prefix: whether what rows begin with may be read once for all.
     """
 
     state: str = KEYS_AND_VALUES
     own: bool = False
+    positions: bool = False
     padded: bool = True
     prefix: bool = True
 
@@ -67,7 +69,9 @@ class Rows:
         """Of the next token of every row, ``(rows, vocabulary)``."""
         inputs: dict[str, Any] = {"input_ids": self._ids, "use_cache": bool(self._way.state), "logits_to_keep": 1}
         if self._padded:
-            inputs |= {"attention_mask": self._mask, "position_ids": self._positions}
+            inputs["attention_mask"] = self._mask
+        if self._padded or self._way.positions:
+            inputs["position_ids"] = self._positions
         if self._state is not None:
             inputs[self._way.state] = self._state
         out = self._model(**accepted(self._model, inputs))

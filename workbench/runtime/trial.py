@@ -104,10 +104,11 @@ def _ways(model: PreTrainedModel) -> Iterator[Way]:
     """From the quickest to the surest."""
     names = [name for name in STATES if name in signature(model.forward).parameters]
     if STATES[0] in names:
-        yield Way(STATES[0], own=False, prefix=False)
+        yield Way(STATES[0], prefix=False)
+        yield Way(STATES[0], positions=True, prefix=False)
     for name in names:
         yield Way(name, own=True, prefix=False)
-    yield Way("", own=False, prefix=False)
+    yield Way("", prefix=False)
 
 
 def _says(
