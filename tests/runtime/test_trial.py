@@ -13,7 +13,7 @@ from workbench.runtime import trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager
 from workbench.runtime.rows import Way
-from workbench.steps import finetune, prune, quantize
+from workbench.steps import prune, quantize
 from workbench.training.sequences import Continuation
 
 OTHERS = ("mamba", "mamba2", "bamba", "rwkv", "recurrent_gemma", "openai-gpt", "minimax", "llama4_text", "xlstm")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import Parameter, signature
 from typing import Any, Final
 
@@ -94,7 +95,13 @@ class Rows:
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Those inputs that a module's forward has a name for; some architectures know no positions, or no padding."""
-    known = signature(module.forward).parameters
-    if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
-        return inputs
-    return {name: value for name, value in inputs.items() if name in known}
+    known = _names(type(module))
+    return inputs if known is None else {name: value for name, value in inputs.items() if name in known}
+
+
+@cache
+def _names(kind: Any) -> frozenset[str] | None:
+    """Of what a kind of module takes; None if it takes anything."""
+    known = signature(kind.forward).parameters
+    anything = any(each.kind is Parameter.VAR_KEYWORD for each in known.values())
+    return None if anything else frozenset(known)

@@ -3,15 +3,21 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
+from hashlib import sha256
 from inspect import signature
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from workbench.core.errors import InvalidInput, OutOfMemory, first_line
+from workbench.core import files
+from workbench.core.errors import InvalidInput, OutOfMemory, WorkbenchError, first_line
 from workbench.models.packed import Packed
 from workbench.runtime.forward import using
 from workbench.runtime.kvcache import is_plain
@@ -24,20 +30,44 @@ ROUNDING = {torch.float32: 5e-4}  # of logits, relative; below what a lost state
 COARSE = 0.1  # in 16 bits, or with layers that round what they are fed
 
 _found: dict[str, Way] = {}
+_known: "WeakKeyDictionary[PreTrainedModel, Way]" = WeakKeyDictionary()
 
 
 def way_of(model: PreTrainedModel) -> Way:
-    """How a model is run; tried once for all models of its architecture and kind of configuration.
+    """How a model is run: tried once for all models of its architecture and kind of configuration, and remembered.
 
     Raises:
         InvalidInput: what it says of a token depends on later ones, so that it cannot write; or it cannot be run.
         OutOfMemory: the device has too little memory.
     """
-    key = _key(model)
-    if key not in _found:
-        with using("Trying the model"):
-            _found[key] = _try(model)
-    return _found[key]
+    if model not in _known:
+        key = _key(model)
+        if key not in _found:
+            _found[key] = _remembered(key) or _tried(key, model)
+        _known[model] = _found[key]
+    return _known[model]
+
+
+def _tried(key: str, model: PreTrainedModel) -> Way:
+    with using("Trying the model"):
+        way = _try(model)
+    with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
+        files.write_text(_place(key), json.dumps(asdict(way)))
+    return way
+
+
+def _remembered(key: str) -> Way | None:
+    try:
+        return Way(**json.loads(_place(key).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _place(key: str) -> Path:
+    """Where a way is kept on this machine, for these versions of the libraries and of what tries it."""
+    own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py")]
+    about = json.dumps([key, torch.__version__, transformers.__version__, own])
+    return files.cache_folder() / "ways" / f"{sha256(about.encode()).hexdigest()}.json"
 
 
 def notes(way: Way) -> tuple[str, ...]:
