@@ -1,6 +1,6 @@
 """Prompts side by side: read once, then continued token by token, as the architecture wants to be run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import Parameter, signature
@@ -95,13 +95,13 @@ class Rows:
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Those inputs that a module's forward has a name for; some architectures know no positions, or no padding."""
-    known = _names(type(module))
+    known = _names(type(module).forward)
     return inputs if known is None else {name: value for name, value in inputs.items() if name in known}
 
 
 @cache
-def _names(kind: Any) -> frozenset[str] | None:
-    """Of what a kind of module takes; None if it takes anything."""
-    known = signature(kind.forward).parameters
+def _names(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Of what a function takes; None if it takes anything."""
+    known = signature(function).parameters
     anything = any(each.kind is Parameter.VAR_KEYWORD for each in known.values())
     return None if anything else frozenset(known)
