@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.core import named
@@ -85,6 +86,15 @@ def _groups(requests: Sequence[int], size: int, lengths: Sequence[int] | None) -
             yield alike[first : first + size]
 
 
+def _heard(tokens: Tensor, logits: Tensor | None) -> list[tuple[int, float | None]]:
+    """Tokens ``(rows,)`` and how probable each was by its logits, in one copy: a GPU is waited for once a token."""
+    if logits is None:
+        return [(token, None) for token in tokens.tolist()]
+    chances = torch.softmax(logits.float(), dim=-1).gather(-1, tokens[:, None])[:, 0]
+    both = torch.stack([tokens.double(), chances.double()], dim=1).tolist()
+    return [(int(token), chance) for token, chance in both]
+
+
 class Eager(Engine):
     """Operation by operation, as transformers' own code says.
 
@@ -144,10 +154,7 @@ class Eager(Engine):
                 for row, each in zip(rows, logits, strict=True):
                     row.restrict(each)
                 tokens = choose(logits, settings, drawn)
-                chances: list[float | None] = [None] * len(rows)
-                if watched:
-                    chances = torch.softmax(free.float(), dim=-1).gather(-1, tokens[:, None])[:, 0].tolist()
-                for row, token, chance in zip(rows, tokens.tolist(), chances, strict=True):
+                for row, (token, chance) in zip(rows, _heard(tokens, free if watched else None), strict=True):
                     row.take(token, chance)
                 going.append(tokens)
             yield

@@ -59,9 +59,10 @@ class Rows:
         self._model, self._way = model, way
         self._ids, mask = pad_left(prompts, model.device)
         start = prefix.length if prefix else 0
-        self._mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
-        self._positions = (self._mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
-        self._padded = len(set(map(len, prompts))) > 1
+        mask = torch.cat([mask.new_ones(len(prompts), start), mask], dim=1)
+        padded = len(set(map(len, prompts))) > 1
+        self._mask = mask if padded else None
+        self._positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, start:] if padded or way.positions else None
         self._state: Any = prefix.expand(len(prompts)) if prefix else None
         if way.state and not way.own and prefix is None:
             self._state = new_cache(model.config, cache_bits)
@@ -69,12 +70,8 @@ class Rows:
     def logits(self) -> Tensor:
         """Of the next token of every row, ``(rows, vocabulary)``."""
         inputs: dict[str, Any] = {"input_ids": self._ids, "use_cache": bool(self._way.state), "logits_to_keep": 1}
-        if self._padded:
-            inputs["attention_mask"] = self._mask
-        if self._padded or self._way.positions:
-            inputs["position_ids"] = self._positions
-        if self._state is not None:
-            inputs[self._way.state] = self._state
+        told = {"attention_mask": self._mask, "position_ids": self._positions, self._way.state: self._state}
+        inputs |= {name: value for name, value in told.items() if value is not None}
         out = self._model(**accepted(self._model, inputs))
         if self._way.own:
             self._state = getattr(out, self._way.state)
@@ -83,14 +80,13 @@ class Rows:
 
     def append(self, tokens: Tensor) -> None:
         """Go on with a token ``(rows,)`` each."""
-        after = self._positions[:, -1:] + 1
-        if self._way.state:
-            self._ids, self._positions = tokens[:, None], after
-        else:
-            self._ids = torch.cat([self._ids, tokens[:, None]], dim=1)
-            self._positions = torch.cat([self._positions, after], dim=1)
-        if self._padded:
+        column = tokens[:, None]
+        self._ids = column if self._way.state else torch.cat([self._ids, column], dim=1)
+        if self._mask is not None:
             self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+        if self._positions is not None:
+            after = self._positions[:, -1:] + 1
+            self._positions = after if self._way.state else torch.cat([self._positions, after], dim=1)
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
