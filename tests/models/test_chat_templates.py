@@ -12,7 +12,7 @@ from workbench.models.tokens import Message, closing_tokens, encode_answer, enco
 CHATS = [
     [("user", "What is a lobster?")],
     [("user", "Hello"), ("assistant", "Hi!"), ("user", "  And a 猫 \n\n or 🦞?")],
-    [("system", "Be brief."), ("user", "Hello")],
+    [("system", 'Be "brief".\n'), ("user", "Hello")],
     [("system", "Be brief."), ("user", "Hello"), ("assistant", "Hi!"), ("user", "{{ x }}"), ("assistant", "No.")],
     [("user", "Why?"), ("assistant", "<think>\nlet me see\n</think>\n\nSo."), ("user", "And?")],
     [("user", "Count."), ("assistant", "One, two,")],
@@ -57,7 +57,7 @@ def own(tokenizer, turns: list[tuple[str, str]], tokenize: bool):
 
 def drops_system(tokenizer, turns: list[tuple[str, str]]) -> bool:
     text = own(tokenizer, turns, tokenize=False)
-    return turns[0][0] == "system" and (text is None or turns[0][1] not in text)
+    return turns[0][0] == "system" and (text is None or "brief" not in text)
 
 
 @pytest.mark.parametrize("turns", CHATS)

@@ -64,15 +64,14 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
     """
     if not tokenizer.chat_template:  # a base model: it continues the text
         return "\n\n".join(message.content for message in messages)
+    if messages[0].role != "system":
+        return _template(tokenizer, messages)
+    word = f"s{secrets.randbelow(10**20)}"  # that a template leaves as it is, whatever it does with a text
     try:
-        text = _template(tokenizer, messages)
-        if all(message.content.strip() in text for message in messages if message.role == "system"):
-            return text
+        known = word in _template(tokenizer, [Message(role="system", content=word), *messages[1:]])
     except InvalidInput:
-        if messages[0].role != "system":
-            raise
-    merged = _without_system(messages)
-    return text if len(merged) == len(messages) else _template(tokenizer, merged)
+        known = False
+    return _template(tokenizer, messages if known else _without_system(messages))
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
@@ -90,9 +89,9 @@ def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -
 
 
 def _without_system(messages: Sequence[Message]) -> list[Message]:
-    """The first message's text in front of that of the first question, if it is a system message before one."""
+    """The first message's text in front of that of the first question, if one comes next."""
     first, *rest = messages
-    if first.role != "system" or not rest or rest[0].role != "user":
+    if not rest or rest[0].role != "user":
         return list(messages)
     question = Message(role="user", content=f"{first.content}\n\n{rest[0].content}")
     return [question, *rest[1:]]
