@@ -15,6 +15,7 @@ from workbench.core.drawn import Drawn, drawn
 from workbench.core.errors import Closed, InvalidInput
 from workbench.core.progress import Progress
 from workbench.models import sharing
+from workbench.models.experts import as_layers
 from workbench.models.packed import Packed, dense_weight
 from workbench.runtime.forward import memory_guard
 from workbench.variant import Variant
@@ -242,7 +243,7 @@ class Diff(Drawn):
                 raise Closed(f"'{name}' is no longer in memory: keep it in a variable to look at its weights.")
             if stored is not None:
                 with memory_guard("Reading a weight"):
-                    sides.append((name, dense_weight(variant.model.get_submodule(stored.path)).float()))
+                    sides.append((name, dense_weight(as_layers(variant.model).get_submodule(stored.path)).float()))
         if len({weight.shape for _, weight in sides}) > 1:
             sides = [(f"{name} ({weight.shape[0]} x {weight.shape[1]})", weight) for name, weight in sides]
         return matrix, sides
@@ -261,7 +262,7 @@ def diff(before: Variant, after: Variant, progress: Progress | None = None) -> D
         Cancelled: the progress was cancelled.
     """
     progress = progress or Progress()
-    ours, theirs = before.model, after.model
+    ours, theirs = as_layers(before.model), as_layers(after.model)
     places = matrix_places(ours, theirs) if ours.config.model_type == theirs.config.model_type else []
     if not any(each.block is not None and each.before and each.after for each in places):
         raise InvalidInput(

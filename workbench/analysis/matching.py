@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
+from workbench.models.experts import as_layers
 from workbench.models.packed import Packed, dense_weight, linear_layers
 
 SAMPLED_ROWS = 8  # of a matrix, by which blocks are told apart
@@ -28,6 +29,7 @@ class Place(NamedTuple):
 
 def matrix_places(ours: PreTrainedModel, theirs: PreTrainedModel) -> list[Place]:
     """Every matrix of two models of one kind."""
+    ours, theirs = as_layers(ours), as_layers(theirs)
     (root, blocks), (_, others) = decoder_blocks(ours), decoder_blocks(theirs)
     places = []
     for index, pair in enumerate(block_pairs(blocks, others)):

@@ -24,6 +24,7 @@ from workbench.core.progress import Progress
 from workbench.layers.activations import BlockInput, LayerInput, walk
 from workbench.models.adapters import check_dense
 from workbench.models.blocks import decoder_blocks
+from workbench.models.experts import as_layers
 from workbench.models.packed import dense_weight, linear_layers
 from workbench.models.tokens import cut_windows, encode_answer, start_tokens
 from workbench.tasks.task import Task, Text
@@ -152,9 +153,10 @@ def visit(
     elif known and (not hessians or _has_hessians(known)):
         yield from progress.track("Changing blocks", known.blocks, len(known.blocks))
     else:
-        room = not hessians or _hessian_bytes(variant.model) <= KEPT_BYTES
+        plain = as_layers(variant.model)
+        room = not hessians or _hessian_bytes(plain) <= KEPT_BYTES
         seen: list[BlockInput] = []
-        for block in walk(variant.model, calibration_windows(variant, task), progress, hessians, rerun=False):
+        for block in walk(plain, calibration_windows(variant, task), progress, hessians, rerun=False):
             if room:
                 seen.append(block)
             yield block

@@ -21,9 +21,10 @@ from workbench.core.progress import Progress
 from workbench.layers import calibration
 from workbench.layers.activations import LayerInput, enter_blocks
 from workbench.layers.calibration import calibration_windows
-from workbench.layers.step import LayerStep, check_fed
+from workbench.layers.step import LayerStep, alike, check_fed
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
+from workbench.models.experts import as_layers
 from workbench.models.packed import dense_weight, linear_layers
 from workbench.runtime.forward import using
 from workbench.tasks.task import Task, Text
@@ -107,15 +108,18 @@ def sensitivity(
     values = tuple(strengths or template.strengths)
     steps = [type(template)(**template.model_dump() | {template.strength: value}) for value in values]
     fed: Mapping[str, LayerInput | None] = dict.fromkeys(chosen)
+    model = as_layers(variant.model)
     if template.needs_data:
         fed = calibration.statistics(variant, task, progress, template.hessians).layers
-        check_fed(set(chosen) - fed.keys())
+        left = set(chosen) - fed.keys()
+        check_fed(model, left)
+        fed = {**fed, **{path: alike(model.get_submodule(path), template.hessians) for path in left}}
     ids = read_windows(variant, task, windows)
-    dots = _gradient_products(variant.model, ids, steps, {path: fed[path] for path in chosen}, draws, progress)
+    dots = _gradient_products(model, ids, steps, {path: fed[path] for path in chosen}, draws, progress)
     samples = np.stack([dots[path] for path in chosen])  # (layers, strengths, draws, windows)
     samples = np.square(samples).mean(axis=2) / 2 / (ids.shape[1] - 1)
     low, high = _interval(samples)
-    root = decoder_blocks(variant.model)[0]
+    root = decoder_blocks(model)[0]
     names = tuple(path.removeprefix(f"{root}.") for path in chosen)
     return Sensitivity(template.full_name(), template.strength, values, names, samples.mean(axis=-1), low, high)
 
@@ -153,14 +157,23 @@ def _gradient_products(
     for index in reversed(range(len(blocks))):
         with using("Measuring sensitivity"):
             inside, gradients = _through_block(blocks[index], states.pop(), settings[index], gradients)
-            for path, (fed, slopes) in inside.items():
+            for path, (fed, tokens, slopes) in inside.items():
                 whole = f"{root}.{index}.{path}"
                 if whole in layers:
                     weight = dense_weight(model.get_submodule(whole)).float()
                     moved = [fed.float() @ (step.change(weight, layers[whole]) - weight).t() for step in steps]
+                    if tokens is not None:
+                        moved, slopes = (_spread(each, tokens, ids.numel()) for each in (moved, slopes))
                     found[whole] = _products(moved, slopes, len(ids))
         progress.advance()
+    for path in layers.keys() - found.keys():  # experts that no token chose
+        found[path] = np.zeros((len(steps), draws, len(ids)), dtype=np.float32)
     return found
+
+
+def _spread(rows: Sequence[Tensor], tokens: Tensor, count: int) -> list[Tensor]:
+    """Rows ``(chosen, out)`` of an expert in their tokens' places among all, ``(count, out)``, with zeros between."""
+    return [each.new_zeros(count, each.shape[-1]).index_copy_(0, tokens, each) for each in rows]
 
 
 def _products(moved: Sequence[Tensor], slopes: Sequence[Tensor], windows: int) -> np.ndarray:
@@ -195,12 +208,14 @@ def _head_gradients(model: PreTrainedModel, ids: Tensor, hidden: Tensor, draws: 
 
 def _through_block(
     block: nn.Module, state: Tensor, settings: dict[str, Any], gradients: Sequence[Tensor]
-) -> tuple[dict[str, tuple[Tensor, list[Tensor]]], list[Tensor]]:
-    """What every linear layer was fed and the gradients at its output, and the gradients at the block's input."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+) -> tuple[dict[str, tuple[Tensor, Tensor | None, list[Tensor]]], list[Tensor]]:
+    """What every linear layer was fed, of which tokens, the gradients at its output; and those at the block's input."""
+    seen: dict[str, tuple[Tensor, Tensor | None, Tensor]] = {}
 
     def note(path: str) -> Any:
-        return lambda module, args, output: seen.__setitem__(path, (args[0].detach(), output))
+        return lambda module, args, output: seen.__setitem__(
+            path, (args[0].detach(), getattr(module, "tokens", None), output)
+        )
 
     hooks = [layer.register_forward_hook(note(path)) for path, layer in linear_layers(block)]
     leaf = state.detach().requires_grad_()
@@ -210,9 +225,9 @@ def _through_block(
     finally:
         for hook in hooks:
             hook.remove()
-    points = [leaf, *(made for _, made in seen.values())]
+    points = [leaf, *(made for *_, made in seen.values())]
     slopes = [torch.autograd.grad(output, points, each, retain_graph=True) for each in gradients]
-    inside = {path: (fed, [each[1 + at] for each in slopes]) for at, (path, (fed, _)) in enumerate(seen.items())}
+    inside = {path: (*found[:2], [each[at] for each in slopes]) for at, (path, found) in enumerate(seen.items(), 1)}
     return inside, [each[0] for each in slopes]
 
 

@@ -16,7 +16,8 @@ from workbench.layers import calibration
 from workbench.layers.activations import LayerInput
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
-from workbench.models.blocks import decoder_blocks, experts_note
+from workbench.models.blocks import decoder_blocks
+from workbench.models.experts import as_layers, coverage, is_expert
 from workbench.models.packed import SemiStructuredLinear, dense_weight, linear_layers, replace_module
 from workbench.step import Forecast, Step
 from workbench.tasks.task import Task, Text
@@ -78,24 +79,34 @@ class LayerStep(Step):
         paths = self.layers(variant)
         if self.neutral:
             return variant.derive(self)
-        left_alone = experts_note(variant.model, self.label)
-        model, chosen = sharing.share(variant.model), frozenset(paths)
+        model, chosen = sharing.share(as_layers(variant.model)), frozenset(paths)
+        notes = list(coverage(model, chosen, self.label))
         if self.needs_data:
             seen = calibration.visit(variant, model, task, progress, self.hessians, self.runs_changed_blocks)
             left = set(chosen)
             for block in seen:
                 self.replace_block(model, block.layers, chosen)
                 left -= block.layers.keys()
-            check_fed(left)
+            notes += self._replace_unfed(model, left)
         else:
             for path in progress.track(f"{self.label}: changing layers", paths, len(paths)):
                 self.replace_block(model, {path: None}, chosen)
         self.finish(model)
-        return variant.derive(self, model, left_alone)
+        return variant.derive(self, model, notes)
+
+    def _replace_unfed(self, model: PreTrainedModel, left: Collection[str]) -> tuple[str, ...]:
+        """Replace experts that no token of the calibration text chose, as if all their inputs were alike; say so."""
+        check_fed(model, left)
+        for path in sorted(left):
+            self.replace_block(model, {path: alike(model.get_submodule(path), self.hessians)}, frozenset([path]))
+        if not left:
+            return ()
+        return (f"The calibration text reached {len(left)} layers of experts not at all: more text would help them.",)
 
     def forecast(self, variant: Variant) -> Forecast:
         """A changed weight is as large as before, and the variant's own."""
-        size = sharing.total_bytes(variant.model.get_submodule(path) for path in self.layers(variant))
+        model = as_layers(variant.model)
+        size = sum(dense_weight(model.get_submodule(path)).nbytes for path in self.layers(variant))
         return Forecast(owned_bytes=0 if self.neutral else size, weight_bytes=variant.total_bytes, seconds=None)
 
     def layers(self, variant: Variant) -> list[str]:
@@ -123,12 +134,18 @@ class SequentialStep(LayerStep):
         return self.sequential
 
 
-def check_fed(left: Collection[str]) -> None:
-    """Raise `InvalidInput` if there are layers that calibration never fed, such as experts that no token chose."""
-    if left:
+def check_fed(model: PreTrainedModel, left: Collection[str]) -> None:
+    """Raise `InvalidInput` if calibration never fed some layers that are not experts, which tokens may not choose."""
+    if others := [path for path in left if not is_expert(model, path)]:
         raise InvalidInput(
-            f"The calibration text never reaches {len(left)} layers, such as {min(left)}: use more or exclude them."
+            f"The calibration text never reaches {len(others)} layers, such as {min(others)}: use more or exclude them."
         )
+
+
+def alike(layer: nn.Module, hessian: bool) -> LayerInput:
+    """What a layer would be fed if all its input channels were of one size and had nothing to do with each other."""
+    ones = torch.ones(dense_weight(layer).shape[1], device=dense_weight(layer).device)
+    return LayerInput(0, ones, ones, torch.diag(ones) if hessian else None, None)
 
 
 def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
@@ -137,7 +154,7 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
     Raises:
         InvalidInput: the variant is quantized, or an exclusion names no layer.
     """
-    root, blocks = decoder_blocks(variant.model)
+    root, blocks = decoder_blocks(as_layers(variant.model))
     found = dict(linear_layers(blocks))
     if any(isinstance(layer, SemiStructuredLinear) for layer in found.values()):
         raise InvalidInput(
@@ -151,11 +168,13 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
 def named_layers(variant: Variant, names: str) -> list[str]:
     """Paths of the linear layers in the decoder blocks that are named, as in an exclusion; of all if none is.
 
+    Experts are left out: an adapter for each would outweigh what it adapts.
+
     Raises:
         InvalidInput: a name fits no layer.
     """
     root, blocks = decoder_blocks(variant.model)
-    found = dict(linear_layers(blocks))
+    found = {path: layer for path, layer in linear_layers(blocks) if not is_expert(blocks, path)}
     chosen = _named(names, found, "name") or set(found)
     return [f"{root}.{path}" for path in found if path in chosen]
 

@@ -32,20 +32,6 @@ def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     return max(found, key=lambda item: len(item[1]))
 
 
-def experts_note(model: PreTrainedModel, label: str) -> tuple[str, ...]:
-    """A sentence on what a step that works on linear layers does not reach: experts that share one tensor.
-
-    transformers holds the experts of a mixture as parameters ``(experts, out, in)``, which are no linear layers.
-    """
-    _, blocks = decoder_blocks(model)
-    own = [module for module in blocks.modules() if not type(module).__module__.startswith("torch.")]
-    experts = sum(each.numel() for module in own for each in module.parameters(recurse=False) if each.ndim == 3)
-    if not experts:
-        return ()
-    share = experts / sum(each.numel() for each in blocks.parameters())
-    return (f"{share:.0%} of the weights in the blocks are experts that share one tensor: {label} left them alone.",)
-
-
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
     """The model as it would be read back from its written configuration: every shape, and no memory.
 

@@ -15,7 +15,7 @@ from workbench.core.progress import Progress
 from workbench.layers.step import named_layers
 from workbench.models import sharing
 from workbench.models.adapters import adapter_bytes, attach, check_dense
-from workbench.models.blocks import experts_note
+from workbench.models.experts import coverage
 from workbench.models.sharing import fingerprint
 from workbench.runtime.decoding import Decoding
 from workbench.step import Forecast
@@ -59,8 +59,8 @@ class _Distillation(TrainingStep):
         return sharing.own(variant.model)
 
     def left_alone(self, variant: Variant) -> tuple[str, ...]:
-        """Experts have no layer to put an adapter beside."""
-        return experts_note(variant.model, self.label) if self.rank else ()
+        """Experts get no adapter."""
+        return coverage(variant.model, named_layers(variant, ""), self.label) if self.rank else ()
 
     def forecast(self, variant: Variant) -> Forecast:
         """A copy of everything, unless an adapter is trained."""

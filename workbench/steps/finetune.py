@@ -24,7 +24,8 @@ from workbench.models.adapters import (
     same_adapter,
     scaled,
 )
-from workbench.models.blocks import decoder_blocks, experts_note
+from workbench.models.blocks import decoder_blocks
+from workbench.models.experts import coverage
 from workbench.models.packed import (
     Bits4Linear,
     Int8Linear,
@@ -69,8 +70,10 @@ class LoRA(TrainingStep):
         return model
 
     def left_alone(self, variant: Variant) -> tuple[str, ...]:
-        """Experts have no layer to put an adapter beside."""
-        return experts_note(variant.model, self.label)
+        """Experts get no adapter."""
+        if self.layers:  # chosen by name
+            return ()
+        return coverage(variant.model, named_layers(variant, ""), self.label)
 
     def quantize(self, model: PreTrainedModel) -> None:
         """What becomes of the layers before they get an adapter."""

@@ -14,6 +14,7 @@ from workbench.core.progress import Progress
 from workbench.layers.activations import LayerInput
 from workbench.layers.step import LayerStep, SequentialStep, inverse_factor, with_weight
 from workbench.models import sharing
+from workbench.models.experts import as_layers, coverage
 from workbench.models.packed import SemiStructuredLinear, dense_weight, has_sparse_product, replace_module
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -85,14 +86,15 @@ class Magnitude(_Sparsity):
         """Within each layer, or against one threshold for all of them."""
         if self.scope == "layer" or self.neutral:
             return super().apply(variant, task, progress)
-        model, chosen = sharing.share(variant.model), self.layers(variant)
+        model, chosen = sharing.share(as_layers(variant.model)), self.layers(variant)
+        notes = coverage(model, chosen, self.label)
         weights = [dense_weight(model.get_submodule(path)) for path in chosen]
         threshold = _model_threshold(weights, self.sparsity, progress)
         for path, weight in zip(chosen, weights, strict=True):
             progress.check()
             layer = with_weight(model.get_submodule(path), weight * (weight.abs() > threshold))
             replace_module(model, path, layer)
-        return variant.derive(self, model)
+        return variant.derive(self, model, notes)
 
     def change(self, weight: Tensor, inputs: LayerInput | None) -> Tensor:
         """Zero the smallest of one layer."""

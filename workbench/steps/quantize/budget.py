@@ -14,7 +14,7 @@ from workbench.layers import calibration
 from workbench.layers.sensitivity import sensitivity
 from workbench.layers.step import LayerStep
 from workbench.models import sharing
-from workbench.models.blocks import experts_note
+from workbench.models.experts import as_layers, coverage
 from workbench.models.packed import GroupLinear, dense_weight, replace_module
 from workbench.step import Forecast
 from workbench.steps.quantize.gptq import GPTQ
@@ -62,14 +62,15 @@ class Budget(LayerStep):
         assert task is not None
         widths = self.widths(variant, task, progress)
         steps = {bits: METHODS[self.method](bits=bits, group_size=self.group_size) for bits in WIDTHS}
-        model = sharing.share(variant.model)
+        model = sharing.share(as_layers(variant.model))
+        notes = coverage(model, widths, self.label)
         for block in calibration.visit(variant, model, task, progress, METHODS[self.method].hessians):
             for path in block.layers.keys() & widths.keys():
                 layer = steps[widths[path]].replace(model.get_submodule(path), block.layers[path])
                 replace_module(model, path, layer)
         if self.head:
             pack_head(model)
-        return variant.derive(self, model, experts_note(variant.model, self.label))
+        return variant.derive(self, model, notes)
 
     def widths(self, variant: Variant, task: Task | Text, progress: Progress | None = None) -> dict[str, int]:
         """Bits of every layer by path: what is least sensitive in sum, within the budget.
@@ -77,10 +78,10 @@ class Budget(LayerStep):
         Raises:
             InvalidInput: even 2 bits everywhere take more than the budget.
         """
-        chosen = self.layers(variant)
+        chosen, model = self.layers(variant), as_layers(variant.model)
         plain = RTN(group_size=self.group_size, exclude=self.exclude)
         found = sensitivity(variant, task, plain, WIDTHS, progress=progress)
-        shapes = {path: tuple(dense_weight(variant.model.get_submodule(path)).shape) for path in chosen}
+        shapes = {path: tuple(dense_weight(model.get_submodule(path)).shape) for path in chosen}
         options = {
             path: [Option(bits, _bytes(*shapes[path], bits, self.group_size), float(kl))
                    for bits, kl in zip(WIDTHS, found.kl[row], strict=True)]
@@ -97,7 +98,8 @@ class Budget(LayerStep):
 
     def forecast(self, variant: Variant) -> Forecast:
         """Bytes from the budget."""
-        chosen = [variant.model.get_submodule(path) for path in self.layers(variant)]
+        model = as_layers(variant.model)
+        chosen = [model.get_submodule(path) for path in self.layers(variant)]
         packed = sum(dense_weight(layer).numel() for layer in chosen) * self.bits_per_weight / 8
         head = RTN(head=self.head, exclude=self.exclude).forecast(variant)
         plain = RTN(head=False, exclude=self.exclude).forecast(variant)

@@ -11,7 +11,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
-from workbench.models.blocks import experts_note
+from workbench.models.experts import as_layers, coverage
 from workbench.models.packed import (
     Bits4Linear,
     FP8Linear,
@@ -50,14 +50,15 @@ class _Quantize(Step):
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """Pack layer by layer; the parent's tensors are read, never written."""
         layers = self._layers(variant)
-        model = sharing.share(variant.model)
-        head, tied = variant.model.get_output_embeddings(), is_tied(variant.model)
+        whole = as_layers(variant.model)
+        notes = coverage(whole, [path for path, _ in layers], self.label)
+        head, tied, model = whole.get_output_embeddings(), is_tied(whole), sharing.share(whole)
         for path, layer in progress.track(f"{self.label}: packing layers", layers, len(layers)):
             packed = self._pack(layer)
             replace_module(model, path, packed)
             if tied and layer is head:
                 tie(model, packed)
-        return variant.derive(self, model, experts_note(variant.model, self.label))
+        return variant.derive(self, model, notes)
 
     def forecast(self, variant: Variant) -> Forecast:
         """Bytes from the layers' shapes; time from packing the smallest layer once."""
@@ -78,7 +79,7 @@ class _Quantize(Step):
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:
         check_dense(variant.model, variant.name, f"apply {self.label} to its dense parent")
-        layers = list(linear_layers(variant.model, head=self.with_head()))
+        layers = list(linear_layers(as_layers(variant.model), head=self.with_head()))
         if not layers:
             raise InvalidInput(f"'{variant.name}' has no linear layers that {self.label} could pack.")
         return layers

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from workbench.layers.activations import LayerInput
 from workbench.layers.step import LayerStep
 from workbench.models import sharing
+from workbench.models.experts import as_layers
 from workbench.models.packed import GroupLinear, dense_weight, stored_scale
 from workbench.step import Forecast
 from workbench.steps.quantize.head import dense_head, pack_head
@@ -89,13 +90,14 @@ class GroupStep(LayerStep):
 
     def forecast(self, variant: Variant) -> Forecast:
         """Bytes from the layers' shapes."""
-        chosen = [variant.model.get_submodule(path) for path in self.layers(variant)]
+        model = as_layers(variant.model)
+        chosen = [model.get_submodule(path) for path in self.layers(variant)]
         extra = (16 if self.symmetric else 32) / self.group_size
         packed = sum(dense_weight(layer).numel() * (self.bits + extra) / 8 for layer in chosen)
         head = dense_head(variant.model) if self.head else None
         if head is not None:
             packed += head.numel() + 4 * head.shape[0]
-            chosen.append(variant.model.get_output_embeddings())
+            chosen.append(model.get_output_embeddings())
         dense = sharing.total_bytes(chosen)
         return Forecast(round(packed), round(variant.total_bytes - dense + packed), None)
 
