@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import workbench as wb
 from workbench.layers.calibration import statistics
+from workbench.models.experts import all_experts
 from workbench.steps import prune
 
 UNLIKE = (
@@ -66,8 +67,12 @@ def test_as_plain_transformers(
     result = wb.compare([base, thin], tiny_text, rounds=1, new_tokens=2, store=False)
     assert result[base.name]["perplexity"].value == pytest.approx(float(nll.mean().exp()), rel=1e-3)
 
-    for path, layer in thin.model.named_parameters():  # the same change, made by hand
-        plain.get_parameter(path).data = layer.detach().clone()
+    made = dict(thin.model.named_parameters())  # the same change, made by hand
+    for path, experts in all_experts(thin.model):
+        made = {name: weight for name, weight in made.items() if not name.startswith(f"{path}.")}
+        made |= {f"{path}.{side}": experts.joined(side)[0] for side in experts.projections}
+    for path, weight in made.items():
+        plain.get_parameter(path).data = weight.detach().clone()
     changed, _ = log_chances(plain, cut[-tiny_text.test :])
     kl = (logs.exp() * (logs - changed)).sum(dim=-1).mean()
     assert result[thin.name]["kl_to_baseline"].value == pytest.approx(float(kl), rel=1e-2)

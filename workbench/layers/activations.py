@@ -1,9 +1,7 @@
 """What the linear layers of a model are fed while it runs block by block; only one block's inputs are held."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -11,11 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.core.progress import Progress
-from workbench.models import sharing
+from workbench.layers.blockwise import check_walk, enter_blocks, run_block
 from workbench.models.blocks import decoder_blocks
 from workbench.models.packed import linear_layers
 from workbench.runtime.forward import using
-from workbench.runtime.prefix import body
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
 PARTS = 4  # of a symmetric product: half of it is left out, block by block
@@ -68,7 +65,9 @@ def walk(
     path, blocks = decoder_blocks(model)
     progress.start("Calibrating", len(blocks))
     with using("Calibration"):
-        states, settings = enter_blocks(model, windows, _batch_size(len(windows), len(windows[0]), model.device))
+        size = _batch_size(len(windows), len(windows[0]), model.device)
+        check_walk(model, windows[0])
+        states, settings, _ = enter_blocks(model, windows, size)
     for index, block in enumerate(blocks):
         with using("Calibration"):
             watch = _Watch(block, f"{path}.{index}", hessians)
@@ -80,52 +79,6 @@ def walk(
                 after = [run_block(block, state, settings[index]) for state in states]
         states = after
         progress.advance()
-
-
-def enter_blocks(
-    model: PreTrainedModel, windows: list[list[int]], size: int
-) -> tuple[list[Tensor], list[dict[str, Any]]]:
-    """What enters the first block, a tensor ``(size, tokens, hidden)`` a batch, and every block's other arguments.
-
-    The arguments (masks, rotary angles) depend on shapes only, so they are taken once. Blocks may differ in them, as
-    where some see a sliding window.
-    """
-    probe = sharing.share(model)
-    _, blocks = decoder_blocks(probe)
-    states: list[Tensor] = []
-    settings: list[dict[str, Any]] = []
-
-    names = list(signature(blocks[0].forward).parameters)[1:]
-
-    def note(hidden: Tensor, *args: Any, **named: Any) -> Tensor:
-        if len(settings) < len(blocks):
-            settings.append(dict(zip(names, args, strict=False)) | named)
-        if len(settings) == len(blocks):
-            raise _Seen
-        return hidden
-
-    def begin(hidden: Tensor, *args: Any, **named: Any) -> Tensor:
-        states.append(hidden)
-        return note(hidden, *args, **named)
-
-    for index, block in enumerate(blocks):
-        block.forward = note if index else begin
-    for start in range(0, len(windows), size):
-        ids = torch.tensor(windows[start : start + size], device=model.device)
-        with suppress(_Seen):
-            body(probe)(input_ids=ids, use_cache=False)
-    return states, settings
-
-
-class _Seen(Exception):
-    """Everything that was to be noted was; what comes after is not run."""
-
-
-def run_block(block: nn.Module, state: Tensor, settings: dict[str, Any]) -> Tensor:
-    """The hidden states ``(windows, tokens, hidden)`` that a block makes; some give a tuple that begins with them."""
-    output = block(state, **settings)
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 def _batch_size(windows: int, tokens: int, device: torch.device) -> int:

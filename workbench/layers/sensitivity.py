@@ -19,13 +19,15 @@ from workbench.core.errors import InvalidInput
 from workbench.core.estimate import CONFIDENCE
 from workbench.core.progress import Progress
 from workbench.layers import calibration
-from workbench.layers.activations import LayerInput, enter_blocks
+from workbench.layers.activations import LayerInput
+from workbench.layers.blockwise import check_walk, enter_blocks, run_block, with_beside
 from workbench.layers.calibration import calibration_windows
 from workbench.layers.step import LayerStep, alike, check_fed
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
 from workbench.models.experts import as_layers
 from workbench.models.packed import dense_weight, linear_layers
+from workbench.models.tokens import cut_windows, start_tokens
 from workbench.runtime.forward import using
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -126,10 +128,10 @@ def sensitivity(
 
 def read_windows(variant: Variant, task: Task | Text, count: int) -> Tensor:
     """Token ids ``(windows, tokens)`` from the calibration split, at most so many windows."""
-    joined = [token for window in calibration_windows(variant, task) for token in window]
-    length = min(TOKENS, len(joined))
-    starts = range(0, len(joined) - length + 1, length)[:count]
-    return torch.tensor([joined[start : start + length] for start in starts], device=variant.device)
+    start = start_tokens(variant.tokenizer)
+    joined = [token for window in calibration_windows(variant, task) for token in window[len(start) :]]
+    length = min(TOKENS, len(joined) + len(start))
+    return torch.tensor(cut_windows(joined, length, start)[:count], device=variant.device)
 
 
 def _gradient_products(
@@ -143,15 +145,12 @@ def _gradient_products(
     """For every layer, the change of the drawn tokens' log-likelihood, ``(steps, draws, windows)``, to first order."""
     root, blocks = decoder_blocks(model)
     with using("Measuring sensitivity"):
-        entering, settings = enter_blocks(model, ids.tolist(), len(ids))
+        check_walk(model, ids[0].tolist())
+        entering, settings, beside = enter_blocks(model, ids.tolist(), len(ids))
         states = [entering[0]]
         for block, setting in zip(blocks, settings, strict=True):
-            states.append(block(states[-1], **setting))
-            if not isinstance(states[-1], Tensor):
-                raise InvalidInput(
-                    f"The blocks of {type(model).__name__} give more than hidden states: use another model."
-                )
-        gradients = _head_gradients(model, ids, states.pop(), draws)
+            states.append(run_block(block, states[-1], setting))
+        gradients = _head_gradients(model, ids, states.pop(), draws, beside)
     found: dict[str, np.ndarray] = {}
     progress.start("Sensitivity: block by block", len(blocks))
     for index in reversed(range(len(blocks))):
@@ -186,17 +185,19 @@ def _products(moved: Sequence[Tensor], slopes: Sequence[Tensor], windows: int) -
     return (ours @ theirs).permute(1, 2, 0).cpu().numpy()
 
 
-def _head_gradients(model: PreTrainedModel, ids: Tensor, hidden: Tensor, draws: int) -> list[Tensor]:
+def _head_gradients(
+    model: PreTrainedModel, ids: Tensor, hidden: Tensor, draws: int, beside: tuple[Any, ...]
+) -> list[Tensor]:
     """For every draw of next tokens from the model, the gradient of their log-likelihood at the last block's output."""
     probe = sharing.share(model)
     _, blocks = decoder_blocks(probe)
     for block in blocks:
-        block.forward = lambda state, *args, **settings: state
+        block.forward = lambda state, *args, **settings: with_beside(state, beside)
     draw = torch.Generator(device=ids.device).manual_seed(SEED)
     gradients = [torch.empty_like(hidden) for _ in range(draws)]
     for row in range(len(ids)):
         leaf = hidden[row : row + 1].detach().requires_grad_()
-        blocks[-1].forward = lambda state, *args, leaf=leaf, **settings: leaf
+        blocks[-1].forward = lambda state, *args, leaf=leaf, **settings: with_beside(leaf, beside)
         with torch.enable_grad():
             logs = probe(input_ids=ids[row : row + 1], use_cache=False).logits[0, :-1].float().log_softmax(dim=-1)
             drawn = torch.multinomial(logs.detach().exp(), draws, replacement=True, generator=draw)
@@ -221,7 +222,7 @@ def _through_block(
     leaf = state.detach().requires_grad_()
     try:
         with torch.enable_grad():
-            output = block(leaf, **settings)
+            output = run_block(block, leaf, settings)
     finally:
         for hook in hooks:
             hook.remove()
