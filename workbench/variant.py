@@ -139,6 +139,8 @@ class Variant:
         progress.check()
         with torch.no_grad(), memory_guard(step.label):
             made: Variant = step.apply(self, task, progress)
+            if made.model is not self.model:
+                trial.check_runs(made.model, step.label)
         return made
 
     def derive(

@@ -14,6 +14,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.layers import calibration
 from workbench.layers.activations import LayerInput
+from workbench.layers.opaque import opaque_layers
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
 from workbench.models.blocks import decoder_blocks
@@ -162,6 +163,8 @@ def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:
         )
     check_dense(variant.model, variant.name, f"apply {label} to its dense parent")
     left_out = _named(exclude, found, "exclude")
+    opaque = opaque_layers(variant.model)
+    left_out |= {path for path in found if f"{root}.{path}" in opaque}
     return [f"{root}.{path}" for path in found if path not in left_out]
 
 
@@ -174,7 +177,10 @@ def named_layers(variant: Variant, names: str) -> list[str]:
         InvalidInput: a name fits no layer.
     """
     root, blocks = decoder_blocks(variant.model)
-    found = {path: layer for path, layer in linear_layers(blocks) if not is_expert(blocks, path)}
+    hidden = opaque_layers(variant.model)
+    found = [
+        path for path, _ in linear_layers(blocks) if not is_expert(blocks, path) and f"{root}.{path}" not in hidden
+    ]
     chosen = _named(names, found, "name") or set(found)
     return [f"{root}.{path}" for path in found if path in chosen]
 

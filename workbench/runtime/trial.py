@@ -29,6 +29,8 @@ ALONE, TOGETHER = 5, 2  # tokens after the prompt, read one by one; a convolutio
 ROUNDING = {torch.float32: 5e-4}  # of logits, relative; below what a lost state costs even with random weights
 COARSE = 0.1  # in 16 bits, or with layers that round what they are fed
 
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, OutOfMemory)
+
 _found: dict[str, Way] = {}
 _known: "WeakKeyDictionary[PreTrainedModel, Way]" = WeakKeyDictionary()
 
@@ -41,7 +43,7 @@ def way_of(model: PreTrainedModel) -> Way:
         OutOfMemory: the device has too little memory.
     """
     if model not in _known:
-        key = _key(model)
+        key = architecture(model)
         if key not in _found:
             _found[key] = _remembered(key) or _tried(key, model)
         _known[model] = _found[key]
@@ -70,6 +72,33 @@ def _place(key: str) -> Path:
     return files.cache_folder() / "ways" / f"{sha256(about.encode()).hexdigest()}.json"
 
 
+_ran: set[tuple[str, frozenset[str]]] = set()
+
+
+def check_runs(model: PreTrainedModel, label: str) -> None:
+    """Run what a step made on a few tokens, once for all models of its kind.
+
+    Raises:
+        InvalidInput: it does not run.
+    """
+    key = architecture(model), frozenset(type(module).__qualname__ for module in model.modules())
+    if key in _ran:
+        return
+    with using(label):
+        try:
+            rows = Rows(model, [some_tokens(model, SHORTEST)], way_of(model))
+            rows.append(rows.logits().argmax(dim=-1))
+            rows.logits()
+        except OUT_OF_MEMORY:
+            raise
+        except Exception as error:  # an architecture's own
+            raise InvalidInput(
+                f"{label} makes of this architecture a model that does not run ({first_line(error)}): exclude layers, "
+                "or use another step."
+            ) from None
+    _ran.add(key)
+
+
 def notes(way: Way) -> tuple[str, ...]:
     """What a user should know of the way, in sentences."""
     found = []
@@ -85,7 +114,7 @@ def notes(way: Way) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _key(model: PreTrainedModel) -> str:
+def architecture(model: PreTrainedModel) -> str:
     """The architecture, its device, and its configuration without sizes, on which no way depends."""
     config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_")}
     for name in ("name_or_path", "quantization_config", "architectures", "transformers_version"):
@@ -106,11 +135,11 @@ def _shape(value: Any) -> Any:
 
 
 def _try(model: PreTrainedModel) -> Way:
-    tokens = _tokens(model, LONG + SHORT)
+    tokens = some_tokens(model, LONG + SHORT)
     rows = [tokens[:LONG], [*tokens[:SHORTEST], *tokens[LONG : LONG + SHORT - SHORTEST]]]
     try:
         wanted = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
-    except (torch.OutOfMemoryError, MemoryError, OutOfMemory):
+    except OUT_OF_MEMORY:
         raise
     except Exception as error:  # an architecture's own
         raise InvalidInput(f"This model cannot be run on text alone: {first_line(error)}.") from None
@@ -155,7 +184,7 @@ def _says(
                 expected = want[step - steps - 1].float()
                 errors.append(float((got - expected).norm() / expected.norm().clamp(min=1e-30)))
             going.append(torch.tensor([row[min(step - steps, -1)] for row in rows], device=model.device))
-    except (torch.OutOfMemoryError, MemoryError, OutOfMemory):
+    except OUT_OF_MEMORY:
         raise
     except Exception:  # an architecture that cannot be run so says it in an error of its own
         return False
@@ -169,7 +198,7 @@ def _tolerance(model: PreTrainedModel) -> float:
     return ROUNDING.get(model.dtype, COARSE)
 
 
-def _tokens(model: PreTrainedModel, count: int) -> list[int]:
+def some_tokens(model: PreTrainedModel, count: int) -> list[int]:
     """Different ordinary tokens, as far as the configuration tells: none that begins or ends a text or is an image."""
     config = model.config
     settings = {**config.to_dict(), **config.get_text_config().to_dict()}

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from workbench.core import units
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
+from workbench.layers.opaque import opaque_layers
 from workbench.layers.step import named_layers
 from workbench.models import sharing
 from workbench.models.adapters import (
@@ -147,8 +148,9 @@ class QLoRA(LoRA):
     def quantize(self, model: PreTrainedModel) -> None:
         """Pack the layers of the blocks."""
         root, blocks = decoder_blocks(model)
+        left = opaque_layers(model)
         for path, layer in list(linear_layers(blocks)):
-            if not isinstance(layer, Packed):
+            if not isinstance(layer, Packed) and f"{root}.{path}" not in left:
                 replace_module(model, f"{root}.{path}", _packed(layer, self.store))
 
 

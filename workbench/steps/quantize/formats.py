@@ -9,6 +9,7 @@ from torch import nn
 
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
+from workbench.layers.opaque import opaque_layers
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
 from workbench.models.experts import as_layers, coverage
@@ -79,7 +80,9 @@ class _Quantize(Step):
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:
         check_dense(variant.model, variant.name, f"apply {self.label} to its dense parent")
-        layers = list(linear_layers(as_layers(variant.model), head=self.with_head()))
+        opaque = opaque_layers(variant.model)
+        found = linear_layers(as_layers(variant.model), head=self.with_head())
+        layers = [(path, layer) for path, layer in found if path not in opaque]
         if not layers:
             raise InvalidInput(f"'{variant.name}' has no linear layers that {self.label} could pack.")
         return layers

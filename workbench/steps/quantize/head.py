@@ -5,19 +5,20 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workbench.layers.opaque import opaque_layers
 from workbench.models.packed import Int8Embedding, Int8Linear, PackedLinear, dense_weight, replace_module
 
 
 def dense_head(model: PreTrainedModel) -> Tensor | None:
-    """Weight ``(vocabulary, hidden)`` of the output head, if the model has one."""
+    """Weight ``(vocabulary, hidden)`` of the output head, if the model has one that may be replaced."""
     head = model.get_output_embeddings()
-    return None if head is None else dense_weight(head)
+    return None if head is None or path_of(model, head) in opaque_layers(model) else dense_weight(head)
 
 
 def pack_head(model: PreTrainedModel) -> None:
-    """Replace the output head of a copy of a model by one in int8."""
+    """Replace the output head of a copy of a model by one in int8, unless the model reads its weight otherwise."""
     head = model.get_output_embeddings()
-    if head is None:
+    if head is None or path_of(model, head) in opaque_layers(model):
         return
     assert head.bias is None or isinstance(head.bias, Tensor)
     packed = Int8Linear.pack(dense_weight(head), head.bias)

@@ -1,0 +1,64 @@
+"""Linear layers that may not be replaced: the model reads their weight itself, or never calls them."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workbench.models import sharing
+from workbench.models.experts import as_layers, is_expert
+from workbench.models.packed import linear_layers, replace_module
+from workbench.runtime.forward import using
+from workbench.runtime.rows import Rows
+from workbench.runtime.trial import architecture, some_tokens, way_of
+
+READ, MORE = 8, 2  # tokens of the trial, at once and then one by one
+
+_found: dict[tuple[str, tuple[str, ...]], frozenset[str]] = {}
+
+
+def opaque_layers(model: PreTrainedModel) -> frozenset[str]:
+    """Paths of the linear layers that a model does not merely call, tried once on a few tokens.
+
+    Some architectures multiply by a layer's weight in code of their own (Mamba), or keep layers for other inputs than
+    text. Experts, which tokens may not choose, are not meant.
+    """
+    key = architecture(model), tuple(path for path, _ in linear_layers(model, head=True))
+    if key not in _found:
+        _found[key] = _try(model)
+    return _found[key]
+
+
+def _try(model: PreTrainedModel) -> frozenset[str]:
+    probe = sharing.share(as_layers(model))
+    layers = linear_layers(probe, head=True)
+    watched = {path: _Watched(layer) for path, layer in layers if not is_expert(probe, path)}
+    for path, layer in watched.items():
+        replace_module(probe, path, layer)
+    with using("Trying the layers"):
+        rows = Rows(probe, [some_tokens(model, READ)], way_of(model))
+        for _ in range(1 + MORE):
+            rows.append(rows.logits().argmax(dim=-1))
+    return frozenset(path for path, layer in watched.items() if layer.read or not layer.called)
+
+
+class _Watched(nn.Module):
+    """A layer that takes note of how it is used."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer, self.called, self.read = [layer], False, False  # in a list: its weight is not this module's own
+
+    def forward(self, x: Tensor, *args: Any, **named: Any) -> Any:
+        """What the layer gives."""
+        self.called = True
+        return self._layer[0](x, *args, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name != "weight":
+                return getattr(self._layer[0], name)
+        self.read = True
+        return self._layer[0].weight
