@@ -1,14 +1,16 @@
 """Low-rank adapters on a model's linear layers, by peft: attached, scaled and fused, always in a copy."""
 
 import contextlib
-import copy
 import math
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -44,7 +46,7 @@ def attach(
         InvalidInput: a layer has one already, or peft refuses it.
         NotAvailable: peft is not installed.
     """
-    peft = _peft()
+    peft = peft_library()
     for path in paths:
         if is_adapted(model.get_submodule(path)):
             raise InvalidInput("This variant has an adapter already: apply finetune.Fuse() before another one.")
@@ -65,18 +67,27 @@ def _shape(layer: Any) -> tuple[int, int]:
     return (base.nf, base.nx) if isinstance(base, Conv1D) else (base.out_features, base.in_features)
 
 
-def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
-    peft = _peft()
+def register(config: Any) -> None:
+    """Tell peft what becomes of our layers and of plain ones."""
     from workbench.models.lora import AdaptedLinear
 
-    config._register_custom_module({PackedLinear: peft.tuners.lora.Linear, nn.Linear: AdaptedLinear})
+    config._register_custom_module({PackedLinear: peft_library().tuners.lora.Linear, nn.Linear: AdaptedLinear})
+
+
+def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
+    peft = peft_library()
+    register(config)
+    # Peft takes layers of a model it knows for experts by their name alone; of a bare module it takes those named.
+    bare = nn.Module()
+    bare._modules = model._modules
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
-            peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+            peft.inject_adapter_in_model(config, bare, adapter_name=NAME)
         except (ValueError, TypeError) as error:
             raise InvalidInput(f"These adapters do not fit: {first_line(error)}.") from None
+    model.peft_config = {NAME: config}
     for _, layer in adapted_layers(model):
         for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
             part.float()  # small steps get lost in 16 bits
@@ -172,34 +183,68 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
+def described(model: PreTrainedModel, config: Any) -> Any:
+    """A configuration of peft's that says what the adapted layers are, and nothing that was done before.
+
+    Args:
+        model: has adapters.
+        config: the one they were made by, for what the layers do not tell.
+    """
+    layers = dict(adapted_layers(model))
+    ranks = {path: layer.r[NAME] for path, layer in layers.items()}
+    roots = {path: math.sqrt(rank) if config.use_rslora else rank for path, rank in ranks.items()}
+    alphas = {path: _times(layer.scaling[NAME], roots[path]) for path, layer in layers.items()}
+    rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
+    return peft_library().LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern={re.escape(path): each for path, each in ranks.items() if each != rank},
+        alpha_pattern={re.escape(path): each for path, each in alphas.items() if each != alpha},
+        target_modules=list(layers),
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        bias="none",
+    )
+
+
+def _times(scaling: float, root: float) -> float:
+    """What divided by the root gives the scaling, to the last bit if there is such a number."""
+    product = scaling * root
+    near = (product, math.nextafter(product, math.inf), math.nextafter(product, -math.inf))
+    return next((each for each in near if each / root == scaling), product)
+
+
 def write(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapter as peft's `PeftModel.from_pretrained` reads it; how far it is turned up goes into its alpha."""
-    layers = dict(adapted_layers(model))
-    config: Any = copy.copy(model.peft_config[NAME])
-    first = next(iter(layers.values()))
-    config.lora_alpha = first.scaling[NAME] * (math.sqrt(config.r) if config.use_rslora else config.r)
+    config = described(model, model.peft_config[NAME])
     config.inference_mode, config.base_model_name_or_path, config.task_type = True, "..", "CAUSAL_LM"
     config.save_pretrained(folder)
-    tensors = {
-        f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}": getattr(layer, part)[NAME].weight
-        for path, layer in layers.items()
-        for part in PARTS
-        if NAME in getattr(layer, part)
-    }
-    save_file({name: each.detach().contiguous() for name, each in tensors.items()}, folder / TENSORS)
+    tensors = {name: each[NAME].weight.detach().contiguous() for name, each in _parts(model)}
+    save_file(tensors, folder / TENSORS)
 
 
 def read(model: PreTrainedModel, folder: Path) -> None:
     """Put what `write` wrote beside the layers of a model that the caller owns."""
-    peft = _peft()
-    config = peft.LoraConfig.from_pretrained(folder)
+    config = peft_library().LoraConfig.from_pretrained(folder)
     _inject(model, config, 0)
     tensors = load_file(folder / TENSORS, device=str(model.device))
+    for name, each in _parts(model):
+        each[NAME].weight = nn.Parameter(tensors[name], requires_grad=False)
+
+
+def _parts(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
+    """Every factor and length of the adapters, by the name that peft gives it in files."""
     for path, layer in adapted_layers(model):
         for part in PARTS:
             if NAME in getattr(layer, part):
-                name = f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}"
-                getattr(layer, part)[NAME].weight = nn.Parameter(tensors[name], requires_grad=False)
+                yield f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}", getattr(layer, part)
+
+
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of an adapter, by the name that peft gives it in files."""
+    with safe_open(folder / TENSORS, framework="pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def fuse(model: PreTrainedModel, repack: bool) -> None:
@@ -243,7 +288,7 @@ def _dense(base: Any, weight: Tensor) -> nn.Module:
     return made.eval()
 
 
-def _peft() -> Any:
+def peft_library() -> Any:
     """The library, imported where it is used; bitsandbytes first, or it would be imported with its messages."""
     with contextlib.suppress(NotAvailable):
         bitsandbytes()
