@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from workbench.core.errors import Corrupt, InvalidInput
 from workbench.core.files import is_kind, remove, sha256, sibling, to_disk, write_refused, write_text
-from workbench.models import adapters, sharing
+from workbench.models import adapters, readback, sharing
 from workbench.models.interchange import rebuild, write
 
 MANIFEST = "workbench.json"
@@ -48,7 +48,7 @@ def write_export(
 
     Raises:
         InvalidInput: the folder holds something that is not an export of ours and `overwrite` is False.
-        WorkbenchError: the disk is full or the folder cannot be written.
+        WorkbenchError: the disk is full, the folder cannot be written, or what was written cannot be read again.
     """
     temporary = sibling(folder)
     try:
@@ -153,6 +153,8 @@ def _write_files(
         "aliases": aliases,
         "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
     }
+    files = tuple(file for file in (folder / WEIGHTS, folder / OWN) if file.exists())
+    readback.check(folder, files, manifest, plain)
     write_text(folder / MANIFEST, json.dumps(manifest | {"digest": _digest(manifest)}, indent=1))
     for file in filter(Path.is_file, folder.rglob("*")):
         file.chmod((folder / MANIFEST).stat().st_mode)  # safetensors lets only its user read what it writes

@@ -11,7 +11,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
-from workbench.models.blocks import experts_note
+from workbench.models.blocks import experts_note, language_model
 from workbench.models.packed import (
     Bits4Linear,
     FP8Linear,
@@ -78,7 +78,9 @@ class _Quantize(Step):
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:
         check_dense(variant.model, variant.name, f"apply {self.label} to its dense parent")
-        layers = list(linear_layers(variant.model, head=self.with_head()))
+        inside, output = language_model(variant.model), variant.model.get_output_embeddings()
+        found = linear_layers(variant.model, head=self.with_head())
+        layers = [(path, layer) for path, layer in found if path.startswith(inside) or layer is output]
         if not layers:
             raise InvalidInput(f"'{variant.name}' has no linear layers that {self.label} could pack.")
         return layers
