@@ -3,16 +3,18 @@
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from workbench.core.errors import InvalidInput, WorkbenchError, first_line
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
+MARKS = " ._+-"
+JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts: they are spelling, not control
+LONGEST_NAME, LONGEST_BYTES = 100, 200  # a file system takes 255 bytes, and what is not finished has more in its name
 DATA_SUFFIXES = frozenset(
     {".gguf", ".safetensors", ".bin", ".pt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".md"}
 )
@@ -27,17 +29,29 @@ def cache_folder() -> Path:
 
 
 def check_name(name: str) -> str:
-    """A name that is safe as a file name, unchanged.
+    """A name that is safe as a file name, in letters of any script; two ways to write one letter become one (NFC).
 
     Raises:
-        InvalidInput: it is empty, too long, or holds a separator or a control character.
+        InvalidInput: it is empty, too long, or holds a separator, a control character or one that turns the direction.
     """
-    if not SAFE_NAME.fullmatch(name) or name.endswith((" ", ".")):
+    whole = unicodedata.normalize("NFC", name)
+    fits = 0 < len(whole) <= LONGEST_NAME and len(whole.encode(errors="replace")) <= LONGEST_BYTES
+    kinds = [unicodedata.category(each)[0] for each in whole]
+    safe = all(
+        kind in "LMN" or each in MARKS or (each in JOINERS and before in "LM")
+        for each, kind, before in zip(whole, kinds, [" ", *kinds], strict=False)
+    )
+    if not fits or not safe or kinds[0] not in "LN" or whole.endswith((" ", ".", *JOINERS)):
         raise InvalidInput(
-            f"'{name[:60]}' cannot be used as a name: use 1 to 100 letters, digits, spaces or . _ + -, "
-            "starting with a letter or digit."
+            f"'{clipped(name)}' cannot be used as a name: use 1 to {LONGEST_NAME} letters of any script (at most "
+            f"{LONGEST_BYTES} bytes), digits, spaces or . _ + -, starting with a letter or digit."
         )
-    return name
+    return whole
+
+
+def clipped(name: str, longest: int = 60) -> str:
+    """The beginning of a name, what has no look of its own as a question mark: for a sentence."""
+    return "".join(each if each.isprintable() else "?" for each in name[:longest])
 
 
 def home(source: str | Path) -> Path:
@@ -81,7 +95,8 @@ def inside(folder: Path, name: str) -> Path:
 
 def sibling(path: Path) -> Path:
     """A name beside a path that nobody uses, hidden, for what is not finished yet."""
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+    start = path.name.encode(errors="surrogateescape")[:LONGEST_BYTES].decode(errors="ignore")
+    return path.with_name(f".{start}.{secrets.token_hex(6)}")
 
 
 @contextmanager

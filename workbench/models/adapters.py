@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
-from workbench.core.optional import library
+from workbench.core.optional import IMPORTING, imported, library
 from workbench.models import sharing
 from workbench.models.packed import Packed, PackedLinear, bitsandbytes, dense_weight, is_adapted, replace_module
 
@@ -290,7 +290,10 @@ def _dense(base: Any, weight: Tensor) -> nn.Module:
 
 def peft_library() -> Any:
     """The library, imported where it is used; bitsandbytes first, or it would be imported with its messages."""
-    with contextlib.suppress(NotAvailable):
-        bitsandbytes()
-    library("peft.tuners.lora", "Working with adapters")
-    return library("peft", "Working with adapters")
+    if (found := imported("peft")) is not None:
+        return found
+    with IMPORTING:
+        with contextlib.suppress(NotAvailable):
+            bitsandbytes()
+        library("peft.tuners.lora", "Working with adapters")
+        return library("peft", "Working with adapters")
