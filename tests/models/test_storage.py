@@ -67,7 +67,7 @@ def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["a", "NF4", "System+Int8", "small one", "v1.2_final-3", "a" * 100, "0", "café", "Prüfung", "نظام", "हिन्दी",
-     "می\u200cخواهم", "字" * 66],
+     "नम\u200cन", "字" * 66],
 )  # fmt: skip
 def test_safe_names_are_kept(tmp_path: Path, name: str) -> None:
     assert files.check_name(name) == name

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from workbench.core import units
 from workbench.core.errors import InvalidInput, NotAvailable
+from workbench.core.files import home
 from workbench.core.value import Value
 from workbench.models import adapters, export, interchange
 from workbench.runtime.forward import using
@@ -127,7 +128,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
         Corrupt: a file of it is damaged.
         NotAvailable: the library that reads its layout is not installed.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = home(path).absolute()
     if not export.is_export(folder):
         raise InvalidInput(f"'{folder}' is not an export: write one with variant.save(path).")
     manifest = export.read_manifest(folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import file_exists, hf_hub_download, try_to_load_from_cache
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
@@ -29,12 +29,12 @@ def find(source: str, local: bool) -> Path | None:
         return Path(source) if is_kind(Path(source) / CONFIG, Path.is_file) else None
     if isinstance(try_to_load_from_cache(source, "config.json"), str):  # a model, and perhaps there is no network
         return None
-    found = cached_file(source, CONFIG, _raise_exceptions_for_missing_entries=False)
-    if found is None:
+    cached = isinstance(try_to_load_from_cache(source, CONFIG), str)
+    if not cached and not file_exists(source, CONFIG):
         return None
     for name in FETCHED:
         cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    return Path(found).parent
+    return Path(hf_hub_download(source, CONFIG)).parent
 
 
 def base_of(folder: Path) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -19,14 +20,16 @@ Read = tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]  # sente
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep transformers' remarks and progress bars, each a widget in a notebook, to itself."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    """Keep transformers' remarks, its retries and progress bars, each a widget in a notebook, to itself."""
+    levels = [(each, each.get_verbosity()) for each in (transformers_logging, hub_logging)]
+    for each, _ in levels:
+        each.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(level)
+        for each, level in levels:
+            each.set_verbosity(level)
         transformers_logging.enable_progress_bar()
 
 
@@ -49,7 +52,7 @@ def read(source: str, dtype: torch.dtype, device: torch.device) -> Read:
             forget_quantizer(model)
             notes: tuple[str, ...] = (f"Its weights were unpacked from {settings['quant_method']} when it was loaded.",)
         elif settings:
-            model, notes = quantized.read(source, config, settings, device, dtype), ()
+            model, notes = quantized.read(source, config, settings, device, dtype)
         else:
             model, notes = read_weights(source, dtype), ()
     sharing.settle_tie(model, model.config)

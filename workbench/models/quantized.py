@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 from workbench.core.errors import InvalidInput
 from workbench.models.export import put_parameters, read_tensors
 from workbench.models.interchange import READ_FROM
-from workbench.models.packed import dense_weight, replace_module
+from workbench.models.packed import GroupLinear, dense_weight, replace_module
 
 UNPACKED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}  # which transformers unpacks while it loads
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -22,12 +22,13 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
     """What config.json says of the quantization; empty if there is none."""
-    found = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None) or {}
+    found = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not found:
+        return {}
     settings: dict[str, Any] = dict(found if isinstance(found, dict) else found.to_dict())
-    if settings and "quant_method" not in settings and ("load_in_4bit" in settings or "load_in_8bit" in settings):
-        settings["quant_method"] = "bitsandbytes"
-    settings["quant_method"] = str(getattr(settings.get("quant_method", ""), "value", settings.get("quant_method", "")))
-    return settings if settings["quant_method"] or len(settings) > 1 else {}
+    older = "bitsandbytes" if settings.get("load_in_4bit") or settings.get("load_in_8bit") else ""
+    method = settings.get("quant_method") or older
+    return settings | {"quant_method": str(getattr(method, "value", method))}
 
 
 def check(source: str, settings: dict[str, Any]) -> None:
@@ -50,8 +51,8 @@ def unpacking(settings: dict[str, Any]) -> Any:
 
 def read(
     source: str, config: PreTrainedConfig, settings: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> PreTrainedModel:
-    """Load a checkpoint of bitsandbytes or compressed-tensors; neither the codes nor the scales are rounded anew.
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load a checkpoint of bitsandbytes or compressed-tensors with its codes as they are; sentences on its scales.
 
     Raises:
         InvalidInput: a weight is missing, or stored in a way that none of our layers knows.
@@ -63,6 +64,8 @@ def read(
         model: PreTrainedModel = AutoModelForCausalLM.from_config(plain, dtype=dtype, trust_remote_code=False)
     torch.nn.Module.to(model, device)
     tensors = _tensors(source, device)
+    scales = [each for name, each in tensors.items() if name.endswith(".weight_scale")]
+    inexact = any(not torch.equal(each.float(), each.bfloat16().float()) for each in scales)
     try:
         layers = READ_FROM[settings["quant_method"]](settings, tensors)
     except InvalidInput as error:
@@ -85,7 +88,8 @@ def read(
         if name in tensors:
             buffer.copy_(tensors[name])
     _generation(model, source)
-    return model
+    grouped = any(isinstance(layer, GroupLinear) for layer in layers.values())
+    return model, ("The scales of its groups were rounded to bfloat16 when it was loaded.",) * (grouped and inexact)
 
 
 def _generation(model: PreTrainedModel, source: str) -> None:
