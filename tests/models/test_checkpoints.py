@@ -182,6 +182,45 @@ def test_codes_of_compressed_tensors_are_kept(name: str, base: wb.Variant, tmp_p
     assert again.notes == ()
 
 
+def test_float8_in_blocks_is_unpacked(folders: dict[str, Path], tmp_path: Path) -> None:
+    """As DeepSeek publishes it: a scale for every 32 by 32 weights."""
+    folder = Path(shutil.copytree(folders["llama"], tmp_path / "theirs"))
+    theirs, ours = {}, {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        theirs[name] = ours[name] = tensor
+        if name.endswith("proj.weight"):
+            blocks = tensor.view(tensor.shape[0] // 32, 32, -1, 32)
+            scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+            codes = (blocks / scale).to(torch.float8_e4m3fn)
+            theirs[name], theirs[f"{name}_scale_inv"] = codes.view(tensor.shape), scale[:, 0, :, 0].contiguous()
+            ours[name] = (codes.float() * scale).view(tensor.shape)
+    save_file(theirs, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [32, 32]}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    variant = wb.load(folder, device="cpu", dtype="float32")
+    assert "fp8" in variant.notes[0]
+    state = variant.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in ours.items())
+    again = wb.load(variant.save(tmp_path / "again"), device="cpu")
+    assert torch.equal(logits(again.model), logits(variant.model))
+
+
+@pytest.mark.parametrize("step", [quantize.FP8(), quantize.RTN(bits=4, group_size=32)])
+def test_codes_and_scales_that_are_no_numbers_are_named(step: Any, base: wb.Variant, tmp_path: Path) -> None:
+    folder = base.apply(step).save(tmp_path / "theirs")
+    for file in folder.glob("workbench.*"):
+        file.unlink()
+    name = "model.layers.1.mlp.up_proj"
+    whole = load_file(folder / "model.safetensors")
+    for part in {f"{name}.weight_scale", f"{name}.weight"} & whole.keys():
+        broken = whole[part].float()
+        broken[3] = torch.nan
+        tensors = whole | {part: broken.to(whole[part].dtype)}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        assert name in refusal(folder)
+
+
 def change(folder: Path, alter: Callable[[dict[str, Any]], None]) -> None:
     config = json.loads((folder / "config.json").read_text())
     alter(config["quantization_config"])

@@ -18,7 +18,7 @@ from workbench.core import units
 from workbench.core.errors import InvalidInput, NotAvailable
 from workbench.core.files import home
 from workbench.core.value import Value
-from workbench.models import adapters, export, interchange
+from workbench.models import adapter_files, export, interchange
 from workbench.runtime.forward import using
 from workbench.variant import load
 
@@ -144,7 +144,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
     finally:
         variant.close()
     facts: dict[str, Any] = {
-        "format": layout + (ADAPTED if (folder / adapters.FOLDER).is_dir() else ""),
+        "format": layout + (ADAPTED if (folder / adapter_files.FOLDER).is_dir() else ""),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "note": interchange.note(manifest["packed"]),
     }

@@ -1,17 +1,11 @@
 """Low-rank adapters on a model's linear layers, by peft: attached, scaled and fused, always in a copy."""
 
 import contextlib
-import math
-import re
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,10 +16,6 @@ from workbench.models import sharing
 from workbench.models.packed import Packed, PackedLinear, bitsandbytes, dense_weight, is_adapted, replace_module
 
 NAME = "default"  # what peft calls an adapter unless told otherwise
-FOLDER, TENSORS = "adapter", "adapter_model.safetensors"
-MAGNITUDE = "lora_magnitude_vector"
-PARTS = ("lora_A", "lora_B", MAGNITUDE)
-PREFIX = "base_model.model."
 
 
 def attach(
@@ -53,7 +43,7 @@ def attach(
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(paths), bias="none", **kind
     )
-    _inject(model, config, seed)
+    inject(model, config, seed)
 
 
 def adapter_bytes(model: PreTrainedModel, paths: Sequence[str], rank: int) -> int:
@@ -74,7 +64,12 @@ def register(config: Any) -> None:
     config._register_custom_module({PackedLinear: peft_library().tuners.lora.Linear, nn.Linear: AdaptedLinear})
 
 
-def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
+def inject(model: PreTrainedModel, config: Any, seed: int) -> None:
+    """Put what a configuration of peft's says beside the layers of a copy of a model.
+
+    Raises:
+        InvalidInput: peft refuses it.
+    """
     peft = peft_library()
     register(config)
     # Peft takes layers of a model it knows for experts by their name alone; of a bare module it takes those named.
@@ -181,70 +176,6 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
         replace_module(plain, path, layer.base_layer)
     del plain.peft_config
     return plain
-
-
-def described(model: PreTrainedModel, config: Any) -> Any:
-    """A configuration of peft's that says what the adapted layers are, and nothing that was done before.
-
-    Args:
-        model: has adapters.
-        config: the one they were made by, for what the layers do not tell.
-    """
-    layers = dict(adapted_layers(model))
-    ranks = {path: layer.r[NAME] for path, layer in layers.items()}
-    roots = {path: math.sqrt(rank) if config.use_rslora else rank for path, rank in ranks.items()}
-    alphas = {path: _times(layer.scaling[NAME], roots[path]) for path, layer in layers.items()}
-    rank, alpha = (Counter(each.values()).most_common(1)[0][0] for each in (ranks, alphas))
-    return peft_library().LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        rank_pattern={re.escape(path): each for path, each in ranks.items() if each != rank},
-        alpha_pattern={re.escape(path): each for path, each in alphas.items() if each != alpha},
-        target_modules=list(layers),
-        lora_dropout=config.lora_dropout,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        bias="none",
-    )
-
-
-def _times(scaling: float, root: float) -> float:
-    """What divided by the root gives the scaling, to the last bit if there is such a number."""
-    product = scaling * root
-    near = (product, math.nextafter(product, math.inf), math.nextafter(product, -math.inf))
-    return next((each for each in near if each / root == scaling), product)
-
-
-def write(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter as peft's `PeftModel.from_pretrained` reads it; how far it is turned up goes into its alpha."""
-    config = described(model, model.peft_config[NAME])
-    config.inference_mode, config.base_model_name_or_path, config.task_type = True, "..", "CAUSAL_LM"
-    config.save_pretrained(folder)
-    tensors = {name: each[NAME].weight.detach().contiguous() for name, each in _parts(model)}
-    save_file(tensors, folder / TENSORS)
-
-
-def read(model: PreTrainedModel, folder: Path) -> None:
-    """Put what `write` wrote beside the layers of a model that the caller owns."""
-    config = peft_library().LoraConfig.from_pretrained(folder)
-    _inject(model, config, 0)
-    tensors = load_file(folder / TENSORS, device=str(model.device))
-    for name, each in _parts(model):
-        each[NAME].weight = nn.Parameter(tensors[name], requires_grad=False)
-
-
-def _parts(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
-    """Every factor and length of the adapters, by the name that peft gives it in files."""
-    for path, layer in adapted_layers(model):
-        for part in PARTS:
-            if NAME in getattr(layer, part):
-                yield f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}", getattr(layer, part)
-
-
-def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of an adapter, by the name that peft gives it in files."""
-    with safe_open(folder / TENSORS, framework="pt") as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def fuse(model: PreTrainedModel, repack: bool) -> None:

@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from workbench.core.errors import Corrupt, InvalidInput
 from workbench.core.files import is_kind, remove, sha256, sibling, to_disk, write_refused, write_text
-from workbench.models import adapters, readback, sharing
+from workbench.models import adapter_files, adapters, readback, sharing
 from workbench.models.interchange import rebuild, write
 
 MANIFEST = "workbench.json"
@@ -145,7 +145,7 @@ def _write_files(
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if adapters.has_adapter(model):
-        adapters.write(model, folder / adapters.FOLDER)
+        adapter_files.write(model, folder / adapter_files.FOLDER)
     manifest = record | {
         "format": FORMAT,
         "dtype": str(config.dtype).removeprefix("torch."),
@@ -196,8 +196,8 @@ def _read_model(
     sharing.settle_tie(model, model.config)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    if (folder / adapters.FOLDER).is_dir():
-        adapters.read(model, folder / adapters.FOLDER)
+    if (folder / adapter_files.FOLDER).is_dir():
+        adapter_files.read(model, folder / adapter_files.FOLDER)
     model.eval()
     model.requires_grad_(False)
     loaded: PreTrainedModel = model

@@ -13,12 +13,12 @@ from transformers.utils.hub import cached_file
 
 from workbench.core.errors import InvalidInput, WorkbenchError, first_line
 from workbench.core.files import is_kind
-from workbench.models import adapters, sharing
+from workbench.models import adapter_files, adapters, sharing
 from workbench.models.packed import Conv1D, Packed, PackedLinear, is_adapted, replace_module
 from workbench.models.pretrained import check_finite
 
 CONFIG = "adapter_config.json"
-FETCHED = (adapters.TENSORS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FETCHED = (adapter_files.TENSORS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 PROBES = 16  # tokens on which the model is compared before and after
 MOST = 0.02  # of the logits' size, that adding in 16 bits may move them
 
@@ -70,9 +70,9 @@ def put_on(model: PreTrainedModel, folder: Path) -> tuple[str, ...]:
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         _check(model, config, folder)
-        tensors = folder / adapters.TENSORS
+        tensors = folder / adapter_files.TENSORS
         if not tensors.is_file():
-            raise InvalidInput(f"The adapter '{folder}' has no {adapters.TENSORS}: other files are not read.")
+            raise InvalidInput(f"The adapter '{folder}' has no {adapter_files.TENSORS}: other files are not read.")
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             return _settled(model, _wrapped(model, config, folder), folder)
@@ -127,10 +127,10 @@ def _wrapped(model: PreTrainedModel, config: Any, folder: Path) -> Any:
 
 def _make_room(model: PreTrainedModel, folder: Path) -> None:
     """As many embeddings as the adapter brings, where tokens were added before it was trained."""
-    tensors = adapters.shapes(folder)
+    tensors = adapter_files.shapes(folder)
     embedding: Any = model.get_input_embeddings()
     for path, module in model.named_modules():
-        shape = tensors.get(f"{adapters.PREFIX}{path}.weight", ())
+        shape = tensors.get(f"{adapter_files.PREFIX}{path}.weight", ())
         if module is embedding and shape and shape[0] > embedding.weight.shape[0]:
             model.resize_token_embeddings(shape[0], mean_resizing=False)
 
@@ -152,7 +152,7 @@ def _settled(model: PreTrainedModel, wrapped: Any, folder: Path) -> tuple[str, .
         _tie_again(model)
     sharing.settle_tie(model, model.config)
     if kept:
-        model.peft_config = {adapters.NAME: adapters.described(model, config)}
+        model.peft_config = {adapters.NAME: adapter_files.described(model, config)}
     model.eval()
     found = model(input_ids=ids).logits.float()
     if not (found - wanted).abs().max() <= MOST * wanted.abs().max():

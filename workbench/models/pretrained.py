@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import logging as hub_logging
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from workbench.core import files
 from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError, first_line
 from workbench.models import quantized, sharing
+from workbench.models.packed import Packed
 
 Read = tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]  # sentences on how it was read come last
 
@@ -112,12 +114,20 @@ def forget_quantizer(model: PreTrainedModel) -> None:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise `InvalidInput` if a weight holds NaN or infinity."""
-    for name, tensor in model.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise InvalidInput(
-                f"The weight '{name}' holds NaN or infinity: the model file is broken, download it again."
-            )
+    """Raise `InvalidInput` if a weight or a scale holds NaN or infinity."""
+    for path, module in model.named_modules():
+        held = module.named_buffers(path, recurse=False) if isinstance(module, Packed) else iter(())
+        for name, tensor in chain(module.named_parameters(path, recurse=False), held):
+            if tensor.is_floating_point() and not _is_finite(tensor):
+                raise InvalidInput(
+                    f"The weight '{name}' holds NaN or infinity: the model file is broken, download it again."
+                )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype == torch.float8_e4m3fn:  # it has no infinity, and one code but for the sign that is no number
+        return not bool((tensor.view(torch.uint8) & 0x7F == 0x7F).any())
+    return bool(torch.isfinite(tensor).all())
 
 
 @contextmanager

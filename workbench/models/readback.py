@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.initialization import no_init_weights
 
 from workbench.core.errors import WorkbenchError, first_line
-from workbench.models import adapters
+from workbench.models import adapter_files
 from workbench.models.interchange import SHARED, rebuild
 from workbench.models.packed import Packed
 
@@ -58,7 +58,7 @@ def _problem(folder: Path, files: Files, manifest: dict[str, Any], model: PreTra
         rebuild(plain, chosen, _tensors(files, aliases, chosen))
         if not _same(plain.get_submodule(path), model.get_submodule(path)):
             return f"the layer '{path}' would be another one"
-    if (folder / adapters.FOLDER).is_dir() and not adapters.shapes(folder / adapters.FOLDER):
+    if (folder / adapter_files.FOLDER).is_dir() and not adapter_files.shapes(folder / adapter_files.FOLDER):
         return "its adapter is empty"
     AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return ""
