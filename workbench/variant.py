@@ -246,11 +246,12 @@ class Variant:
 
         Raises:
             InvalidInput: the folder holds something that is not an export, and `overwrite` is False.
-            WorkbenchError: the disk is full or the folder cannot be written; an older export there is intact.
+            WorkbenchError: the disk is full, the folder cannot be written, or what was written could not be loaded
+                again; an older export there is intact.
         """
         folder = files.home(path)
         made = to_record(self.recipe, self.stages, self.decoding, self.engine)
-        record = {"name": self.name, "source": self.source, **made}
+        record = {"name": self.name, "source": self.source, "notes": list(self.notes), **made}
         with using(self.name):
             export.write_export(folder, self.model, self.tokenizer, record, overwrite)
         return folder
@@ -319,6 +320,6 @@ def load(
         tokenizer=loaded.tokenizer,
         name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
-        notes=loaded.notes,
+        notes=(*loaded.notes, *record.get("notes", ())),
         **made,
     )

@@ -203,6 +203,7 @@ def test_float8_in_blocks_is_unpacked(folders: dict[str, Path], tmp_path: Path) 
     state = variant.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in ours.items())
     again = wb.load(variant.save(tmp_path / "again"), device="cpu")
+    assert again.notes == variant.notes
     assert torch.equal(logits(again.model), logits(variant.model))
 
 
