@@ -37,7 +37,8 @@ def read_model(
 
     Raises:
         NotAvailable: neither on this machine nor to be had from the hub.
-        InvalidInput: not a causal language model, or with weights that are not finite.
+        InvalidInput: not a causal language model, with weights that are not finite, without a tokenizer, or quantized
+            or adapted in a way that is not read here.
         Corrupt: a cached or exported file does not match its recorded hash.
     """
     wanted = resolve_dtype(dtype, device)

@@ -14,7 +14,7 @@ from transformers.utils.hub import cached_file
 from workbench.core.errors import InvalidInput
 from workbench.models.export import put_parameters, read_tensors
 from workbench.models.interchange import READ_FROM
-from workbench.models.packed import GroupLinear, dense_weight, replace_module
+from workbench.models.packed import GroupLinear, PackedLinear, dense_weight, replace_module
 
 UNPACKED = {"mxfp4": "Mxfp4Config", "fp8": "FineGrainedFP8Config"}  # which transformers unpacks while it loads
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -70,6 +70,14 @@ def read(
         layers = READ_FROM[settings["quant_method"]](settings, tensors)
     except InvalidInput as error:
         raise InvalidInput(f"'{source}' cannot be loaded: {str(error)[0].lower()}{str(error)[1:]}") from None
+    _put_layers(source, model, layers, dtype)
+    _put_rest(source, model, tensors, dtype)
+    _generation(model, source)
+    grouped = any(isinstance(layer, GroupLinear) for layer in layers.values())
+    return model, ("The scales of its groups were rounded to bfloat16 when it was loaded.",) * (grouped and inexact)
+
+
+def _put_layers(source: str, model: PreTrainedModel, layers: dict[str, PackedLinear], dtype: torch.dtype) -> None:
     modules = dict(model.named_modules())
     for path, layer in layers.items():
         if path not in modules or tuple(dense_weight(modules[path]).shape) != tuple(layer.options["shape"]):
@@ -77,19 +85,20 @@ def read(
         if layer.bias is not None:
             layer.bias = layer.bias.to(dtype)
         replace_module(model, path, layer)
+
+
+def _put_rest(source: str, model: PreTrainedModel, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Dense weights and buffers."""
     for one, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
         if (one in tensors) != (other in tensors):
             tensors[one] = tensors[other] = tensors[one if one in tensors else other]
-    try:
-        put_parameters(model, tensors, dtype)
-    except KeyError as error:
-        raise InvalidInput(f"'{source}' is not a whole causal language model: it lacks the weight {error}.") from None
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in tensors or tensors[name].shape != parameter.shape:
+            raise InvalidInput(f"'{source}' is not a whole causal language model: it lacks the weight '{name}'.")
+    put_parameters(model, tensors, dtype)
     for name, buffer in model.named_buffers():
         if name in tensors:
             buffer.copy_(tensors[name])
-    _generation(model, source)
-    grouped = any(isinstance(layer, GroupLinear) for layer in layers.values())
-    return model, ("The scales of its groups were rounded to bfloat16 when it was loaded.",) * (grouped and inexact)
 
 
 def _generation(model: PreTrainedModel, source: str) -> None:
