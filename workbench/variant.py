@@ -118,9 +118,9 @@ class Variant:
     @property
     def context_length(self) -> int:
         """How many tokens, prompt and answer together, the model can hold."""
-        config = self.model.config
+        config = self.model.config.get_text_config()
         limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-        return next((int(limit) for limit in limits if limit), 2048)
+        return next((int(limit) for limit in limits if limit and limit > 0), 2048)
 
     def apply(self, step: RecipeStep, task: Task | Text | None = None, progress: Progress | None = None) -> "Variant":
         """Make a new variant by a step. On any error or cancel, nothing is left behind.
@@ -263,11 +263,12 @@ class Variant:
 
         Raises:
             InvalidInput: the folder holds something that is not an export, and `overwrite` is False.
-            WorkbenchError: the disk is full or the folder cannot be written; an older export there is intact.
+            WorkbenchError: the disk is full, the folder cannot be written, or what was written could not be loaded
+                again; an older export there is intact.
         """
-        folder = Path(path).expanduser()
+        folder = files.home(path)
         made = to_record(self.recipe, self.stages, self.decoding, self.engine)
-        record = {"name": self.name, "source": self.source, **made}
+        record = {"name": self.name, "source": self.source, "notes": list(self.notes), **made}
         with using(self.name):
             export.write_export(folder, self.model, self.tokenizer, record, overwrite)
         return folder
@@ -306,13 +307,20 @@ def load(
     device: str | None = None,
     dtype: str | torch.dtype | None = None,
     name: str | None = None,
+    progress: Progress | None = None,
 ) -> Variant:
     """Load a model as the first variant.
 
+    A checkpoint of bitsandbytes or compressed-tensors keeps its codes; a .gguf file is unpacked once and kept in the
+    cache. A folder of peft is its model with the adapter on it.
+
     Args:
-        source: a hub id, a model folder, an export, or a .gguf file; None for the embedded SmolLM2-135M-Instruct.
+        source: a hub id, a model folder, an adapter of peft, an export, or a .gguf file; None for the embedded
+            SmolLM2-135M-Instruct. What looks like a path and is not there is never asked of the hub.
         device: "cpu", "cuda" or "auto" (the default).
         dtype: "float32", "bfloat16" or "float16"; by default bfloat16 on a GPU, float32 on a CPU.
+        name: of the variant; by default that of the file or folder.
+        progress: told of what takes long.
 
     Raises:
         NotAvailable: it is neither on this machine nor on a hub that can be reached.
@@ -320,15 +328,15 @@ def load(
             that this workbench does not know; nothing was loaded then.
         Corrupt: the cache or the export is damaged.
     """
-    folder = None if source is None else Path(source).expanduser()
+    folder = None if source is None else files.home(source)
     record = export.read_manifest(folder) if folder is not None and export.is_export(folder) else {}
     made = from_record(record)  # what is not known is refused before any weight is read
-    loaded = loading.read_model(source, resolve_device(device), dtype)
+    loaded = loading.read_model(source, resolve_device(device), dtype, progress or Progress())
     return Variant(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
         name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
-        notes=trial.notes(trial.way_of(loaded.model)),
+        notes=tuple(dict.fromkeys((*loaded.notes, *record.get("notes", ()), *trial.notes(trial.way_of(loaded.model))))),
         **made,
     )

@@ -54,7 +54,8 @@ def export(packed: wb.Variant, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "name",
     ["../x", "/etc/passwd", "a/b", "a\\b", "a\0b", "a" * 101, "a" * 300, "", ".", "..", ".hidden", "x.", "x ", " x",
-     "a\nb", "a\n", "~", "-rf", "café", "a:b", "<b>"],
+     "a\nb", "a\n", "~", "-rf", "a:b", "<b>", "a\u202eb", "\u2066a", "a\u200b", "a\u200c", "1\u200ca", "a\u2044b",
+     "\u0301a", "\ud800", "\U0001f99e", "字" * 67],
 )  # fmt: skip
 def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
     for check in (lambda: files.check_name(name), lambda: files.inside(tmp_path, name)):
@@ -63,10 +64,25 @@ def test_unsafe_names_are_refused(tmp_path: Path, name: str) -> None:
         assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("name", ["a", "NF4", "System+Int8", "small one", "v1.2_final-3", "a" * 100, "0"])
+@pytest.mark.parametrize(
+    "name",
+    ["a", "NF4", "System+Int8", "small one", "v1.2_final-3", "a" * 100, "0", "café", "Prüfung", "نظام", "हिन्दी",
+     "नम\u200cन", "字" * 66],
+)  # fmt: skip
 def test_safe_names_are_kept(tmp_path: Path, name: str) -> None:
     assert files.check_name(name) == name
     assert files.inside(tmp_path, name) == tmp_path / name
+
+
+def test_two_ways_to_write_a_letter_are_one_name() -> None:
+    assert files.check_name("cafe\u0301") == "caf\u00e9"
+
+
+def test_a_variant_is_named_and_saved_in_any_script(base: wb.Variant, tmp_path: Path) -> None:
+    for name in ("Prüfung", "نظام", "字" * 66):
+        folder = base.renamed(name).save(tmp_path / name)
+        assert wb.load(folder, device="cpu").name == name
+        base.renamed(name).save(folder)  # over the older one
 
 
 def test_symbolic_links_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ARCHITECTURES
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 import workbench as wb
 from workbench.core.errors import InvalidInput
@@ -315,3 +316,29 @@ def test_what_the_disk_cannot_hold_is_found_out_before(load_tiny, tiny_task: wb.
     monkeypatch.setattr("os.posix_fallocate", full)
     with pytest.raises(wb.WorkbenchError, match="set top_k to 0"):
         half(load_tiny("llama"), tiny_task).apply(distil.ForwardKL(), tiny_task)
+
+
+def test_tokens_that_stand_for_no_text_are_not_learned(base, tokenizer, tiny_task: wb.Task, tmp_path: Path) -> None:
+    """Models of a family pad their heads to different heights; a teacher may answer with what is beyond the tokens."""
+    sizes = base.model.config.to_dict() | {"vocab_size": len(tokenizer) + 64}
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    wide = wb.load(tmp_path / "wide", device="cpu", dtype="float32", name="wide")
+    samples = distil.SequenceLevel(teacher="wide").samples(base, tiny_task, Progress()).samples
+    asked = {each.name: each for each in read_samples(base, tiny_task, "train").samples}
+    for sample in samples:
+        assert sample.ids[: sample.start] == asked[sample.name].ids[: sample.start]
+        assert max(sample.ids) < len(tokenizer)
+        with torch.no_grad():
+            said = wide.model(torch.tensor([sample.ids[:-1]])).logits[0, sample.start - 1 :].argmax(-1)
+        assert said.tolist() == list(sample.ids[sample.start :])
+    assert 0 < len(samples) < len(asked) or any(
+        len(each.ids) - each.start < tiny_task.max_new_tokens for each in samples
+    )
+    assert base.apply(distil.SequenceLevel(teacher="wide", epochs=1.0, rank=2), tiny_task).owned_bytes > 0
+    with torch.no_grad():
+        wide.model.lm_head.weight[: len(tokenizer)] = 0
+        wide.model.lm_head.weight[len(tokenizer) :] *= 10
+    with pytest.raises(InvalidInput, match="stand for no text"):
+        distil.SequenceLevel(teacher="wide").samples(base, tiny_task, Progress())

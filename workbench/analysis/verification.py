@@ -16,8 +16,9 @@ from torch import Tensor
 
 from workbench.core import units
 from workbench.core.errors import InvalidInput, NotAvailable
+from workbench.core.files import home
 from workbench.core.value import Value
-from workbench.models import adapters, export, interchange
+from workbench.models import adapter_files, export, interchange
 from workbench.runtime.forward import using
 from workbench.variant import load
 
@@ -127,7 +128,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
         Corrupt: a file of it is damaged.
         NotAvailable: the library that reads its layout is not installed.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = home(path).absolute()
     if not export.is_export(folder):
         raise InvalidInput(f"'{folder}' is not an export: write one with variant.save(path).")
     manifest = export.read_manifest(folder)
@@ -143,7 +144,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
     finally:
         variant.close()
     facts: dict[str, Any] = {
-        "format": layout + (ADAPTED if (folder / adapters.FOLDER).is_dir() else ""),
+        "format": layout + (ADAPTED if (folder / adapter_files.FOLDER).is_dir() else ""),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "note": interchange.note(manifest["packed"]),
     }

@@ -3,16 +3,21 @@
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from workbench.core.errors import InvalidInput, WorkbenchError, first_line
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
+MARKS = " ._+-"
+JOINERS = "\u200c\u200d"  # between letters of Persian and of Indian scripts: they are spelling, not control
+LONGEST_NAME, LONGEST_BYTES = 100, 200  # a file system takes 255 bytes, and what is not finished has more in its name
+DATA_SUFFIXES = frozenset(
+    {".gguf", ".safetensors", ".bin", ".pt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".md"}
+)
 CHUNK = 1 << 22
 
 
@@ -24,17 +29,56 @@ def cache_folder() -> Path:
 
 
 def check_name(name: str) -> str:
-    """A name that is safe as a file name, unchanged.
+    """A name that is safe as a file name, in letters of any script; two ways to write one letter become one (NFC).
 
     Raises:
-        InvalidInput: it is empty, too long, or holds a separator or a control character.
+        InvalidInput: it is empty, too long, or holds a separator, a control character or one that turns the direction.
     """
-    if not SAFE_NAME.fullmatch(name) or name.endswith((" ", ".")):
+    whole = unicodedata.normalize("NFC", name)
+    fits = 0 < len(whole) <= LONGEST_NAME and len(whole.encode(errors="replace")) <= LONGEST_BYTES
+    kinds = [unicodedata.category(each)[0] for each in whole]
+    safe = all(
+        kind in "LMN" or each in MARKS or (each in JOINERS and before in "LM")
+        for each, kind, before in zip(whole, kinds, [" ", *kinds], strict=False)
+    )
+    if not fits or not safe or kinds[0] not in "LN" or whole.endswith((" ", ".", *JOINERS)):
         raise InvalidInput(
-            f"'{name[:60]}' cannot be used as a name: use 1 to 100 letters, digits, spaces or . _ + -, "
-            "starting with a letter or digit."
+            f"'{clipped(name)}' cannot be used as a name: use 1 to {LONGEST_NAME} letters of any script (at most "
+            f"{LONGEST_BYTES} bytes), digits, spaces or . _ + -, starting with a letter or digit."
         )
-    return name
+    return whole
+
+
+def clipped(name: str, longest: int = 60) -> str:
+    """The beginning of a name, what has no look of its own as a question mark: for a sentence."""
+    return "".join(each if each.isprintable() else "?" for each in name[:longest])
+
+
+def home(source: str | Path) -> Path:
+    """A path as typed, ``~`` at its start resolved where there is such a user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
+
+
+def looks_like_path(source: str | Path) -> bool:
+    """Whether a name that is not on this machine was meant as a path on it, so that no hub need be asked.
+
+    The ids of a hub are ``name`` or ``owner/name``. A path starts with ``/``, ``.`` or ``~``, has a backslash, more
+    than one slash or the suffix of a data file, or lies in a folder that is there.
+    """
+    if isinstance(source, Path):
+        return True
+    path = home(source)
+    return (
+        source.startswith(("/", "./", "../", "~"))
+        or source in (".", "..")
+        or "\\" in source
+        or source.count("/") > 1
+        or path.suffix.lower() in DATA_SUFFIXES
+        or ("/" in source and is_kind(path.parent, Path.is_dir))
+    )
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -51,7 +95,8 @@ def inside(folder: Path, name: str) -> Path:
 
 def sibling(path: Path) -> Path:
     """A name beside a path that nobody uses, hidden, for what is not finished yet."""
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}")
+    start = path.name.encode(errors="surrogateescape")[:LONGEST_BYTES].decode(errors="ignore")
+    return path.with_name(f".{start}.{secrets.token_hex(6)}")
 
 
 @contextmanager

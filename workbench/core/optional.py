@@ -1,9 +1,20 @@
 """Libraries that only some features need: imported where they are used, named where they are missing."""
 
+import sys
+import threading
 from importlib import import_module
 from typing import Any
 
 from workbench.core.errors import NotAvailable, first_line
+
+# One import at a time: libraries register kernels while they are imported, and some do not expect a second thread.
+IMPORTING = threading.RLock()
+
+
+def imported(module: str) -> Any:
+    """A module that some thread has imported to its end, else None."""
+    found = sys.modules.get(module)
+    return None if getattr(getattr(found, "__spec__", None), "_initializing", False) else found
 
 
 def library(module: str, purpose: str, package: str = "") -> Any:
@@ -20,7 +31,8 @@ def library(module: str, purpose: str, package: str = "") -> Any:
     root = module.partition(".")[0]
     package = package or root
     try:
-        return import_module(module)
+        with IMPORTING:
+            return import_module(module)
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == root
         reason = "which is not installed" if missing else f"which cannot be imported ({first_line(error)})"

@@ -106,14 +106,14 @@ class Comparison:
 
     def save(self, path: str | Path) -> Path:
         """Write the comparison as JSON, whole or not at all."""
-        files.write_text(Path(path), self.to_json())
-        return Path(path)
+        files.write_text(files.home(path), self.to_json())
+        return files.home(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":
         """Read a comparison that `save` wrote."""
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(files.home(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidInput(f"Cannot read '{path}': {error.strerror}.") from None
 

@@ -1,29 +1,21 @@
 """Low-rank adapters on a model's linear layers, by peft: attached, scaled and fused, always in a copy."""
 
 import contextlib
-import copy
-import math
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
-from workbench.core.optional import library
+from workbench.core.optional import IMPORTING, imported, library
 from workbench.models import sharing
 from workbench.models.packed import Packed, PackedLinear, bitsandbytes, dense_weight, is_adapted, replace_module
 
 NAME = "default"  # what peft calls an adapter unless told otherwise
-FOLDER, TENSORS = "adapter", "adapter_model.safetensors"
-MAGNITUDE = "lora_magnitude_vector"
-PARTS = ("lora_A", "lora_B", MAGNITUDE)
-PREFIX = "base_model.model."
 
 
 def attach(
@@ -44,14 +36,14 @@ def attach(
         InvalidInput: a layer has one already, or peft refuses it.
         NotAvailable: peft is not installed.
     """
-    peft = _peft()
+    peft = peft_library()
     for path in paths:
         if is_adapted(model.get_submodule(path)):
             raise InvalidInput("This variant has an adapter already: apply finetune.Fuse() before another one.")
     config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(paths), bias="none", **kind
     )
-    _inject(model, config, seed)
+    inject(model, config, seed)
 
 
 def adapter_bytes(model: PreTrainedModel, paths: Sequence[str], rank: int) -> int:
@@ -65,18 +57,32 @@ def _shape(layer: Any) -> tuple[int, int]:
     return (base.nf, base.nx) if isinstance(base, Conv1D) else (base.out_features, base.in_features)
 
 
-def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
-    peft = _peft()
+def register(config: Any) -> None:
+    """Tell peft what becomes of our layers and of plain ones."""
     from workbench.models.lora import AdaptedLinear
 
-    config._register_custom_module({PackedLinear: peft.tuners.lora.Linear, nn.Linear: AdaptedLinear})
+    config._register_custom_module({PackedLinear: peft_library().tuners.lora.Linear, nn.Linear: AdaptedLinear})
+
+
+def inject(model: PreTrainedModel, config: Any, seed: int) -> None:
+    """Put what a configuration of peft's says beside the layers of a copy of a model.
+
+    Raises:
+        InvalidInput: peft refuses it.
+    """
+    peft = peft_library()
+    register(config)
+    # Peft takes layers of a model it knows for experts by their name alone; of a bare module it takes those named.
+    bare = nn.Module()
+    bare._modules = model._modules
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
-            peft.inject_adapter_in_model(config, model, adapter_name=NAME)
+            peft.inject_adapter_in_model(config, bare, adapter_name=NAME)
         except (ValueError, TypeError) as error:
             raise InvalidInput(f"These adapters do not fit: {first_line(error)}.") from None
+    model.peft_config = {NAME: config}
     for _, layer in adapted_layers(model):
         for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
             part.float()  # small steps get lost in 16 bits
@@ -172,36 +178,6 @@ def detached(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def write(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapter as peft's `PeftModel.from_pretrained` reads it; how far it is turned up goes into its alpha."""
-    layers = dict(adapted_layers(model))
-    config: Any = copy.copy(model.peft_config[NAME])
-    first = next(iter(layers.values()))
-    config.lora_alpha = first.scaling[NAME] * (math.sqrt(config.r) if config.use_rslora else config.r)
-    config.inference_mode, config.base_model_name_or_path, config.task_type = True, "..", "CAUSAL_LM"
-    config.save_pretrained(folder)
-    tensors = {
-        f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}": getattr(layer, part)[NAME].weight
-        for path, layer in layers.items()
-        for part in PARTS
-        if NAME in getattr(layer, part)
-    }
-    save_file({name: each.detach().contiguous() for name, each in tensors.items()}, folder / TENSORS)
-
-
-def read(model: PreTrainedModel, folder: Path) -> None:
-    """Put what `write` wrote beside the layers of a model that the caller owns."""
-    peft = _peft()
-    config = peft.LoraConfig.from_pretrained(folder)
-    _inject(model, config, 0)
-    tensors = load_file(folder / TENSORS, device=str(model.device))
-    for path, layer in adapted_layers(model):
-        for part in PARTS:
-            if NAME in getattr(layer, part):
-                name = f"{PREFIX}{path}.{part}{'' if part == MAGNITUDE else '.weight'}"
-                getattr(layer, part)[NAME].weight = nn.Parameter(tensors[name], requires_grad=False)
-
-
 def fuse(model: PreTrainedModel, repack: bool) -> None:
     """Replace every layer with an adapter in a copy of a model by a plain one of the same function.
 
@@ -243,9 +219,12 @@ def _dense(base: Any, weight: Tensor) -> nn.Module:
     return made.eval()
 
 
-def _peft() -> Any:
+def peft_library() -> Any:
     """The library, imported where it is used; bitsandbytes first, or it would be imported with its messages."""
-    with contextlib.suppress(NotAvailable):
-        bitsandbytes()
-    library("peft.tuners.lora", "Working with adapters")
-    return library("peft", "Working with adapters")
+    if (found := imported("peft")) is not None:
+        return found
+    with IMPORTING:
+        with contextlib.suppress(NotAvailable):
+            bitsandbytes()
+        library("peft.tuners.lora", "Working with adapters")
+        return library("peft", "Working with adapters")

@@ -19,17 +19,31 @@ POSITIONS = ("layer_idx", "layer_id", "layer_number", "block_id")  # what transf
 def decoder_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     """Path and list of the model's repeated blocks: the longest list of modules that hold linear layers.
 
+    Of a model that also sees or hears, the blocks of its language model.
+
     Raises:
         InvalidInput: the model has no such list.
     """
-    found = [
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) and all(any(linear_layers(block)) for block in module)
-    ]
+    inside = language_model(model)
+    found: list[tuple[str, nn.ModuleList]] = []
+    for path, module in model.named_modules():
+        within = any(path.startswith(f"{outer}.") for outer, _ in found)  # such as the experts of one block
+        if not path.startswith(inside) or within or not isinstance(module, nn.ModuleList) or not len(module):
+            continue
+        if all(any(linear_layers(block)) for block in module):
+            found.append((path, module))
     if not found:
         raise InvalidInput(f"{type(model).__name__} has no list of decoder blocks: this step cannot work on it.")
     return max(found, key=lambda item: len(item[1]))
+
+
+def language_model(model: PreTrainedModel) -> str:
+    """Where the part that reads text begins, as the start of a path; empty if that is the whole model."""
+    text = model.config.get_text_config()
+    if text is model.config:
+        return ""
+    parts = ((path, getattr(module, "config", None)) for path, module in model.named_modules())
+    return next((f"{path}." for path, config in parts if path and type(config) is type(text)), "")
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:

@@ -26,7 +26,7 @@ from transformers.initialization import no_init_weights
 
 from workbench.core.errors import Corrupt, InvalidInput
 from workbench.core.files import is_kind, remove, sha256, sibling, to_disk, write_refused, write_text
-from workbench.models import adapters
+from workbench.models import adapter_files, adapters, readback, sharing
 from workbench.models.interchange import rebuild, write
 
 MANIFEST = "workbench.json"
@@ -48,7 +48,7 @@ def write_export(
 
     Raises:
         InvalidInput: the folder holds something that is not an export of ours and `overwrite` is False.
-        WorkbenchError: the disk is full or the folder cannot be written.
+        WorkbenchError: the disk is full, the folder cannot be written, or what was written cannot be read again.
     """
     temporary = sibling(folder)
     try:
@@ -80,7 +80,7 @@ def read_export(
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter lock, so it overlaps with loading
         damaged = pool.submit(_damaged, folder, manifest["sha256"])
         try:
-            model = _read_model(folder, manifest, device, dtype or getattr(torch, manifest["dtype"]))
+            model = _read_model(folder, manifest, device, dtype)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except Exception:  # whatever a damaged file broke; the damage is the reason to name
             if not damaged.result():
@@ -128,14 +128,16 @@ def _damaged(folder: Path, hashes: dict[str, str]) -> str | None:
 def _write_files(
     folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]
 ) -> None:
-    exchange = write(adapters.detached(model))
+    plain = adapters.detached(model)
+    exchange = write(plain)
     tensors, aliases = _unique(exchange.tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     if exchange.own:
         save_file({name: tensor.contiguous() for name, tensor in exchange.own.items()}, folder / OWN)
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
-    config.dtype = model.dtype
+    config.dtype = sharing.stored_dtype(plain)
+    sharing.settle_tie(plain, config)
     if exchange.quantization is not None:
         config.quantization_config = exchange.quantization
     config.save_pretrained(folder)
@@ -143,14 +145,16 @@ def _write_files(
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if adapters.has_adapter(model):
-        adapters.write(model, folder / adapters.FOLDER)
+        adapter_files.write(model, folder / adapter_files.FOLDER)
     manifest = record | {
         "format": FORMAT,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(config.dtype).removeprefix("torch."),
         "packed": exchange.entries,
         "aliases": aliases,
         "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
     }
+    files = tuple(file for file in (folder / WEIGHTS, folder / OWN) if file.exists())
+    readback.check(folder, files, manifest, plain)
     write_text(folder / MANIFEST, json.dumps(manifest | {"digest": _digest(manifest)}, indent=1))
     for file in filter(Path.is_file, folder.rglob("*")):
         file.chmod((folder / MANIFEST).stat().st_mode)  # safetensors lets only its user read what it writes
@@ -171,38 +175,51 @@ def _unique(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]
     return tensors, aliases
 
 
-def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    packed = manifest["packed"]
+def _read_model(
+    folder: Path, manifest: dict[str, Any], device: torch.device, dtype: torch.dtype | None
+) -> PreTrainedModel:
+    packed, kind = manifest["packed"], dtype or getattr(torch, manifest["dtype"])
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     vars(config).pop("quantization_config", None)  # for other readers: our layers are rebuilt from the manifest
     with no_init_weights():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
     model.to(device)
-    tensors = _read_tensors(folder / WEIGHTS, device)
+    tensors = read_tensors(folder / WEIGHTS, device)
     tensors |= {name: tensors[kept] for name, kept in manifest["aliases"].items()}
     if (folder / OWN).exists():
-        tensors |= _read_tensors(folder / OWN, device)
+        tensors |= read_tensors(folder / OWN, device)
     rebuild(model, packed, tensors)
-    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
-        value = torch.nn.Parameter(tensors[name].to(parameter.dtype), requires_grad=False)
-        module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, value)
+    put_parameters(model, tensors, dtype)
     for name, buffer in model.named_buffers():
         if name in tensors and name.rpartition(".")[0] not in packed:
             buffer.copy_(tensors[name])
-    if not packed:
-        model.tie_weights()
+    sharing.settle_tie(model, model.config)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    if (folder / adapters.FOLDER).is_dir():
-        adapters.read(model, folder / adapters.FOLDER)
+    if (folder / adapter_files.FOLDER).is_dir():
+        adapter_files.read(model, folder / adapter_files.FOLDER)
     model.eval()
     model.requires_grad_(False)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
+def put_parameters(model: torch.nn.Module, tensors: dict[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Give a model its parameters by name, in their own type or another; one tensor under two names stays one.
+
+    Raises:
+        KeyError: one of them is missing.
+    """
+    made: dict[int, torch.nn.Parameter] = {}
+    for name, _ in list(model.named_parameters(remove_duplicate=False)):
+        tensor = tensors[name]
+        value = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+        module, _, attribute = name.rpartition(".")
+        made.setdefault(id(tensor), torch.nn.Parameter(value, requires_grad=False))
+        setattr(model.get_submodule(module), attribute, made[id(tensor)])
+
+
+def read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
     """Tensors by name. A clone lives in torch's allocator and no longer depends on the file, as a view of it would."""
     with safe_open(file, framework="pt", device=str(device)) as opened:
         return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118

@@ -17,6 +17,7 @@ class AdaptedLinear(Linear):
             type(self.base_layer) is nn.Linear
             and name in self.lora_A
             and name not in self.lora_variant
+            and self.lora_B[name].bias is None
             and not (self.disable_adapters or self.merged or args or kwargs)
             and (not self.training or isinstance(self.lora_dropout[name], nn.Identity))
         )

@@ -1,13 +1,15 @@
 """Models that share tensors: copied without their weights, and counted without counting twice."""
 
 import copy
+import functools
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from workbench.models.packed import Packed
 
@@ -84,6 +86,33 @@ def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield value
             elif type(value).__name__ == "QuantState":
                 yield from (item for item in vars(value).values() if isinstance(item, Tensor))
+
+
+def settle_tie(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Make a configuration say whether head and embedding are one tensor, which some checkpoints have wrong."""
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    if not isinstance(head, Tensor) or not isinstance(embedding, Tensor):
+        return
+    tied = head is embedding or (head.data_ptr() == embedding.data_ptr() != 0 and head.shape == embedding.shape)
+    for each in (config, config.get_text_config()):
+        if getattr(each, "tie_word_embeddings", tied) != tied:
+            each.tie_word_embeddings = tied
+
+
+def stored_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The floating-point type that holds every parameter; those that stay in float32 in any model aside."""
+    wide = re.compile("|".join(map(re.escape, _stay_wide(model))) or "$^")
+    kinds = {
+        each.dtype for name, each in model.named_parameters() if each.is_floating_point() and not wide.search(name)
+    }
+    return functools.reduce(torch.promote_types, kinds) if kinds else model.dtype
+
+
+def _stay_wide(model: PreTrainedModel) -> set[str]:
+    """Parts of names of parameters that transformers keeps in float32 whatever the model's type."""
+    lists = (getattr(model, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
+    return {part for each in lists if each for part in each}
 
 
 def storages(model: nn.Module) -> dict[int, int]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
 from workbench.core.optional import library
 from workbench.core.progress import Progress
-from workbench.models.loading import quietly
 from workbench.models.packed import bitsandbytes
+from workbench.models.pretrained import quietly
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

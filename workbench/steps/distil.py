@@ -24,7 +24,7 @@ from workbench.training.divergence import forward_kl, jensen_shannon, reverse_kl
 from workbench.training.loss import Lesson, Objective
 from workbench.training.sequences import Batch, Sample, Samples, answered
 from workbench.training.step import TrainingStep
-from workbench.training.teacher import NEW_TOKENS, Kept, Teacher, find_teacher, kept, taught
+from workbench.training.teacher import NEW_TOKENS, Kept, Teacher, find_teacher, kept, spelled, taught
 from workbench.variant import Variant
 
 
@@ -196,7 +196,8 @@ class SequenceLevel(_Distillation):
         """The prompts of the train split with the teacher's answers."""
         found = super().samples(variant, task, progress)
         new_tokens = task.max_new_tokens if isinstance(task, Task) else NEW_TOKENS
-        made = taught(find_teacher(variant, self.teacher), found.samples, new_tokens, progress)
+        teacher = find_teacher(variant, self.teacher)
+        made = spelled(teacher, taught(teacher, found.samples, new_tokens, progress))
         return Samples(tuple(made), found.notes)
 
 

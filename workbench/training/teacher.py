@@ -212,6 +212,20 @@ def taught(teacher: Variant, samples: Sequence[Sample], new_tokens: int, progres
     return made
 
 
+def spelled(teacher: Variant, samples: Sequence[Sample]) -> list[Sample]:
+    """Answers up to the first token that no text has, since heads have rows beyond the vocabulary; empty ones left out.
+
+    Raises:
+        InvalidInput: nothing is left.
+    """
+    size = len(teacher.tokenizer)
+    ends = [next((at for at in range(s.start, len(s.ids)) if s.ids[at] >= size), len(s.ids)) for s in samples]
+    kept = [Sample(s.ids[:end], s.start, s.name) for s, end in zip(samples, ends, strict=True) if end > s.start]
+    if not kept:
+        raise InvalidInput(f"Teacher '{teacher.name}' answers with tokens that stand for no text: choose another one.")
+    return kept
+
+
 @torch.no_grad()
 def drift(before: Variant, after: Variant, task: Task | Text | None) -> float:
     """KL(before || after), in nats a token: on the calibration split, or on an answer of the one before."""

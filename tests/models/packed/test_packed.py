@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from workbench.core.errors import InvalidInput
+from workbench.core.errors import InvalidInput, NotAvailable
 from workbench.models import packed
 from workbench.models.packed import fp8, int8
 
@@ -297,3 +297,12 @@ def test_no_kernel_is_fetched_from_the_hub(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
+
+
+def test_a_kernel_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise NotImplementedError("Could not run 'bitsandbytes::quantize_4bit' with arguments from the 'CPU' backend.")
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", missing)
+    with pytest.raises(NotAvailable, match="bitsandbytes has no kernel here"):
+        packed.Bits4Linear.pack(torch.randn(32, 64), None, quant_type="nf4", block_size=64)

@@ -16,16 +16,17 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from workbench.core.errors import InvalidInput
-from workbench.models.interchange import bitsandbytes, compressed
+from workbench.models.interchange import bitsandbytes, compressed, others
 from workbench.models.interchange.fallback import READERS as FALLBACK_READERS
 from workbench.models.interchange.fallback import ROUNDED, dense
 from workbench.models.interchange.form import Form
 from workbench.models.packed import Int8Embedding, Packed, replace_module, unpack_module
 
 LIBRARIES = {"bitsandbytes": bitsandbytes, "compressed-tensors": compressed}
+READ_FROM = {"bitsandbytes": bitsandbytes.others, "compressed-tensors": others.layers}
 READERS = bitsandbytes.READERS | compressed.READERS | FALLBACK_READERS
 SHARED = "shared"  # an embedding that reads the rows of a layer
-__all__ = ["Interchange", "note", "rebuild", "write"]
+__all__ = ["READ_FROM", "Interchange", "note", "rebuild", "write"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from workbench.models.interchange.form import JSON, Form, Reader, Tensors
-from workbench.models.packed import Bits4Linear, LLMInt8Linear, Packed, bitsandbytes
+from workbench.core.errors import InvalidInput
+from workbench.models.interchange.form import JSON, Form, Reader, Tensors, bias_of, parts_of
+from workbench.models.packed import Bits4Linear, LLMInt8Linear, Packed, PackedLinear, bitsandbytes
 
 TAKES = (nn.Linear, Conv1D)
+QUANT_STATE = ".weight.quant_state.bitsandbytes__"
 KERNEL_ROWS = 32  # the CPU kernel takes whole blocks of rows, and fails on others
 
 
@@ -73,6 +75,42 @@ def _llm_int8(layer: LLMInt8Linear) -> Form:
 
 def _read_llm_int8(options: JSON, tensors: Tensors, facts: JSON) -> Tensors:
     return {"weight": tensors["weight"], "scale": tensors["SCB"]}
+
+
+def others(settings: JSON, tensors: Tensors) -> dict[str, PackedLinear]:
+    """The packed layers of a checkpoint that the library wrote, by path: its codes as they are.
+
+    Raises:
+        InvalidInput: it holds codes in another order or of another kind.
+    """
+    found: dict[str, PackedLinear] = {}
+    for name in [each for each in tensors if QUANT_STATE in each]:
+        path = name.partition(QUANT_STATE)[0]
+        state = json.loads(bytes(tensors.pop(name).tolist()))
+        if state["quant_type"] not in ("nf4", "fp4"):
+            raise InvalidInput(f"The layer '{path}' is in the format {str(state['quant_type'])[:20]}: it is not read.")
+        parts = parts_of(path, tensors)
+        codes = parts["weight"].view(torch.uint8).reshape(-1, 1)
+        options = {"shape": state["shape"], "quant_type": state["quant_type"], "block_size": state["blocksize"]}
+        found[path] = Bits4Linear(options, {"weight": codes, "scale": _scales(state, parts)} | bias_of(parts))
+    for path in [each.removesuffix(".SCB") for each in tensors if each.endswith(".SCB")]:
+        parts = parts_of(path, tensors)
+        if int(parts.get("weight_format", torch.tensor(0))) != 0:
+            raise InvalidInput(f"The layer '{path}' is in an order of one GPU: save it again with a new bitsandbytes.")
+        options = {"shape": list(parts["weight"].shape), "threshold": settings.get("llm_int8_threshold", 6.0)}
+        saved = {"weight": parts["weight"], "scale": parts["SCB"].float().flatten()}
+        found[path] = LLMInt8Linear(options, saved | bias_of(parts))
+    return found
+
+
+def _scales(state: JSON, parts: Tensors) -> torch.Tensor:
+    """One scale a block in float32, which may be in 8 bits themselves."""
+    scale = parts["weight.absmax"]
+    if "nested_blocksize" not in state:
+        return scale.float()
+    steps = parts["weight.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: scale.numel()]
+    whole: torch.Tensor = parts["weight.nested_quant_map"][scale.long()] * steps + state["nested_offset"]
+    return whole
 
 
 def _form(reader: str, tensors: Tensors, scheme: JSON, facts: JSON) -> Form:

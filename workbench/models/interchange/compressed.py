@@ -77,7 +77,7 @@ def quantization(written: dict[str, Form], dense: list[str], dtype: torch.dtype)
 def _int8(layer: Int8Linear) -> Form:
     saved = layer.saved_tensors()
     tensors = {
-        "weight_packed": to_int32(_flipped(saved["weight"].view(torch.uint8)), 8),
+        "weight_packed": to_int32(flipped(saved["weight"].view(torch.uint8)), 8),
         "weight_scale": saved["scale"].unsqueeze(1),
         "weight_shape": torch.tensor(layer.options["shape"]),
     }
@@ -86,7 +86,7 @@ def _int8(layer: Int8Linear) -> Form:
 
 def _read_int8(options: JSON, tensors: Tensors, facts: JSON) -> Tensors:
     codes = from_int32(tensors["weight_packed"], 8, options["shape"][1])
-    return {"weight": _flipped(codes).view(torch.int8), "scale": tensors["weight_scale"].squeeze(1)}
+    return {"weight": flipped(codes).view(torch.int8), "scale": tensors["weight_scale"].squeeze(1)}
 
 
 def _dynamic(layer: Int8DynamicLinear | FP8Linear) -> Form:
@@ -159,8 +159,8 @@ def _groups(layer: GroupLinear, grid: Grid) -> Form:
     tensors = {"weight_scale": cut(saved["scales"].float() / 2**shift)}
     match grid.zeros:
         case "plain":
-            tensors["weight"] = _flipped(codes).view(torch.int8)
-            tensors["weight_zero_point"] = _flipped(steps).view(torch.int8)
+            tensors["weight"] = flipped(codes).view(torch.int8)
+            tensors["weight_zero_point"] = flipped(steps).view(torch.int8)
         case "packed":
             tensors["weight_zero_point"] = to_int32(steps.t(), grid.bits).t().contiguous()
         case "folded":
@@ -187,7 +187,7 @@ def _read_groups(options: JSON, tensors: Tensors, facts: JSON) -> Tensors:
     grid, every, shift = Grid(**facts["grid"]), facts["every"], facts["shift"]
     zero = tensors.get("zeros")
     if grid.zeros == "plain":
-        codes = _flipped(tensors["weight"].view(torch.uint8))
+        codes = flipped(tensors["weight"].view(torch.uint8))
     else:
         codes = from_int32(tensors["weight_packed"], grid.bits, columns)
     if zero is not None and grid.zeros == "folded":
@@ -195,14 +195,14 @@ def _read_groups(options: JSON, tensors: Tensors, facts: JSON) -> Tensors:
     if zero is None and not facts["central"]:
         written = tensors["weight_zero_point"]
         plain = grid.zeros == "plain"
-        steps = _flipped(written.view(torch.uint8)) if plain else from_int32(written.t(), grid.bits, rows).t()
+        steps = flipped(written.view(torch.uint8)) if plain else from_int32(written.t(), grid.bits, rows).t()
         zero = steps[:, ::every].clone(memory_format=torch.contiguous_format)
     scale = tensors["weight_scale"][:, ::every] * 2**shift
     saved = {"weight": pack_bits(codes >> shift, bits), "scales": scale.bfloat16().contiguous()}
     return saved if zero is None else saved | {"zeros": zero}
 
 
-def _flipped(codes: Tensor) -> Tensor:
+def flipped(codes: Tensor) -> Tensor:
     """Bytes counted from the lowest code to ones counted from the middle, and back."""
     return codes ^ 128
 

@@ -30,3 +30,14 @@ class Form:
     scheme: JSON = field(default_factory=dict)
     own: Tensors = field(default_factory=dict)
     facts: JSON = field(default_factory=dict)
+
+
+def parts_of(path: str, tensors: Tensors) -> Tensors:
+    """Take the tensors of the module at a path out, by their names in it."""
+    names = [name for name in tensors if name.startswith(f"{path}.")]
+    return {name.removeprefix(f"{path}."): tensors.pop(name) for name in names}
+
+
+def bias_of(parts: Tensors) -> Tensors:
+    """The bias of a layer, if it has one."""
+    return {"bias": parts["bias"]} if "bias" in parts else {}

@@ -2,13 +2,15 @@
 
 import logging
 import sys
+from collections.abc import Callable
 from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.core.optional import library
+from workbench.core.errors import NotAvailable, first_line
+from workbench.core.optional import IMPORTING, imported, library
 from workbench.models.packed.base import PackedLinear
 
 
@@ -21,7 +23,8 @@ class LLMInt8Linear(PackedLinear):
 
     @classmethod
     def pack_weight(cls, weight: Tensor, **options: Any) -> dict[str, Tensor]:
-        quantized, scale, _ = bitsandbytes().functional.int8_vectorwise_quant(weight.detach().half())
+        halves = weight.detach().half()
+        quantized, scale, _ = _kernel(lambda: bitsandbytes().functional.int8_vectorwise_quant(halves), weight)
         return {"weight": quantized, "scale": scale}
 
     def dequantize(self) -> Tensor:
@@ -61,9 +64,9 @@ class Bits4Linear(PackedLinear):
 
     @classmethod
     def pack_weight(cls, weight: Tensor, **options: Any) -> dict[str, Tensor]:
-        packed, state = bitsandbytes().functional.quantize_4bit(
-            weight.detach().contiguous(), blocksize=options["block_size"], quant_type=options["quant_type"]
-        )
+        kind = {"blocksize": options["block_size"], "quant_type": options["quant_type"]}
+        whole = weight.detach().contiguous()
+        packed, state = _kernel(lambda: bitsandbytes().functional.quantize_4bit(whole, **kind), weight)
         return {"weight": packed, "scale": state.absmax}
 
     def saved_tensors(self) -> dict[str, Tensor]:
@@ -106,14 +109,30 @@ def bitsandbytes() -> Any:
 
     Where the package `kernels` is installed, importing bitsandbytes would download and load a kernel from the hub.
     """
-    if "bitsandbytes" in sys.modules:
-        return sys.modules["bitsandbytes"]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would say that it found no kernel to fetch
-    kernels = sys.modules.get("kernels")
-    sys.modules["kernels"] = None  # type: ignore[assignment]
+    if (found := imported("bitsandbytes")) is not None:
+        return found
+    with IMPORTING:
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would say that it found no kernel to fetch
+        kernels = sys.modules.get("kernels")
+        sys.modules["kernels"] = None  # type: ignore[assignment]
+        try:
+            return library("bitsandbytes", "Packing in these bits")
+        finally:
+            del sys.modules["kernels"]
+            if kernels is not None:
+                sys.modules["kernels"] = kernels
+
+
+def _kernel(run: Callable[[], Any], weight: Tensor) -> Any:
+    """What a kernel of the library gives.
+
+    Raises:
+        NotAvailable: this build of it has none for the device.
+    """
     try:
-        return library("bitsandbytes", "Packing in these bits")
-    finally:
-        del sys.modules["kernels"]
-        if kernels is not None:
-            sys.modules["kernels"] = kernels
+        return run()
+    except NotImplementedError as error:
+        raise NotAvailable(
+            f"bitsandbytes has no kernel here that packs weights on '{weight.device.type}' ({first_line(error)}): use "
+            "a step such as quantize.RTN(), or reinstall it with `pip install --force-reinstall bitsandbytes`."
+        ) from None

@@ -12,6 +12,7 @@ from workbench.core.progress import Progress
 from workbench.layers.opaque import opaque_layers
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
+from workbench.models.blocks import language_model
 from workbench.models.experts import as_layers, coverage
 from workbench.models.packed import (
     Bits4Linear,
@@ -80,9 +81,10 @@ class _Quantize(Step):
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:
         check_dense(variant.model, variant.name, f"apply {self.label} to its dense parent")
-        opaque = opaque_layers(variant.model)
-        found = linear_layers(as_layers(variant.model), head=self.with_head())
-        layers = [(path, layer) for path, layer in found if path not in opaque]
+        whole, opaque = as_layers(variant.model), opaque_layers(variant.model)
+        inside, output = language_model(whole), whole.get_output_embeddings()
+        found = [item for item in linear_layers(whole, head=self.with_head()) if item[0] not in opaque]
+        layers = [(path, layer) for path, layer in found if path.startswith(inside) or layer is output]
         if not layers:
             raise InvalidInput(f"'{variant.name}' has no linear layers that {self.label} could pack.")
         return layers
