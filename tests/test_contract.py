@@ -36,10 +36,8 @@ every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 def hashes(variant: wb.Variant) -> dict[str, str]:
     state = dict(variant.model.state_dict()) | dict(variant.model.named_buffers())
-    return {
-        name: hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-        for name, tensor in state.items()
-    }
+    flat = {name: tensor.detach().contiguous().view(-1).view(torch.uint8).cpu() for name, tensor in state.items()}
+    return {name: hashlib.sha256(each.numpy().tobytes()).hexdigest() for name, each in flat.items()}
 
 
 def tensor_bytes() -> int:

@@ -1,0 +1,462 @@
+"""A GPU for the tests of this folder: the machine's own, else a pretended one: tensors that say cuda, on the CPU.
+
+Loaded as a plugin before anything imports torch: `python -m pytest -p tests.gpu.pretended tests/gpu`. On the pretended
+device every operation is looked up in torch's own table of kernels: one that CUDA lacks is refused, and so are operands
+on two devices and generators of the wrong one. Kernels started, waits for the device, copies to it and memory are
+counted. Not pretended: speed, the rounding of real kernels, streams, nondeterminism.
+"""
+
+import contextlib
+import ctypes
+import functools
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def load_hooks() -> None:
+    """Build and load what a torch without CUDA lacks; torch looks for it once, while it is imported."""
+    torch_folder = Path(importlib.util.find_spec("torch").origin).parent
+    if (torch_folder / "lib" / "libtorch_cuda.so").exists():
+        return
+    assert "torch" not in sys.modules, "load this plugin first: python -m pytest -p tests.gpu.pretended tests/gpu"
+    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if compiler is None:
+        raise pytest.UsageError("The pretended GPU needs a C++ compiler: install one, such as with apt install g++.")
+    libraries = torch_folder / "lib"
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "hooks.so"
+        source = Path(__file__).with_suffix(".cpp")
+        flags = ["-shared", "-fPIC", "-std=c++20", "-w", f"-I{torch_folder / 'include'}", f"-L{libraries}"]
+        subprocess.run([compiler, *flags, str(source), "-o", str(library), "-lc10", "-ltorch_cpu"], check=True)
+        for each in ("libc10.so", "libtorch_cpu.so"):
+            ctypes.CDLL(str(libraries / each), mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(library))
+
+
+load_hooks()
+
+import torch  # noqa: E402
+import torchgen  # noqa: E402
+import yaml  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from tests.gpu import cuda_kernels  # noqa: E402
+
+CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
+INTEGERS = {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool}
+NO_INTEGERS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "addr", "linalg_cholesky_ex"}
+NO_FLOAT8 = {"add", "sub", "mul", "div", "abs", "amax", "sum", "mm", "addmm", "round", "clamp", "neg", "max", "mean"}
+INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "is_nonzero"}
+NO_KERNEL = {"detach", "alias", "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided", "is_pinned", "set_",
+             "new_empty_strided", "_local_scalar_dense"}  # fmt: skip
+
+
+class Seen:
+    """What the device was asked: kernels by operation, waits of the host and copies by the line that asks."""
+
+    def __init__(self) -> None:
+        self.kernels, self.waits, self.copies = Counter(), Counter(), Counter()
+
+
+class Device:
+    """The pretended device: what it holds and may hold, what it can, and who looks on."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.now, self.peak, self.room, self.capability = 0, 0, 80 << 30, (8, 0)
+        self.seen: Seen | None = None
+        self.lock, self.fused = threading.RLock(), threading.local()
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor's memory, or refuse it where it does not fit."""
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        with self.lock:
+            gone, before = self.held.get(address, (None, 0))
+            if not size or (gone and not gone.expired()):
+                return
+            self.held[address] = (StorageWeakRef(storage), size)
+            self.now += size - before
+            if self.now > min(self.peak, self.room) and self.allocated() > self.room:
+                del self.held[address]
+                raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB.")
+            self.peak = max(self.peak, self.now)
+
+    def allocated(self, *_: object) -> int:
+        """Bytes of all tensors alive."""
+        with self.lock:
+            self.held = {address: each for address, each in self.held.items() if not each[0].expired()}
+            self.now = sum(size for _, size in self.held.values())
+            return self.now
+
+    def reset_peak(self, *_: object) -> None:
+        """From here on."""
+        self.peak = self.allocated()
+
+    @contextlib.contextmanager
+    def limited(self, more: int) -> Iterator[None]:
+        """Room for so many bytes beside what is held."""
+        before, self.room = self.room, self.allocated() + more
+        try:
+            yield
+        finally:
+            self.room = before
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Seen]:
+        """Count what is done."""
+        before, self.seen = self.seen, Seen()
+        try:
+            yield self.seen
+        finally:
+            self.seen = before
+
+    def started(self, kernel: str) -> None:
+        """Count a kernel; torch's attention is one, whatever it is computed with here."""
+        if self.seen and not getattr(self.fused, "inside", False):
+            self.seen.kernels[kernel] += 1
+
+    def waited(self, why: str) -> None:
+        """Count a wait of the host."""
+        if self.seen:
+            self.seen.waits[f"{caller()} {why}"] += 1
+
+    def copied(self, why: str) -> None:
+        """Count a copy from the host."""
+        if self.seen:
+            self.seen.copies[f"{caller()} {why}"] += 1
+
+
+def caller() -> str:
+    """The innermost line of the workbench."""
+    frame = sys._getframe(2)
+    while frame and "/workbench/" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/workbench/')[2]}:{frame.f_lineno}" if frame else "elsewhere"
+
+
+device = Device()
+
+
+class OnGPU(Tensor):
+    """A tensor of the pretended device, around the one on the CPU that holds its values."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> "OnGPU":
+        device.hold(values)
+        made = Tensor._make_wrapper_subclass(
+            cls,
+            values.size(),
+            strides=values.stride(),
+            storage_offset=values.storage_offset(),
+            dtype=values.dtype,
+            layout=values.layout,
+            device=CUDA,
+        )
+        made.values = values
+        return made
+
+    def __repr__(self) -> str:
+        return f"OnGPU({self.values!r})"
+
+    def untyped_storage(self) -> Any:
+        return self.values.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.values.data_ptr()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other: "OnGPU") -> None:
+        Tensor.data.__set__(self, other)
+        self.values = other.values
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if id(self) not in memo:
+            made = self.detach().clone().requires_grad_(self.requires_grad)
+            memo[id(self)] = torch.nn.Parameter(made, made.requires_grad) if hasattr(self, "_is_param") else made
+        return memo[id(self)]
+
+    # A module with such tensors keeps its parameters when it is moved, so that tied ones stay tied.
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["values"], None
+
+    @staticmethod
+    def __tensor_unflatten__(inner: dict[str, Tensor], *_: object) -> "OnGPU":
+        return OnGPU(inner["values"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+class Mode(TorchDispatchMode):
+    """Makes tensors on the device where one is asked for; thread by thread."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+@functools.cache
+def table() -> tuple[set[str], set[str], set[str]]:
+    """Operations with a kernel for the CPU alone, with one for CUDA alone, and those whose devices nobody checks."""
+    file = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    entries = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    kernels, unchecked = {}, set()
+    for each in entries:
+        each["name"] = each["func"].partition("(")[0]
+        kernels[each["name"]] = {key.strip() for group in each.get("dispatch", {}) for key in group.split(",")}
+        if str(each.get("device_check", "")).startswith("NoCheck"):
+            unchecked.add(each["name"])
+    for each in entries:
+        kernels[each["name"]] |= kernels.get(each.get("structured_delegate"), set())
+    some = {name: found for name, found in kernels.items() if not any(key.startswith("Composite") for key in found)}
+    cpu = {name for name, found in some.items() if "CPU" in found and "CUDA" not in found}
+    cuda = {name for name, found in some.items() if "CUDA" in found and "CPU" not in found}
+    return cpu, cuda, unchecked
+
+
+PRETENDED = {
+    "aten::_convert_weight_to_int4pack": cuda_kernels.pack_int4,
+    "aten::_weight_int4pack_mm": lambda *args: cuda_kernels.int4_mm(*args, device.capability),
+    "aten::_int_mm": cuda_kernels.int_mm,
+    "aten::_scaled_mm": lambda *args, **named: cuda_kernels.scaled_mm(device.capability, *args, **named),
+    "aten::_cslt_compress": lambda dense: cuda_kernels.sparse_compress(dense, device.capability),
+    "aten::_cslt_sparse_mm": cuda_kernels.sparse_mm,
+    "aten::_cslt_sparse_mm_search": lambda *_, **__: 0,
+}
+
+
+class Operation:
+    """What is known of an operation."""
+
+    def __init__(self, func: Any) -> None:
+        schema = func._schema
+        self.space, _, self.name = schema.name.partition("::")
+        full = f"{self.name}.{schema.overload_name}".removesuffix(".")
+        cpu, cuda, unchecked = table()
+        aten = self.space == "aten"
+        self.refused = (aten and full in cpu) or self.space in ("mkldnn", "quantized", "onednn")
+        self.kernel_of_cuda = PRETENDED.get(schema.name)
+        self.missing = aten and full in cuda and self.kernel_of_cuda is None
+        self.loose = full in unchecked or not aten  # a number on the CPU is let through
+        self.reshapes = torch.Tag.inplace_view in func.tags or self.name in ("set_", "resize_")
+        views = any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns)
+        self.starts = not views and self.name not in NO_KERNEL
+
+
+operation = functools.cache(Operation)
+thread = threading.local()
+
+
+def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """An operation some of whose tensors may be on the device."""
+    if not getattr(thread, "ready", False):  # autograd has threads of its own
+        torch._C._set_only_lift_cpu_tensors(True)  # lists become tensors on the CPU and are then seen to be moved
+        thread.ready = True
+    kwargs.pop("pin_memory", None)
+    leaves = list(tensors((args, tuple(kwargs.values()))))
+    on = [each for each in leaves if type(each) is OnGPU]
+    target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
+    if not on and (target is None or target.type != "cuda"):
+        return func(*args, **kwargs)
+    known = operation(func)
+    refuse(func, known, args, kwargs, leaves, on)
+    count(known, args, target, on)
+    bare, named = unwrapped(args), {key: unwrapped(each) for key, each in kwargs.items()}
+    if target is not None and target.type == "cuda":
+        named["device"] = CPU
+    if known.space == "semi_structured":  # Python around kernels of CUDA
+        return torch._library.custom_ops.OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+    if known.name == "int8_vectorwise_quant":
+        out = cuda_kernels.vectorwise_quant(func, *bare, **named)
+    else:
+        out = (known.kernel_of_cuda if known.kernel_of_cuda and on else func)(*bare, **named)
+    if known.name == "copy_":
+        return args[0]
+    if target is not None and target.type != "cuda":
+        return out
+    return wrapped(out, {id(each.values): each for each in on})
+
+
+def tensors(args: Any) -> Iterator[Tensor]:
+    """Those among arguments, and in lists among them."""
+    for each in args:
+        if isinstance(each, Tensor):
+            yield each
+        elif type(each) in (list, tuple):
+            yield from tensors(each)
+
+
+def unwrapped(each: Any) -> Any:
+    """With the values in place of the device's tensors."""
+    if type(each) in (list, tuple):
+        return type(each)(map(unwrapped, each))
+    return each.values if type(each) is OnGPU else each
+
+
+def wrapped(out: Any, known: dict[int, OnGPU]) -> Any:
+    """With the device's tensors in place of values; what was written in place is the tensor that it was."""
+    if isinstance(out, Tensor):
+        return known.get(id(out)) if id(out) in known else OnGPU(out)
+    return type(out)(wrapped(each, known) for each in out) if type(out) in (list, tuple) else out
+
+
+def refuse(func: Any, known: Operation, args: Any, kwargs: Any, leaves: list[Tensor], on: list[OnGPU]) -> None:
+    """Raise what a GPU would raise."""
+    if known.reshapes or known.missing:
+        raise NotImplementedError(f"{func} is not pretended.")
+    if on and known.refused:
+        raise NotImplementedError(f"Could not run '{func}' with arguments from the 'CUDA' backend.")
+    if any(isinstance(each, Generator) and each._cdata not in generators for each in (*args, *kwargs.values())):
+        raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
+    if on and len(on) < len(leaves) and known.name not in ("_to_copy", "copy_"):
+        off = [each for each in (args[2:] if known.name in INDEXES else leaves) if type(each) is not OnGPU]
+        off = [each for each in off if isinstance(each, Tensor) and (each.dim() or not known.loose)]
+        if off if known.name not in INDEXES else off or type(args[0]) is not OnGPU:
+            raise RuntimeError(f"Expected all tensors to be on the same device, but found cuda:0 and cpu! ({func})")
+    if known.name in NO_INTEGERS and any(each.dtype in INTEGERS for each in on):
+        raise RuntimeError(f'"{known.name}_cuda" not implemented for {on[0].dtype}')
+    if known.name.rstrip("_") in NO_FLOAT8 and any(each.dtype in cuda_kernels.EIGHTS for each in on):
+        raise NotImplementedError(f'"{known.name}_cuda" not implemented for float8')
+
+
+def count(known: Operation, args: Any, target: torch.device | None, on: list[OnGPU]) -> None:
+    """Tell who looks on."""
+    if device.seen is None:
+        return
+    if known.starts:
+        device.started(known.name)
+    if known.name in WAITS:
+        device.waited(known.name)
+    if known.name in INDEXES:
+        places = [each for each in args[1] if each is not None]
+        if any(each.dtype == torch.bool for each in places) and not (len(args) > 2 and not args[2].dim()):
+            device.waited(f"{known.name} by a mask")
+        if any(type(each) is not OnGPU for each in places):
+            device.copied(known.name)
+    if known.name == "_to_copy" and target is not None and bool(on) != (target.type == "cuda"):
+        (device.waited if on else device.copied)(known.name)
+    if known.name == "copy_" and type(args[0]) is not type(args[1]):
+        (device.copied if type(args[0]) is OnGPU else device.waited)(known.name)
+
+
+class GeneratorKind(type(torch._C.Generator)):
+    def __instancecheck__(cls, other: object) -> bool:
+        return isinstance(other, torch._C.Generator)
+
+
+class Generator(torch._C.Generator, metaclass=GeneratorKind):
+    """A generator of which is known for which device it was made, also where torch hands on another object for it."""
+
+    def __new__(cls, device: Any = "cpu") -> "Generator":
+        made = super().__new__(cls, "cpu")
+        if torch.device(device).type == "cuda":
+            generators[made._cdata] = made  # kept, so that no other gets its address
+        return made
+
+    @property
+    def device(self) -> torch.device:
+        return CUDA if self._cdata in generators else CPU
+
+
+generators: dict[int, Generator] = {}
+
+
+def attention(usual: Any) -> Any:
+    """Torch's attention, counted as one kernel."""
+
+    def one(*args: Any, **kwargs: Any) -> Any:
+        device.started("scaled_dot_product_attention")
+        before, device.fused.inside = getattr(device.fused, "inside", False), True
+        try:
+            return usual(*args, **kwargs)
+        finally:
+            device.fused.inside = before
+
+    return one
+
+
+def in_mode(usual: Any) -> Any:
+    """A thread's work, where tensors on the device can be made."""
+
+    def run_thread(self: threading.Thread) -> None:
+        with Mode():
+            usual(self)
+
+    return run_thread
+
+
+class Properties:
+    name, total_memory, multi_processor_count, warp_size, L2_cache_size = "Pretended GPU", 80 << 30, 108, 32, 40 << 20
+    major, minor = 8, 0
+
+
+def pretend() -> None:
+    """Have torch say that there is a GPU, from now on."""
+    for library in ("bitsandbytes", "torch._dynamo", "torch.sparse.semi_structured"):
+        importlib.import_module(library)  # while there is none: they look for native code where there is one
+    if torch.version.cuda is not None:
+        torch._C._ensureCUDADeviceGuardSet()  # a build with CUDA on a machine without a GPU
+    nothing = lambda *_, **__: None  # noqa: E731
+    cuda = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_lazy_init": nothing,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": nothing,
+        "synchronize": lambda *_: device.waited("synchronize"),
+        "empty_cache": nothing,
+        "get_device_name": lambda *_: Properties.name,
+        "get_device_capability": lambda *_: device.capability,
+        "get_device_properties": lambda *_: Properties,
+        "memory_allocated": device.allocated,
+        "max_memory_allocated": lambda *_: device.peak,
+        "reset_peak_memory_stats": device.reset_peak,
+        "mem_get_info": lambda *_: (device.room - device.allocated(), device.room),
+        "is_bf16_supported": lambda including_emulation=True: including_emulation or device.capability >= (8, 0),
+        "get_rng_state": lambda *_: (device.waited("get_rng_state"), torch.zeros(16, dtype=torch.uint8))[1],
+        "set_rng_state": lambda *_: device.copied("set_rng_state"),
+        "manual_seed": nothing,
+        "manual_seed_all": nothing,
+        "is_current_stream_capturing": lambda: False,
+    }
+    for name, made in cuda.items():
+        setattr(torch.cuda, name, made)
+    torch.backends.cusparselt.is_available = lambda: True
+    torch.Generator = Generator
+    torch.nn.functional.scaled_dot_product_attention = attention(torch.nn.functional.scaled_dot_product_attention)
+    threading.Thread.run = in_mode(threading.Thread.run)
+
+
+@pytest.fixture(scope="session")
+def gpu() -> Iterator[Device | None]:
+    """The device to count on; None where the GPU is a real one."""
+    if torch.cuda.is_available():
+        yield None
+        return
+    pretend()
+    with Mode():
+        yield device
