@@ -427,6 +427,8 @@ def pretend() -> None:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": nothing,
+        "_exchange_device": lambda *_: 0,
+        "_maybe_exchange_device": lambda *_: 0,
         "synchronize": lambda *_: device.waited("synchronize"),
         "empty_cache": nothing,
         "get_device_name": lambda *_: Properties.name,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from workbench.core.device import seeded
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
 from workbench.core.optional import library
 from workbench.models import sharing
@@ -70,9 +71,8 @@ def _inject(model: PreTrainedModel, config: Any, seed: int) -> None:
     from workbench.models.lora import AdaptedLinear
 
     config._register_custom_module({PackedLinear: peft.tuners.lora.Linear, nn.Linear: AdaptedLinear})
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with seeded(seed, torch.device("cpu")), warnings.catch_warnings():  # peft draws there, then moves
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model, adapter_name=NAME)
         except (ValueError, TypeError) as error:

@@ -177,7 +177,6 @@ def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dt
     vars(config).pop("quantization_config", None)  # for other readers: our layers are rebuilt from the manifest
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    model.to(device)
     tensors = _read_tensors(folder / WEIGHTS, device)
     tensors |= {name: tensors[kept] for name, kept in manifest["aliases"].items()}
     if (folder / OWN).exists():
@@ -190,6 +189,7 @@ def _read_model(folder: Path, manifest: dict[str, Any], device: torch.device, dt
     for name, buffer in model.named_buffers():
         if name in tensors and name.rpartition(".")[0] not in packed:
             buffer.copy_(tensors[name])
+    model.to(device)  # the buffers that are left: dense weights that are not read never get there
     if not packed:
         model.tie_weights()
     if (folder / "generation_config.json").exists():

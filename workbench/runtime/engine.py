@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from workbench.core import named
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
-from workbench.runtime.forward import using
+from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, pad_left, shared_prefix
 from workbench.runtime.reader import Reader, Span
@@ -105,7 +105,8 @@ class Eager(Engine):
         for first in range(0, len(requests), size):
             batch = [index + sample for index in requests[first : first + size] for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]
-            yield from self._batch(model, prefix, rest, settings, chosen, [seeds[index] for index in batch], label)
+            with memory_guard(label):  # what a batch held hangs on its frame, which has ended only out here
+                yield from self._batch(model, prefix, rest, settings, chosen, [seeds[index] for index in batch], label)
 
     def _batch(
         self,

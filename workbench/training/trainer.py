@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.core.device import memory_held
+from workbench.core.device import memory_held, seeded
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.runtime.forward import using
@@ -119,6 +119,7 @@ class Run:
     def _learn(self, number: int, progress: Progress) -> Point:
         """One optimizer step."""
         started, total, tokens = time.perf_counter(), 0.0, 0
+        memory_held(self.model.device)  # whatever was before does not count
         chosen = self.objective.samples(self.model, self._chosen(number), number)
         rate = learning_rate(self.knobs, number, self.total)
         learned = sum(len(sample.ids) - sample.start for sample in chosen)
@@ -128,10 +129,8 @@ class Run:
             # What is shared is read into a cache, which transformers leaves out where activations are computed twice.
             batch = lay_out(samples, self.packed, self.model.device, share=not self.knobs.checkpointing)
             tokens += batch.tokens
-            with using(self.knobs.label, learning=True), torch.random.fork_rng():
-                torch.manual_seed(
-                    (self.knobs.seed * 1_000_003 + number) * 1024 + part
-                )  # resumed, it drops out the same
+            seed = (self.knobs.seed * 1_000_003 + number) * 1024 + part  # resumed, it drops out the same
+            with using(self.knobs.label, learning=True), seeded(seed, self.model.device):
                 self.model.train()
                 with products(self.knobs.precision, self.model) as forward:
                     with forward:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.core.device import device_failed
 from workbench.models.packed.base import PackedLinear, fast_bfloat16
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
@@ -77,5 +78,7 @@ def multiplies_float8(device: torch.device) -> bool:
     ones = torch.ones(TILE, TILE, device=device).to(torch.float8_e4m3fn)
     try:
         return bool((float8_product(ones[:1], ones) == TILE).all())
-    except RuntimeError:  # not in this build of torch
+    except RuntimeError as error:  # not in this build of torch
+        if device_failed(error):
+            raise
         return False

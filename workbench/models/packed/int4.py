@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from workbench.core.device import device_failed
 from workbench.models.packed.base import fast_bfloat16
 
 MIDDLE = 8  # the code that the kernels take as zero
@@ -121,5 +122,7 @@ def int4_kernel(device: torch.device) -> Int4Kernel | None:
         weight = kernel.arrange(codes)
         works = torch.allclose(kernel.multiply(rows, weight, grid).float(), wanted, rtol=0.02, atol=0.5)
         return kernel if works and torch.equal(kernel.codes(weight, 64), codes) else None
-    except (KeyError, AttributeError, RuntimeError):  # no such instructions, operation or build
+    except (KeyError, AttributeError, RuntimeError) as error:  # no such instructions, operation or build
+        if device_failed(error):
+            raise
         return None
