@@ -18,22 +18,24 @@ def check(**rules: bool) -> None:
 
 
 def pack_int4(codes: Tensor, tiles: int) -> Tensor:
-    """Source: aten/src/ATen/native/cuda/int4mm.cu. Any order of the codes will do, as nobody reads the layout."""
+    """Source: aten/src/ATen/native/cuda/int4mm.cu; here each tile is laid out column by column."""
     check(two_dimensions=codes.dim() == 2, uint8=codes.dtype == torch.uint8, contiguous=codes.is_contiguous())
     rows, columns = codes.shape[0], codes.shape[1] * 2
     check(tiles_of_2_4_or_8=tiles in (2, 4, 8), rows_by_8=rows % 8 == 0, columns_by_tiles=columns % (tiles * 16) == 0)
-    return codes.reshape(-1).view(torch.int32).view(rows // 8, columns // (tiles * 16), 32, tiles // 2).clone()
+    tiled = codes.view(rows // 8, 8, columns // (tiles * 16), tiles * 8).permute(0, 2, 3, 1).contiguous()
+    return tiled.view(-1).view(torch.int32).view(rows // 8, columns // (tiles * 16), 32, tiles // 2)
 
 
 def int4_mm(rows: Tensor, packed: Tensor, group: int, grid: Tensor, capability: tuple[int, int]) -> Tensor:
-    """Source: aten/src/ATen/native/cuda/int4mm.cu; two codes a byte, the first one high."""
+    """Source: as `pack_int4`; two codes a byte, the first one high."""
     check(capability_8=capability >= (8, 0), groups_of_32_to_256=group in (32, 64, 128, 256))
     check(bfloat16_rows=rows.dtype == torch.bfloat16, contiguous_rows=rows.dim() == 2 and rows.is_contiguous())
     check(packed_weight=packed.dtype == torch.int32 and packed.dim() == 4 and packed.is_contiguous())
     out, columns = packed.shape[0] * 8, packed.shape[1] * packed.shape[3] * 32
     check(bfloat16_grid=grid.dtype == torch.bfloat16 and grid.is_contiguous())
     check(shape_of_the_grid=grid.shape == (columns // group, out, 2), columns_of_the_rows=rows.shape[1] == columns)
-    pairs = packed.reshape(-1).view(torch.uint8).view(out, columns // 2)
+    tiled = packed.reshape(-1).view(torch.uint8).view(*packed.shape[:2], packed.shape[3] * 16, 8)
+    pairs = tiled.permute(0, 3, 1, 2).reshape(out, columns // 2)
     codes = torch.stack([pairs >> 4, pairs & 15], dim=-1).view(out, columns).float() - 8
     scale, offset = (grid[..., part].float().t().repeat_interleave(group, dim=1) for part in (0, 1))
     return (rows.float() @ (codes * scale + offset).bfloat16().float().t()).bfloat16()

@@ -61,7 +61,7 @@ NO_FLOAT8 = {"add", "sub", "mul", "div", "abs", "amax", "sum", "mm", "addmm", "r
 INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 WAITS = {"_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount", "is_nonzero"}
 NO_KERNEL = {"detach", "alias", "lift_fresh", "empty", "empty_like", "new_empty", "empty_strided", "is_pinned", "set_",
-             "new_empty_strided", "_local_scalar_dense"}  # fmt: skip
+             "new_empty_strided", "_local_scalar_dense", "_unsafe_view"}  # fmt: skip
 
 
 class Seen:

@@ -75,9 +75,12 @@ class Bits4Linear(PackedLinear):
         return tensors
 
     def dequantize(self) -> Tensor:
-        saved = self.saved_tensors()
-        weight: Tensor = bitsandbytes().functional.dequantize_4bit(saved["weight"], self._state(saved["scale"]))
-        return weight.float()
+        weight, state = self.weight, self.state
+        if self._fast_kernel():
+            saved = self.saved_tensors()
+            weight, state = saved["weight"], self._state(saved["scale"])
+        dense: Tensor = bitsandbytes().functional.dequantize_4bit(weight, state)
+        return dense.float()
 
     def multiply(self, rows: Tensor) -> Tensor:
         kind = torch.bfloat16 if self._fast_kernel() else rows.dtype
