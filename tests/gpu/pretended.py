@@ -208,14 +208,19 @@ class OnGPU(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run(func, args, kwargs or {})
+        return run(func, args, kwargs or {}) if all(map(plain, types)) else NotImplemented
+
+
+def plain(kind: type) -> bool:
+    """Whether tensors of a kind leave operations to torch; others, such as sparse ones, see to them first."""
+    return kind is OnGPU or kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
 class Mode(TorchDispatchMode):
     """Makes tensors on the device where one is asked for; thread by thread."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run(func, args, kwargs or {})
+        return run(func, args, kwargs or {}) if all(map(plain, types)) else NotImplemented
 
 
 @functools.cache
@@ -356,7 +361,7 @@ def count(known: Operation, args: Any, target: torch.device | None, on: list[OnG
             device.waited(f"{known.name} by a mask")
         if any(type(each) is not OnGPU for each in places):
             device.copied(known.name)
-    if known.name == "_to_copy" and target is not None and bool(on) != (target.type == "cuda"):
+    if known.name == "_to_copy" and target is not None and bool(on) != (target.type == "cuda") and args[0].numel():
         (device.waited if on else device.copied)(known.name)
     if known.name == "copy_" and type(args[0]) is not type(args[1]):
         (device.copied if type(args[0]) is OnGPU else device.waited)(known.name)
@@ -439,8 +444,8 @@ def pretend() -> None:
         "reset_peak_memory_stats": device.reset_peak,
         "mem_get_info": lambda *_: (device.room - device.allocated(), device.room),
         "is_bf16_supported": lambda including_emulation=True: including_emulation or device.capability >= (8, 0),
-        "get_rng_state": lambda *_: (device.waited("get_rng_state"), torch.zeros(16, dtype=torch.uint8))[1],
-        "set_rng_state": lambda *_: device.copied("set_rng_state"),
+        "get_rng_state": lambda *_: torch.zeros(16, dtype=torch.uint8),  # the host keeps it
+        "set_rng_state": nothing,
         "manual_seed": nothing,
         "manual_seed_all": nothing,
         "is_current_stream_capturing": lambda: False,

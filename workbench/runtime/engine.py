@@ -141,11 +141,12 @@ class Eager(Engine):
                 for row, each in zip(rows, logits, strict=True):
                     row.restrict(each)
                 tokens = choose(logits, settings, drawn)
-                chances: list[float | None] = [None] * len(rows)
+                told, chances = tokens, None
                 if watched:
-                    chances = torch.softmax(free.float(), dim=-1).gather(-1, tokens[:, None])[:, 0].tolist()
-                for row, token, chance in zip(rows, tokens.tolist(), chances, strict=True):
-                    row.take(token, chance)
+                    chances = torch.softmax(free.float(), dim=-1).gather(-1, tokens[:, None])[:, 0]
+                    told = torch.stack([tokens.float(), chances], dim=-1)  # a GPU is waited for once
+                for row, each in zip(rows, told.tolist(), strict=True):
+                    row.take(*((int(each[0]), each[1]) if watched else (each, None)))
                 ids = tokens[:, None]
                 if padded:
                     mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=1)

@@ -16,7 +16,7 @@ from workbench.runtime.reader import rows_states
 from workbench.training.sequences import Batch, Sample, lay_out
 
 Rows = Callable[[Tensor, slice], Tensor]  # logits of some learned tokens, and which they are, to their summed loss
-CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # made, scored and dropped at a time
+CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 25}  # made, scored and dropped at a time: 128 MB in float32 on a GPU
 
 
 @dataclass(frozen=True)

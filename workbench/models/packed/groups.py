@@ -158,7 +158,8 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
         return filled.contiguous()
     parts, low = [], 0
     for width in (each for each in PARTS if bits & each):
-        part = (filled >> low if low else filled).bitwise_and(2**width - 1).unflatten(1, (8 // width, -1))
+        part = (filled >> low if low else filled).bitwise_and(2**width - 1)
+        part = part.view(len(codes), 8 // width, filled.shape[1] * width // 8)
         parts.append((part << _places(width, part.device)).sum(dim=1, dtype=torch.uint8))
         low += width
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
