@@ -1,4 +1,4 @@
-"""Where a model runs: device, dtype, memory and how it fails, and the environment recorded with every number."""
+"""Where a model runs: device, dtype, allocated memory and the environment recorded with every number."""
 
 import contextlib
 import platform

@@ -82,6 +82,14 @@ class Bits4Linear(PackedLinear):
         dense: Tensor = bitsandbytes().functional.dequantize_4bit(weight, state)
         return dense.float()
 
+    def dense(self, kind: torch.dtype) -> Tensor:
+        if self.weight.device.type == "cpu":
+            return super().dense(kind)
+        state = copy(self.state)  # its kernel on a GPU writes any type
+        state.dtype = kind
+        dense: Tensor = bitsandbytes().functional.dequantize_4bit(self.weight, state)
+        return dense
+
     def multiply(self, rows: Tensor) -> Tensor:
         kind = torch.bfloat16 if self._fast_kernel() else rows.dtype
         product: Tensor = bitsandbytes().matmul_4bit(rows.to(kind), self.weight.t(), quant_state=self.state)
