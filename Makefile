@@ -15,7 +15,8 @@ help: ## list the targets
 lab: $(VENV)/model-ready ## set up on first use, then open JupyterLab on the quickstart notebook
 	$(BIN)/jupyter lab $(ROOT) --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb $(LAB_FLAGS)
 
-test: $(VENV)/model-ready ## set up on first use, find or install a browser, then run the tests
+test: $(VENV)/model-ready ## set up on first use, find or install a browser and a C++ compiler, then run the tests
+	@command -v c++ >/dev/null || { test "$$(id -u)" = 0 && apt-get update && apt-get install -y g++; } >&2 || :
 	@browser=$$($(BIN)/python scripts/browser.py) && WORKBENCH_CHROMIUM=$$browser $(BIN)/python scripts/run_tests.py $(PYTEST_FLAGS)
 
 check: $(VENV)/ready ## lint, formatting, types, import rules

@@ -1,4 +1,6 @@
-"""Run the tests: the quick ones, then real models and a browser; all of it is run, and one summary ends it.
+"""Run the tests: the quick ones, real models and a browser, a GPU; all of it is run, and one summary ends it.
+
+Without a GPU its tests run on a pretended one, in a process of their own: torch must hear of it while it is imported.
 
 Under CI, and only where the processor has more than AVX2, the tests of kernels are run once more as a processor with
 AVX2 alone would run them. What stands behind the script's name goes to pytest.
@@ -31,6 +33,7 @@ REAL = Round(
     ("-n", "auto", "--dist", "loadgroup", "-m", "model or browser"),
     {"OMP_NUM_THREADS": "1"},  # two workers on two cores
 )
+GPU = Round("GPU", ("-n", "auto", "-p", "tests.gpu.pretended", "tests/gpu"), {"OMP_NUM_THREADS": "1"})
 KERNELS = Round(
     "kernels, AVX2",
     ("-n", "auto", "-m", "not model", "tests/models/packed", "tests/steps/quantize"),
@@ -74,7 +77,7 @@ def read(report: Path) -> tuple[dict[str, int], list[str]]:
 
 def rounds() -> list[Round]:
     """What is run here."""
-    return [QUICK, REAL, *([KERNELS] if os.environ.get("CI") == "true" and more_than_avx2() else [])]
+    return [QUICK, REAL, GPU, *([KERNELS] if os.environ.get("CI") == "true" and more_than_avx2() else [])]
 
 
 def more_than_avx2() -> bool:

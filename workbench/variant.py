@@ -327,11 +327,13 @@ def load(
         InvalidInput: it is not a causal language model, its weights are not finite, or it is an export with something
             that this workbench does not know; nothing was loaded then.
         Corrupt: the cache or the export is damaged.
+        OutOfMemory: the device has too little memory.
     """
     folder = None if source is None else files.home(source)
     record = export.read_manifest(folder) if folder is not None and export.is_export(folder) else {}
     made = from_record(record)  # what is not known is refused before any weight is read
-    loaded = loading.read_model(source, resolve_device(device), dtype, progress or Progress())
+    with memory_guard(f"Loading '{source or loading.DEFAULT_NAME}'"):
+        loaded = loading.read_model(source, resolve_device(device), dtype, progress or Progress())
     return Variant(
         model=loaded.model,
         tokenizer=loaded.tokenizer,

@@ -1,7 +1,9 @@
 """Where a model runs: device, dtype, allocated memory and the environment recorded with every number."""
 
+import contextlib
 import platform
 import resource
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,15 +28,25 @@ def resolve_device(device: str | None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise InvalidInput(f"There is no device '{device}': use 'cpu', 'cuda' or 'auto'.") from None
+    if resolved.type not in ("cpu", "cuda", "mps"):
+        raise InvalidInput(f"No model can run on the device '{device}': use 'cpu', 'cuda' or 'auto'.")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInput("This machine has no CUDA device that torch can use: pass device='cpu'.")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidInput("This machine has no Apple GPU that torch can use: pass device='cpu'.")
+    if resolved.type == "cuda" and (resolved.index or 0) >= (count := torch.cuda.device_count()):
+        there = "only the device 'cuda:0'" if count == 1 else f"the devices 'cuda:0' to 'cuda:{count - 1}'"
+        raise InvalidInput(f"There is no device '{device}', {there}: use one that is there, or 'auto'.")
     return resolved
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """The named dtype, or the usual one of the device: bfloat16 on a GPU, float32 on a CPU."""
+    """The named dtype, or the device's usual one: on a GPU bfloat16, or float16 where it lacks that; else float32."""
     if dtype is None:
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        with torch.cuda.device(device):
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
@@ -56,6 +68,32 @@ def memory_held(device: torch.device) -> int:
         return int(most)
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else 0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the ways to run out of memory."""
+    text = str(error)
+    known = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in text for each in known)
+    )
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether the device failed, of which nothing follows for the operation that was tried on it."""
+    broken = isinstance(error, torch.AcceleratorError) and "no kernel image" not in str(error)
+    return broken or out_of_memory(error)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, on the CPU and on one device; other draws go on afterwards as if nothing had been."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def device_name(device: torch.device) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from workbench.core.device import seeded
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
 from workbench.core.optional import IMPORTING, imported, library
 from workbench.models import sharing
@@ -75,9 +76,8 @@ def inject(model: PreTrainedModel, config: Any, seed: int) -> None:
     # Peft takes layers of a model it knows for experts by their name alone; of a bare module it takes those named.
     bare = nn.Module()
     bare._modules = model._modules
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with seeded(seed, torch.device("cpu")), warnings.catch_warnings():  # peft draws there, then moves
         warnings.simplefilter("ignore")
-        torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, bare, adapter_name=NAME)
         except (ValueError, TypeError) as error:

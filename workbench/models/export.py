@@ -183,7 +183,6 @@ def _read_model(
     vars(config).pop("quantization_config", None)  # for other readers: our layers are rebuilt from the manifest
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
-    model.to(device)
     tensors = read_tensors(folder / WEIGHTS, device)
     tensors |= {name: tensors[kept] for name, kept in manifest["aliases"].items()}
     if (folder / OWN).exists():
@@ -193,6 +192,7 @@ def _read_model(
     for name, buffer in model.named_buffers():
         if name in tensors and name.rpartition(".")[0] not in packed:
             buffer.copy_(tensors[name])
+    model.to(device)  # the buffers that are left: dense weights that are not read never get there
     sharing.settle_tie(model, model.config)
     if (folder / "generation_config.json").exists():
         model.generation_config = GenerationConfig.from_pretrained(folder)

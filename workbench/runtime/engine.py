@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from workbench.core import named
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
-from workbench.runtime.forward import using
+from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
@@ -131,7 +131,8 @@ class Eager(Engine):
         for group in _groups(requests, size, None if way.padded else [len(each) for each in prompts]):
             batch = [index + sample for index in group for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]
-            yield from self._batch(model, prefix, rest, settings, chosen, [seeds[index] for index in batch], label)
+            with memory_guard(label):  # what a batch held hangs on its frame, which has ended only out here
+                yield from self._batch(model, prefix, rest, settings, chosen, [seeds[index] for index in batch], label)
 
     def _batch(
         self,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from workbench.core.device import out_of_memory
 from workbench.core.errors import OutOfMemory, first_line
 
 # One forward at a time: a variant's timing would be wrong, and a GPU's memory unpredictable, otherwise.
@@ -37,14 +38,23 @@ def memory_guard(label: str) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+    except OutOfMemory as error:  # said further in; the frames in between have ended only now
+        _clear(error)
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
             raise
         reason = first_line(error, longest=160)
-        traceback.clear_frames(error.__traceback__)  # what was half made hangs on the frames that made it
+        _clear(error)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         raise OutOfMemory(
             f"{label} ran out of memory ({reason}): close a variant or use a smaller model; nothing was changed."
         ) from None
+
+
+def _clear(error: BaseException | None) -> None:
+    """Let go of what was half made: it hangs on the frames of an error, and of those that it came from."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__

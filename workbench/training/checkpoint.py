@@ -14,7 +14,8 @@ from torch import Tensor
 
 from workbench.core import files
 
-SECONDS = 60.0  # between two checkpoints
+SECONDS = 60.0  # between two checkpoints, at least
+SHARE = 20  # times as long is trained as writing one took
 KEPT_BYTES = 8 << 30  # in a folder of the cache
 DAY = 86_400.0  # seconds
 

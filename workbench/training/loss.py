@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workbench.core.device import device_failed
 from workbench.runtime.forward import using
 from workbench.runtime.kvcache import is_plain
 from workbench.runtime.reader import rows_states
 from workbench.training.sequences import Batch, Sample, lay_out
 
 Rows = Callable[[Tensor, slice], Tensor]  # logits of some learned tokens, and which they are, to their summed loss
-CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 27}  # made, scored and dropped at a time
+CHUNK_LOGITS = {"cpu": 1 << 23, "cuda": 1 << 25}  # made, scored and dropped at a time: 128 MB in float32 on a GPU
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,8 @@ def packs(model: PreTrainedModel) -> bool:
         try:
             with using("Trying packed samples"):
                 sums.append(batch_loss(model, batch, LIKELIHOOD.lesson(batch)).item())
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            if not packed:
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if not packed or device_failed(error):
                 raise
             return False  # no masks of its caller's
     return abs(sums[1] - sums[0]) <= abs(sums[0]) * (1e-2 if model.dtype != torch.float32 else 1e-4)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from workbench.core.device import memory_held
+from workbench.core.device import memory_held, seeded
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.runtime.forward import using
@@ -78,12 +78,13 @@ class Run:
         progress.done = first
         if not curve.evaluations:
             self._evaluate(curve, 0)
-        written = time.monotonic()
+        written, pause = time.monotonic(), checkpoint.SECONDS
         for number in range(first, self.total):
             progress.wait()
-            if curve.points and time.monotonic() - written >= checkpoint.SECONDS:
+            if curve.points and (began := time.monotonic()) - written >= pause:
                 checkpoint.write(saved, self._tensors(), curve.to_json())
                 written = time.monotonic()
+                pause = max(checkpoint.SECONDS, checkpoint.SHARE * (written - began))
             curve.points.append(self._learn(number, progress))
             if (number + 1) % every == 0 or number + 1 == self.total:
                 self._evaluate(curve, number + 1)
@@ -118,7 +119,8 @@ class Run:
 
     def _learn(self, number: int, progress: Progress) -> Point:
         """One optimizer step."""
-        started, total, tokens = time.perf_counter(), 0.0, 0
+        started, losses, tokens = time.perf_counter(), list[Tensor](), 0
+        memory_held(self.model.device)  # whatever was before does not count
         chosen = self.objective.samples(self.model, self._chosen(number), number)
         rate = learning_rate(self.knobs, number, self.total)
         learned = sum(len(sample.ids) - sample.start for sample in chosen)
@@ -128,18 +130,17 @@ class Run:
             # What is shared is read into a cache, which transformers leaves out where activations are computed twice.
             batch = lay_out(samples, self.packed, self.model.device, share=not self.knobs.checkpointing)
             tokens += batch.tokens
-            with using(self.knobs.label, learning=True), torch.random.fork_rng():
-                torch.manual_seed(
-                    (self.knobs.seed * 1_000_003 + number) * 1024 + part
-                )  # resumed, it drops out the same
+            seed = (self.knobs.seed * 1_000_003 + number) * 1024 + part  # resumed, it drops out the same
+            with using(self.knobs.label, learning=True), seeded(seed, self.model.device):
                 self.model.train()
                 with products(self.knobs.precision, self.model) as forward:
                     with forward:
                         loss = batch_loss(self.model, batch, self.objective.lesson(batch)) / learned
                     loss.backward()  # type: ignore[no-untyped-call]
                 self.model.eval()
-            total += float(loss.detach())
-        norm = float(nn.utils.clip_grad_norm_(self.trained.values(), CLIP))
+            losses.append(loss.detach())
+        norms = nn.utils.clip_grad_norm_(self.trained.values(), CLIP)
+        total, norm = torch.stack([torch.stack(losses).sum(), norms]).tolist()  # the only wait for a GPU
         if not math.isfinite(total) or not math.isfinite(norm):
             names = ", ".join(sample.name for sample in chosen[:3])
             raise InvalidInput(
@@ -196,12 +197,13 @@ class Run:
 
     @torch.no_grad()
     def _evaluate(self, curve: Curve, number: int) -> None:
-        total = learned = 0.0
+        losses, learned = list[Tensor](), 0
         for samples in _parts(self.watched, math.ceil(len(self.watched) / self.knobs.batch_size)):
             batch = lay_out(samples, self.packed, self.model.device)
             with using(self.knobs.label), products(self.knobs.precision, self.model) as forward, forward:
-                total += float(batch_loss(self.model, batch, LIKELIHOOD.lesson(batch)))
+                losses.append(batch_loss(self.model, batch, LIKELIHOOD.lesson(batch)))
             learned += len(batch.targets)
+        total = torch.stack(losses).sum().item()
         if not math.isfinite(total):
             raise InvalidInput(f"The validation loss is not a number {_after(number)}: lower the learning rate.")
         curve.evaluations.append(Evaluation(number, total / learned, self._answers()))

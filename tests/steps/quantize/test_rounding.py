@@ -199,6 +199,23 @@ def test_a_norm_that_adds_one_to_its_weight_is_divided(load_tiny: Callable[[str]
     assert divided_norm(torch.nn.SiLU(), scale) is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("architecture", ["gemma", "llama", "gpt2"])
+def test_a_norm_in_16_bits_is_divided(
+    architecture: str, dtype: torch.dtype, load_tiny: Callable[[str], wb.Variant]
+) -> None:
+    norms = [m for m in load_tiny(architecture).model.to(dtype).modules() if type(m).__name__.endswith("Norm")]
+    scale, x = torch.logspace(-0.5, 0.5, 64), torch.randn(7, 64)
+    for norm in norms:
+        divided = divided_norm(norm, scale)
+        assert divided is not None
+        with torch.no_grad():
+            wanted = norm.float()(x) / scale
+            found = divided(x.to(dtype)).float()
+        assert float((found - wanted).norm() / wanted.norm()) < 0.01
+        norm.to(dtype)
+
+
 def test_hqq_lowers_the_error_it_fits() -> None:
     torch.manual_seed(7)
     weight = torch.randn(32, 128)

@@ -79,16 +79,17 @@ def rebuild(model: nn.Module, entries: dict[str, dict[str, Any]], tensors: dict[
     Args:
         model: a model of dense layers.
         entries: as recorded. Exports of format 1 have no "form": they hold the layers' own tensors.
-        tensors: what was written, by name; of two with the same name, the one that only we read.
+        tensors: what was written, by name; of two with the same name, the one that only we read. Those of packed
+            modules are taken out, so that no layer is held in both its forms but the one that is made.
 
     Raises:
         InvalidInput: a form or a kind of layer is not known.
     """
     parts: dict[str, dict[str, Tensor]] = {path: {} for path in entries}
-    for name, tensor in tensors.items():
+    for name in list(tensors):
         path = next((path for path in _owners(name) if path in parts), None)
         if path is not None:
-            parts[path][name.removeprefix(f"{path}.")] = tensor
+            parts[path][name.removeprefix(f"{path}.")] = tensors.pop(name)
     alone = {path: entry for path, entry in entries.items() if entry.get("form") != SHARED}
     for path, entry in alone.items():
         reader = READERS.get(entry.get("form", "own"))
@@ -96,8 +97,9 @@ def rebuild(model: nn.Module, entries: dict[str, dict[str, Any]], tensors: dict[
             raise InvalidInput(
                 f"This export holds layers in the form '{entry['form']}', which this version cannot read."
             )
-        bias = {"bias": parts[path]["bias"]} if "bias" in parts[path] else {}
-        saved = reader(entry["options"], parts[path], entry) | bias
+        part = parts.pop(path)
+        bias = {"bias": part["bias"]} if "bias" in part else {}
+        saved = reader(entry["options"], part, entry) | bias
         replace_module(model, path, unpack_module(entry["kind"], entry["options"], saved))
     for path, entry in entries.items():
         if path not in alone:

@@ -92,6 +92,10 @@ class PackedLinear(Packed):
         """``rows (n, in) -> (n, out)``."""
         raise NotImplementedError
 
+    def dense(self, kind: torch.dtype) -> Tensor:
+        """The weight ``(out, in)`` in a type to multiply by."""
+        return self.dequantize().to(kind)
+
 
 class _Product(torch.autograd.Function):
     """A packed layer's product, for training what lies before it: its own codes stay as they are."""
@@ -106,7 +110,7 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> Any:
         """By the unpacked weight."""
         gradient = outer[0].to(ctx.kind)
-        return gradient @ ctx.layer.dequantize().to(ctx.kind), None
+        return gradient @ ctx.layer.dense(ctx.kind), None
 
 
 def is_adapted(module: nn.Module) -> bool:

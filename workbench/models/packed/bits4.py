@@ -78,9 +78,20 @@ class Bits4Linear(PackedLinear):
         return tensors
 
     def dequantize(self) -> Tensor:
-        saved = self.saved_tensors()
-        weight: Tensor = bitsandbytes().functional.dequantize_4bit(saved["weight"], self._state(saved["scale"]))
-        return weight.float()
+        weight, state = self.weight, self.state
+        if self._fast_kernel():
+            saved = self.saved_tensors()
+            weight, state = saved["weight"], self._state(saved["scale"])
+        dense: Tensor = bitsandbytes().functional.dequantize_4bit(weight, state)
+        return dense.float()
+
+    def dense(self, kind: torch.dtype) -> Tensor:
+        if self.weight.device.type == "cpu":
+            return super().dense(kind)
+        state = copy(self.state)  # its kernel on a GPU writes any type
+        state.dtype = kind
+        dense: Tensor = bitsandbytes().functional.dequantize_4bit(self.weight, state)
+        return dense
 
     def multiply(self, rows: Tensor) -> Tensor:
         kind = torch.bfloat16 if self._fast_kernel() else rows.dtype

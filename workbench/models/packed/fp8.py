@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.core.device import device_failed
 from workbench.models.packed.base import PackedLinear, fast_bfloat16
+from workbench.models.packed.int8 import largest, scaled_product
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 TILE = 16  # rows and columns of a weight that the GPU kernel takes at a time
@@ -34,12 +36,12 @@ class FP8Linear(PackedLinear):
 
     def multiply(self, rows: Tensor) -> Tensor:
         fits = self.in_features % TILE == 0 and self.out_features % TILE == 0
-        if rows.device.type == "cuda" and fits and multiplies_float8(rows.device):
+        half = rows.dtype != torch.float32  # the kernel's result is in 16 bits
+        if rows.device.type == "cuda" and half and fits and multiplies_float8(rows.device):
             rounded, scale = to_float8(rows)
-            return float8_product(rounded, self.weight).mul_(scale).mul_(self.scale)
+            return float8_product(rounded, self.weight, scale, self.scale)
         if rows.device.type != "cpu":
-            wide = torch.bfloat16 if rows.dtype == torch.float16 else rows.dtype  # float16 ends at 65504
-            return F.linear(rows.to(wide), self.weight.to(wide)).float().mul_(self.scale)
+            return scaled_product(rows, self.weight, self.scale)
         kind = torch.bfloat16 if fast_bfloat16() else torch.float32
         return F.linear(rows.to(kind), to_bfloat16(self.weight).to(kind)).float().mul_(self.scale)
 
@@ -49,8 +51,8 @@ def to_float8(values: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Micikevicius et al., "FP8 Formats for Deep Learning", 2022, https://arxiv.org/abs/2209.05433.
     """
-    scale = values.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(LARGEST)
-    return values.float().div(scale).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    scale = largest(values).clamp_(min=1e-12).div_(LARGEST)
+    return torch.div(values, scale).to(torch.float8_e4m3fn), scale  # up to 464 is rounded to the largest, 448
 
 
 def to_bfloat16(values: Tensor) -> Tensor:
@@ -62,10 +64,11 @@ def to_bfloat16(values: Tensor) -> Tensor:
     return bits.view(torch.bfloat16) * 2.0**120
 
 
-def float8_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows (n, in) @ weight (out, in).T`` of float8 numbers, in float32."""
-    one = torch.ones((), device=rows.device)
-    product: Tensor = torch._scaled_mm(rows, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+def float8_product(rows: Tensor, weight: Tensor, scale: Tensor, outputs: Tensor) -> Tensor:
+    """``rows (n, in) @ weight (out, in).T`` of float8 numbers, scaled by ``(n, 1)`` and ``(out,)``, in bfloat16."""
+    product: Tensor = torch._scaled_mm(
+        rows, weight.t(), scale_a=scale, scale_b=outputs.unsqueeze(0), out_dtype=torch.bfloat16
+    )
     return product
 
 
@@ -74,8 +77,10 @@ def multiplies_float8(device: torch.device) -> bool:
     """Whether a GPU has the product, tried once on a small one."""
     if torch.cuda.get_device_capability(device) < (8, 9):
         return False
-    ones = torch.ones(TILE, TILE, device=device).to(torch.float8_e4m3fn)
+    ones, scale = torch.ones(TILE, TILE, device=device).to(torch.float8_e4m3fn), torch.full((TILE,), 2.0, device=device)
     try:
-        return bool((float8_product(ones[:1], ones) == TILE).all())
-    except RuntimeError:  # not in this build of torch
+        return bool((float8_product(ones, ones, scale.unsqueeze(1), scale) == 4 * TILE).all())
+    except RuntimeError as error:  # not in this build of torch
+        if device_failed(error):
+            raise
         return False

@@ -1,5 +1,6 @@
 """Integers of 2 to 8 bits with a scale and a zero point for every group of columns."""
 
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -126,10 +127,14 @@ class GroupLinear(PackedLinear):
         exact = kind != torch.float16 and (zeros is None or zeros.dtype == torch.uint8)
         work = kind if exact else torch.float32
         size = self.options["group_size"] or self.in_features
-        codes = F.pad(self.codes().to(work), (0, self.groups * size - self.in_features)).view(-1, self.groups, size)
-        codes.sub_(2 ** (self.bits - 1) if zeros is None else zeros.to(work).unsqueeze(-1))
-        dense = codes.mul_(self.scale.to(work).unsqueeze(-1))
-        return dense.view(self.out_features, -1)[:, : self.in_features].to(kind)
+        missing, codes = self.groups * size - self.in_features, self.codes()
+        codes = (F.pad(codes, (0, missing)) if missing else codes).view(-1, self.groups, size)
+        middle = torch.tensor(2 ** (self.bits - 1), dtype=work) if zeros is None else zeros.to(work).unsqueeze(-1)
+        # A GPU takes two types in one kernel; a CPU is slow at that.
+        dense = codes.to(work).sub_(middle) if codes.device.type == "cpu" else torch.sub(codes, middle)
+        scale = self.scale if self.kernel is not None else self.get_buffer("scales")
+        dense.mul_(scale.to(work).unsqueeze(-1))
+        return dense.reshape(self.out_features, -1)[:, : self.in_features].to(kind)
 
 
 def stored_scale(scale: Tensor) -> Tensor:
@@ -148,15 +153,16 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     A code is split into parts of 4, 2 and 1 bits, its lowest bits in the largest. Byte j of the n bytes of a part holds
     the codes j, j + n, j + 2n, ..., so that unpacking writes whole slices.
     """
-    filled = F.pad(codes, (0, -codes.shape[1] % 8))
+    filled = F.pad(codes, (0, -codes.shape[1] % 8)) if codes.shape[1] % 8 else codes
     if bits == 8:
         return filled.contiguous()
     parts, low = [], 0
     for width in (each for each in PARTS if bits & each):
-        slices = ((filled >> low) & (2**width - 1)).chunk(8 // width, dim=1)
-        parts.append(sum((each << (width * place) for place, each in enumerate(slices)), torch.zeros_like(slices[0])))
+        part = (filled >> low if low else filled).bitwise_and(2**width - 1)
+        part = part.view(len(codes), 8 // width, filled.shape[1] * width // 8)
+        parts.append((part << _places(width, part.device)).sum(dim=1, dtype=torch.uint8))
         low += width
-    return torch.cat(parts, dim=1)
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
 def unpack_bits(packed: Tensor, bits: int) -> Tensor:
@@ -166,18 +172,18 @@ def unpack_bits(packed: Tensor, bits: int) -> Tensor:
     eighth = packed.shape[1] // bits
     codes, low = None, 0
     for width in (each for each in PARTS if bits & each):
-        part = packed[:, eighth * low : eighth * (low + width)].contiguous()
-        mask = (2**width - 1) << low
-        slices = [_shifted_right(part, place - low) & mask for place in range(0, 8, width)]
-        found = torch.cat(slices, dim=1)
-        codes = found if codes is None else codes.bitwise_or_(found)
+        part = packed[:, eighth * low : eighth * (low + width)].unsqueeze(1)
+        found = (part >> _places(width, part.device)).bitwise_and_(2**width - 1).flatten(1)
+        codes = found if codes is None else codes.add_(found, alpha=1 << low)
         low += width
     assert codes is not None
     return codes
 
 
-def _shifted_right(values: Tensor, places: int) -> Tensor:
-    return values >> places if places >= 0 else values << -places
+@cache
+def _places(width: int, device: torch.device) -> Tensor:
+    """Where in a byte its codes of that width begin, ``(codes, 1)``; kept, so that no product copies it."""
+    return torch.arange(0, 8, width, dtype=torch.uint8, device=device).unsqueeze(1)
 
 
 def _kernel_group(columns: int, group_size: int) -> int:

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from workbench.core.device import device_failed
 from workbench.models.packed.base import fast_bfloat16
 
 MIDDLE = 8  # the code that the kernels take as zero
@@ -95,16 +96,30 @@ class CudaInt4:
         return torch._convert_weight_to_int4pack(pairs, tiles)
 
     def codes(self, weight: Tensor, columns: int) -> Tensor:
-        """The product of the identity and the codes under unit scales: exact, whatever the layout."""
-        identity = torch.eye(columns, dtype=torch.bfloat16, device=weight.device)
-        unit = torch.zeros(columns // GROUPS[-1], weight.shape[0] * 8, 2, dtype=torch.bfloat16, device=weight.device)
-        unit[..., 0] = 1
-        return (self.multiply(identity, weight, unit) + MIDDLE).t().to(torch.uint8).contiguous()
+        """Tile by tile, in the order in which a tile is laid out."""
+        down, across, _, half = weight.shape
+        tiles = _nibbles(weight).view(down, across, -1)[..., _order(2 * half, weight.device)]
+        return tiles.view(down, across, 8, -1).transpose(1, 2).reshape(-1, columns)
 
     def multiply(self, rows: Tensor, weight: Tensor, grid: Tensor) -> Tensor:
         """The kernel for any number of rows."""
         group = rows.shape[1] // grid.shape[0]
         return torch._weight_int4pack_mm(rows.bfloat16().contiguous(), weight, group, grid)
+
+
+@cache
+def _order(tiles: int, device: torch.device) -> Tensor:
+    """Where CUDA's layout keeps each code of a tile, found by laying out the codes' own places, four bits at a time."""
+    places = torch.arange(8 * 16 * tiles, device=device).view(8, -1)
+    digits = [(places >> shift & 15).to(torch.uint8) for shift in (0, 4, 8)]
+    kept = [_nibbles(CudaInt4().arrange(each)).long() << 4 * at for at, each in enumerate(digits)]
+    return torch.stack(kept).sum(dim=0).argsort()
+
+
+def _nibbles(words: Tensor) -> Tensor:
+    """The codes in 32-bit words, uint8, in a row."""
+    pairs = words.view(torch.uint8).flatten()
+    return torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten()
 
 
 @cache
@@ -121,5 +136,7 @@ def int4_kernel(device: torch.device) -> Int4Kernel | None:
         weight = kernel.arrange(codes)
         works = torch.allclose(kernel.multiply(rows, weight, grid).float(), wanted, rtol=0.02, atol=0.5)
         return kernel if works and torch.equal(kernel.codes(weight, 64), codes) else None
-    except (KeyError, AttributeError, RuntimeError):  # no such instructions, operation or build
+    except (KeyError, AttributeError, RuntimeError) as error:  # no such instructions, operation or build
+        if device_failed(error):
+            raise
         return None

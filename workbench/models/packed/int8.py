@@ -38,8 +38,7 @@ class Int8Linear(PackedLinear):
 
     def multiply(self, rows: Tensor) -> Tensor:
         if rows.device.type != "cpu":
-            kind = torch.bfloat16 if rows.dtype == torch.float16 else rows.dtype  # float16 ends at 65504
-            return F.linear(rows.to(kind), self.weight.to(kind)).float().mul_(self.scale)
+            return scaled_product(rows, self.weight, self.scale)
         wide = self.out_features >= WIDE * self.in_features
         if (wide or rows.shape[0] in SPLIT_ROWS) and exact_int8_products():
             return split_product(rows, self.weight).mul_(self.scale)
@@ -61,12 +60,14 @@ class Int8DynamicLinear(Int8Linear):
     """
 
     def multiply(self, rows: Tensor) -> Tensor:
-        peak = rows.abs().amax(dim=-1, keepdim=True).float().clamp_(min=1e-12)
-        scale = peak.div_(127)
+        scale = largest(rows).clamp_(min=1e-12).div_(127)
+        if rows.device.type != "cpu":
+            product = _gpu_product(torch.div(rows, scale).round_(), self.weight) * scale
+            return torch.mul(product, self.scale, out=torch.empty_like(product, dtype=rows.dtype))
         rounded = rows.float().div(scale).round_()
-        if rows.device.type == "cpu" and not exact_int8_products():
+        if not exact_int8_products():
             return self._in_floats(rounded).float().mul_(scale)
-        return _int8_product(rounded.to(torch.int8), self.weight).float().mul_(scale).mul_(self.scale)
+        return torch._int_mm(rounded.to(torch.int8), self.weight.t()).float().mul_(scale).mul_(self.scale)
 
 
 class Int8Embedding(Packed):
@@ -89,6 +90,24 @@ class Int8Embedding(Packed):
         return embedded
 
 
+def scaled_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """``rows (n, in) @ (weight (out, in) * scale (out,)).T`` on a GPU, for weights of 8 bits: three kernels.
+
+    A row in float16, which ends at 65504, is multiplied in bfloat16.
+    """
+    if rows.dtype == torch.float16:
+        return F.linear(rows.bfloat16(), weight.bfloat16()) * scale
+    return F.linear(rows, weight.to(rows.dtype)).mul_(scale)
+
+
+def largest(rows: Tensor) -> Tensor:
+    """The largest magnitude in each row, float32 ``(n, 1)``: one kernel on a GPU, which a CPU takes long for."""
+    if rows.device.type == "cpu":
+        return rows.abs().amax(dim=-1, keepdim=True).float()
+    most: Tensor = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
+    return most
+
+
 def split_product(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows (n, in) @ weight (out, in).T`` in float32, for int8 weights.
 
@@ -97,7 +116,7 @@ def split_product(rows: Tensor, weight: Tensor) -> Tensor:
     coarse = rows.abs().amax(dim=1, keepdim=True).float().clamp_(min=1e-12).div_(127)
     high = rows.float().div(coarse).round_()
     low = rows.float().sub(high * coarse).mul_(254 / coarse).round_()
-    product = _int8_product(torch.cat([high, low]).to(torch.int8), weight).float()
+    product = torch._int_mm(torch.cat([high, low]).to(torch.int8), weight.t()).float()
     return product[: rows.shape[0]].mul_(254).add_(product[rows.shape[0] :]).mul_(coarse / 254)
 
 
@@ -116,11 +135,18 @@ def _round_up_bfloat16(values: Tensor) -> Tensor:
     return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
 
 
-def _int8_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """``rows (n, in) @ weight (out, in).T`` in int32; CUDA wants more than 16 rows and sizes that 8 divides."""
-    if rows.device.type != "cuda":
-        return torch._int_mm(rows, weight.t())
-    columns = -rows.shape[1] % 8
-    filled = F.pad(rows, (0, columns, 0, max(0, FEW_ROWS + 1 - rows.shape[0])))
-    outputs = F.pad(weight, (0, columns, 0, -weight.shape[0] % 8))
-    return torch._int_mm(filled, outputs.t())[: rows.shape[0], : weight.shape[0]]
+def _gpu_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows (n, in) @ weight (out, in).T`` of whole numbers, the rows in floating point.
+
+    CUDA's kernel wants more than 16 rows and sizes that 8 divides: what is left over of the outputs is multiplied in
+    floating point, for to fill up would copy the whole weight.
+    """
+    count, whole = len(rows), len(weight) - len(weight) % 8
+    if rows.shape[1] % 8 or not whole or rows.device.type != "cuda":
+        return F.linear(rows, weight.to(rows.dtype))
+    filled = rows.new_empty(max(count, FEW_ROWS + 1), rows.shape[1], dtype=torch.int8)  # of the rest nothing is read
+    filled[:count] = rows
+    product = torch._int_mm(filled, weight[:whole].t())[:count]
+    if whole == len(weight):
+        return product
+    return torch.cat([product, F.linear(rows, weight[whole:].to(rows.dtype))], dim=1)

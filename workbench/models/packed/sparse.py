@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.core.device import device_failed
 from workbench.core.errors import InvalidInput
 from workbench.models.packed.base import PackedLinear
 
@@ -102,7 +103,9 @@ def has_sparse_product(device: torch.device, dtype: torch.dtype) -> bool:
     rows = torch.eye(64, device=device, dtype=dtype)
     try:
         return torch.equal(F.linear(rows, _to_sparse(weight)), weight.t())
-    except (RuntimeError, NotImplementedError):  # neither cuSPARSELt nor CUTLASS in this build, or not for this GPU
+    except RuntimeError as error:  # neither cuSPARSELt nor CUTLASS in this build, or not for this GPU
+        if device_failed(error):
+            raise
         return False
 
 

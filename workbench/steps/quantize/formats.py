@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from workbench.core.device import synchronize
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.layers.opaque import opaque_layers
@@ -70,8 +71,10 @@ class _Quantize(Step):
         dense = sharing.total_bytes(layer for _, layer in layers)
         smallest = min(layers, key=lambda item: dense_weight(item[1]).numel())[1]
         self._pack(smallest)  # the first time pays for imports
+        synchronize(variant.device)
         started = time.perf_counter()
         self._pack(smallest)
+        synchronize(variant.device)
         pace = (time.perf_counter() - started) / dense_weight(smallest).numel()
         return Forecast(
             owned_bytes=round(packed),
