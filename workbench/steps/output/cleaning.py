@@ -9,7 +9,7 @@ from workbench.answering.request import Generation
 from workbench.core.errors import InvalidInput
 from workbench.core.sentences import json_value, sentences
 from workbench.step import RequestStep
-from workbench.tasks.scoring import NUMBER
+from workbench.tasks.numbers import numbers
 
 FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 FENCED = re.compile(r"```[\w-]*\n?((?:(?!```).)*)```", re.DOTALL)
@@ -79,7 +79,7 @@ def _part(text: str, part: str) -> str:
         case "json":
             return text[json_value(text)]
         case "number":
-            return str((NUMBER.findall(text) or [""])[-1])
+            return (numbers(text) or [""])[-1]
         case "line":
             return next((line.strip() for line in text.splitlines() if line.strip()), "")
         case "sentence":
