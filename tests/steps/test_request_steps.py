@@ -206,10 +206,11 @@ def test_what_is_off_the_question_goes(base: wb.Variant) -> None:
 def test_the_words_that_are_kept_are_those_hardest_to_guess(base: wb.Variant) -> None:
     import torch
 
-    from workbench.steps.context.compress import WORD, information
+    from workbench.core.words import words as cut
+    from workbench.steps.context.compress import information
 
     text = "The tide comes in twice a day and goes out twice a day."
-    words = WORD.findall(text)
+    words = cut(text)
     told = information(words, base)
     # by hand: every word's tokens, each against the model's distribution after all before it
     ids = [base.tokenizer(word)["input_ids"] for word in words]
@@ -233,6 +234,7 @@ def test_the_words_that_are_kept_are_those_hardest_to_guess(base: wb.Variant) ->
         (output.Stop(strings="END\n\\n\\n"), "one END two", "one "),
         (output.Stop(strings="END\n\\n\\n"), "one\n\ntwo", "one"),
         (output.Stop(sentences=1), "One. Two", "One. "),
+        (output.Stop(sentences=1), "\u4f60\u597d\u3002\u6211\u662f", "\u4f60\u597d\u3002"),
         (output.Stop(sentences=1), "One", None),
         (output.Stop(sentences=1), "\n\n1. Boil it. Then", "\n\n1. Boil it. "),
         (output.Stop(sentences=1), "1. Boil", None),

@@ -4,11 +4,10 @@ Properties of characters are those of Unicode, as `regex` knows them; transforme
 """
 
 import unicodedata
-from typing import TypeVar
+from typing import Any
 
 import regex
 
-Given = TypeVar("Given")
 # Scripts written without spaces: Chinese, Japanese, and those whose lines only a dictionary could break (Unicode's line
 # breaking class SA), such as Thai, Lao, Khmer and Burmese.
 IDEOGRAPHS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}ー々"
@@ -18,6 +17,7 @@ PART = 12  # letters of such a line that count as one word
 _PIECE = regex.compile(
     rf"\s*+(?:[{IDEOGRAPHS}]\p{{M}}*[^\w\s]*"  # a character is about a word's worth of tokens
     rf"|{SOUTH_EAST}\p{{M}}*(?:{SOUTH_EAST}\p{{M}}*){{0,3}}[^\w\s]*"  # so are four letters
+    rf"|([^\w\s])\1{{{LONG},}}+"  # a ruled line
     rf"|[^\s{IDEOGRAPHS}{SOUTH_EAST}]{{1,{LONG}}}+(?![^\s{IDEOGRAPHS}{SOUTH_EAST}])"
     rf"|[^\s{IDEOGRAPHS}{SOUTH_EAST}]{{1,{PART}}})(?:\s++\Z)?"
 )
@@ -31,10 +31,12 @@ def words(text: str) -> list[str]:
     Japanese, or four letters of Thai and its like; a longer row of other characters than any word counts as several.
     That is a measure of length, and says where a text may be cut; it is no dictionary.
     """
-    return [] if text.isspace() else list(_PIECE.findall(text))  # nothing but spaces would be read over and over
+    return (
+        [] if text.isspace() else [found[0] for found in _PIECE.finditer(text)]
+    )  # nothing but spaces would be read over and over
 
 
-def mended(value: Given) -> Given:
+def mended(value: Any) -> Any:
     """A text without half characters, or a list of such texts; anything else is given back as it is.
 
     Half a surrogate pair, as JavaScript leaves it where it cuts an emoji in two, is no text that could be written or
@@ -44,9 +46,9 @@ def mended(value: Given) -> Given:
         try:
             value.encode()
         except UnicodeEncodeError:
-            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")  # type: ignore[return-value]
+            return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     elif isinstance(value, list | tuple) and any(isinstance(each, str) for each in value):
-        return type(value)(map(mended, value))  # type: ignore[return-value]
+        return type(value)(map(mended, value))
     return value
 
 

@@ -6,18 +6,18 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.answering.request import Passage
 from workbench.core.errors import InvalidInput
 from workbench.core.files import is_kind
 from workbench.core.sentences import sentences
+from workbench.core.words import words as cut
 from workbench.tasks.sources import hub_dataset
 
 MOST_BYTES = 20_000_000  # of one document's file
 MOST_ROWS_BYTES = 1_000_000_000  # of a file of rows
 WRAP = re.compile(r"(?<=[^\n]{50})\n(?=[^\W\d_])")  # a line break that only keeps lines of prose short
-WORD = re.compile(r"\s*\S+\s*")
 TEXT_KEYS = ("text", "content", "body", "passage")
 ID_KEYS = ("id", "_id", "title", "url")
 
@@ -156,40 +156,43 @@ def passages(document: Document, words: int, overlap: int) -> list[Passage]:
 
     Args:
         document: with its text.
-        words: most in a piece.
+        words: most in a piece, as `workbench.core.words` counts them in any script.
         overlap: of a piece's last words, about how many the next one begins with, in whole sentences; half at most.
     """
     overlap = min(overlap, words // 2)
-    pieces: list[list[str]] = [[]]
+    pieces: list[list[_Part]] = [[]]
     held = 0  # words of the last piece
-    for sentence in _pieces(document.text, words):
-        size = len(sentence.split())
-        if pieces[-1] and held + size > words:
-            pieces.append(_tail(pieces[-1], min(overlap, words - size)))
-            held = _words(pieces[-1])
-        pieces[-1].append(sentence)
-        held += size
-    texts = [text for piece in pieces if (text := "".join(piece).strip())]
+    for part in _parts(document.text, words):
+        if pieces[-1] and held + part.size > words:
+            pieces.append(_tail(pieces[-1], min(overlap, words - part.size)))
+            held = sum(each.size for each in pieces[-1])
+        pieces[-1].append(part)
+        held += part.size
+    texts = [text for piece in pieces if (text := "".join(each.text for each in piece).strip())]
     if len(texts) == 1:
         return [Passage(document.id, texts[0])]
     return [Passage(f"{document.id}#{number}", each) for number, each in enumerate(texts, start=1)]
 
 
-def _pieces(text: str, words: int) -> Iterator[str]:
+class _Part(NamedTuple):
+    """A sentence, or as much of one as a passage holds."""
+
+    text: str
+    size: int
+
+
+def _parts(text: str, words: int) -> Iterator[_Part]:
     for found in sentences(WRAP.sub(" ", text)):
-        split = WORD.findall(found)
+        split = cut(found) or [found]
         for start in range(0, len(split), words):  # a sentence without an end is cut, too
-            yield "".join(split[start : start + words])
+            yield _Part("".join(split[start : start + words]), len(split[start : start + words]))
 
 
-def _words(sentences: list[str]) -> int:
-    return sum(len(each.split()) for each in sentences)
-
-
-def _tail(sentences: list[str], words: int) -> list[str]:
-    kept: list[str] = []
-    for each in reversed(sentences):
-        if _words([each, *kept]) > words:
+def _tail(parts: list[_Part], words: int) -> list[_Part]:
+    kept, held = 0, 0
+    for each in reversed(parts):
+        held += each.size
+        if held > words:
             break
-        kept.insert(0, each)
-    return kept
+        kept += 1
+    return parts[len(parts) - kept :]

@@ -15,7 +15,11 @@ from workbench.tasks.numbers import NUMBER, joined, numbers, plain, value
 
 Scorer = Callable[[str, str], float]
 UNSEEN = regex.compile(r"[\p{Cf}\ufe00-\ufe0f]")  # joiners, soft hyphens, marks of direction, how an emoji is drawn
-SPELLINGS = str.maketrans("\u2018\u2019\u02bc`\u201c\u201d\u201e«»\u2010\u2011\u2212", '"""""---')
+SPELLINGS = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc`", "'")
+    | dict.fromkeys("\u201c\u201d\u201e«»", '"')
+    | dict.fromkeys("\u2010\u2011\u2212", "-")
+)
 DASH = regex.compile(r"(?<=\d)\p{Pd}(?=\d)|(?<!\w)\p{Pd}(?=\.?\d)")
 ARTICLE = regex.compile(r"(?<![\w'.-])(?:an?|the)\s+(?=[\"'(\[]*\w)")
 LETTER = regex.compile(r"(?<=[^\s.!?]\s+)A\b")  # in capitals within a sentence
