@@ -13,6 +13,9 @@ from pathlib import Path
 from workbench.core.errors import InvalidInput, WorkbenchError, first_line
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+-]{0,99}")
+DATA_SUFFIXES = frozenset(
+    {".gguf", ".safetensors", ".bin", ".pt", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".md"}
+)
 CHUNK = 1 << 22
 
 
@@ -35,6 +38,33 @@ def check_name(name: str) -> str:
             "starting with a letter or digit."
         )
     return name
+
+
+def home(source: str | Path) -> Path:
+    """A path as typed, ``~`` at its start resolved where there is such a user."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
+
+
+def looks_like_path(source: str | Path) -> bool:
+    """Whether a name that is not on this machine was meant as a path on it, so that no hub need be asked.
+
+    The ids of a hub are ``name`` or ``owner/name``. A path starts with ``/``, ``.`` or ``~``, has a backslash, more
+    than one slash or the suffix of a data file, or lies in a folder that is there.
+    """
+    if isinstance(source, Path):
+        return True
+    path = home(source)
+    return (
+        source.startswith(("/", "./", "../", "~"))
+        or source in (".", "..")
+        or "\\" in source
+        or source.count("/") > 1
+        or path.suffix.lower() in DATA_SUFFIXES
+        or ("/" in source and is_kind(path.parent, Path.is_dir))
+    )
 
 
 def inside(folder: Path, name: str) -> Path:

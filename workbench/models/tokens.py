@@ -14,7 +14,7 @@ from workbench.core.value import Value
 class Message(Value):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
