@@ -144,3 +144,30 @@ def test_a_schema_cannot_loosen_its_own_guarantee(base: wb.Variant) -> None:
     rule = {"x-guidance": {"lenient": True}, "type": "object", "patternRequired": ["a"], "unevaluatedProperties": False}
     with pytest.raises(InvalidInput):
         base.apply(prompt.Constrain(rule=json.dumps(rule)))
+
+
+@pytest.mark.parametrize(
+    ("form", "rule", "told"),
+    [
+        (
+            "json",
+            '{"type": "integer", "minimum": 0, "maximum": 18446744073709551616}',
+            "18446744073709551616 is beyond",
+        ),
+        ("json", '{"const": -9223372036854775809}', "is beyond the whole numbers of 64 bits"),
+        ("json", '{"const": ' + "9" * 5000 + "}", "is beyond the whole numbers of 64 bits"),
+        ("json", '{"type": "number", "maximum": 1e400}', "1e400 is no finite number"),
+        ("json", '{"const": NaN}', "NaN is no finite number"),
+        ("json", '{"const": "\\ud83d"}', "cannot be enforced"),
+        ("json", '{"type": "string", "pattern": "(?=a)b"}', "look-around"),
+        ("pattern", "(?=a)[ab]{2}", "enforced: look-around, including look-ahead and look-behind, is not supported"),
+        ("pattern", "(", "enforced: unclosed group"),
+        ("pattern", "[z-a]", "invalid character class range"),
+    ],
+)
+def test_the_reason_is_told_in_one_sentence(base: wb.Variant, form: str, rule: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        base.apply(prompt.Constrain(form=form, rule=rule))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")
