@@ -250,6 +250,7 @@ def test_the_words_that_are_kept_are_those_hardest_to_guess(base: wb.Variant) ->
         (output.Stop(json_value=True), 'The set {x} is {"a": 1}.', 'The set {x} is {"a": 1}'),
         (output.Stop(repeats=2), "a b c d a b c d a b c d", "a b c d"),
         (output.Stop(repeats=2), "a b c d a b c d a b c", None),
+        (output.Stop(repeats=2), "\u6211\u4e0d\u77e5\u9053\u3002" * 3, "\u6211\u4e0d\u77e5\u9053\u3002"),
         (output.Stop(repeats=2), " a b\n\n\nc d  a b\n\n\nc d  a b\n\n\nc d", " a b\n\n\nc d"),
     ],
 )

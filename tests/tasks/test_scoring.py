@@ -1,10 +1,16 @@
 # ruff: noqa: RUF001  # look-alikes are what is tested
 """Scores of answers, each worked out by hand from the rules in the scorers' docstrings."""
 
+import re
+import string
+from pathlib import Path
+
 import pytest
 
 from workbench.tasks.numbers import numbers, plain
-from workbench.tasks.scoring import SCORERS
+from workbench.tasks.scoring import SCORERS, normalize
+
+DATA = Path(__file__).parents[2] / "data"
 
 ENGLISH = [
     ("exact", "The Cat.", "cat", 1.0),
@@ -154,6 +160,16 @@ TOLD_APART = [
 @pytest.mark.parametrize(("scorer", "answer", "gold", "score"), [*ENGLISH, *TOLD_APART])
 def test_scorers_by_hand(scorer: str, answer: str, gold: str, score: float) -> None:
     assert SCORERS[scorer](answer, gold) == pytest.approx(score)
+
+
+def test_ordinary_english_is_compared_as_by_the_script_of_squad() -> None:
+    """The normal form of evaluate-v1.1.py on the prose that is shipped; texts with numbers are compared otherwise."""
+    texts = [each for file in DATA.glob("prose/*.txt") for each in re.split(r"(?<=[.!?])\s+", file.read_text("utf-8"))]
+    compared = [each for each in texts if not re.search(r"\d", each)]
+    assert len(compared) > 200
+    for text in compared:
+        bare = "".join(each for each in text.lower() if each not in string.punctuation)
+        assert normalize(text) == re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ MARK = regex.compile(
     r"|(?<=\p{L})(?:\++|#)(?![\w+#])"  # C++, C#, A+
     r"|(?<=\b\p{L}{1,2})-(?![\w-])"  # A-
     r"|(?<=\s)[<>=^+](?=\s))"
+    r"|(?<=\d),(?=\d)"
     rf"|([{re.escape(string.punctuation)}])|\p{{P}}"
 )
 # Hangul, too: particles stick to Korean words. So do the scripts of KorQuAD (Lim et al., 2019) and MLQA.
@@ -62,9 +63,7 @@ def normalize(text: str) -> list[str]:
 
 def _marked(found: "regex.Match[str]") -> str:
     """What stays of a mark: itself, or a space where a list of digits or another script's mark parts two words."""
-    if found[1]:
-        return str(found[1])
-    return " " if found[2] in (None, ",") else ""
+    return str(found[1] or ("" if found[2] else " "))
 
 
 def _either(score: Scorer) -> Scorer:
