@@ -70,7 +70,8 @@ def _either(score: Scorer) -> Scorer:
     """A scorer that takes ``1 000`` for one number or for two, whichever is better."""
 
     def better(answer: str, gold: str) -> float:
-        return max(score(answer, gold), score(joined(answer), joined(gold)))
+        told, one_number = (answer, gold), (joined(answer), joined(gold))
+        return max(score(*each) for each in {told, one_number})
 
     better.__doc__ = score.__doc__
     return better

@@ -172,7 +172,9 @@ def _read(rows: Iterable[Row], columns: Mapping[str, str] | None) -> tuple[tuple
     first = list(islice(rows, LOOKED_AT))
     shape = None if {"prompt", "answer"} & set(columns or {}) else next(filter(None, map(_shape, first)), None)
     examples = tuple(_example(row, names, shape) for row in chain(first, rows))
-    return examples, f"rows are read as {shape.name}, the last answer of each is the gold one" if shape else ""
+    if not shape:
+        return examples, ""
+    return examples, f"read as {shape.name}: the last answer of a row is the gold one, what follows it is left out"
 
 
 def _shape(row: Row) -> Shape | None:
