@@ -175,3 +175,16 @@ def test_a_path_that_is_not_there_asks_no_hub(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("workbench.retrieval.documents.hub_dataset", lambda _: pytest.fail("the hub was asked"))
     with pytest.raises(NotAvailable, match="There is no file or folder"):
         read_documents("~/nowhere/at all")
+
+
+def test_a_pdf_that_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.pdf").write_bytes(pdf("Opens at eight."))
+    assert read_documents(tmp_path).documents[0].text == "Opens at eight."
+    reads: list[str] = []
+    read = "workbench.retrieval.documents.text_of"
+    monkeypatch.setattr(read, lambda data, name: reads.append(name) or text_of(data, name))
+    assert read_documents(tmp_path).documents[0].text == "Opens at eight."
+    assert reads == []
+    (tmp_path / "a.pdf").write_bytes(pdf("Opens at nine, on Sundays."))
+    assert read_documents(tmp_path).documents[0].text == "Opens at nine, on Sundays."
+    assert reads == ["a.pdf"]

@@ -6,6 +6,7 @@ import re
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from workbench.tasks.sources import hub_dataset
 
 MOST_BYTES = 20_000_000  # of one document's file
 MOST_PACKED_BYTES = 200_000_000  # of one that may hold pictures, too
+KEPT = 256  # texts of such files
 PACKED = (b"%PDF-", b"PK\x03\x04")
 MOST_ROWS_BYTES = 1_000_000_000  # of a file of rows
 WRAP = re.compile(r"(?<=[^\n]{50})\n(?=[^\W\d_])")  # a line break that only keeps lines of prose short
@@ -115,15 +117,14 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read_file(file: Path, name: str, library: Library) -> None:
     ending = file.suffix.lower()
     try:
+        stat = file.stat()
         with file.open("rb") as raw:
             packed = raw.read(5).startswith(PACKED)
-            most = MOST_ROWS_BYTES if ending in ROWS else MOST_PACKED_BYTES if packed else MOST_BYTES
-            if file.stat().st_size > most:
-                library.refused.append(f"{name}: larger than {most // 1_000_000} MB")
-                return
-            raw.seek(0)
-            data = raw.read()
-        text = text_of(data, name)
+        most = MOST_ROWS_BYTES if ending in ROWS else MOST_PACKED_BYTES if packed else MOST_BYTES
+        if stat.st_size > most:
+            library.refused.append(f"{name}: larger than {most // 1_000_000} MB")
+            return
+        text = _unpacked(file, stat.st_mtime_ns, stat.st_size) if packed else text_of(file.read_bytes(), file.name)
     except OSError as error:
         library.refused.append(f"{name}: {error.strerror}")
         return
@@ -137,6 +138,12 @@ def _read_file(file: Path, name: str, library: Library) -> None:
     for number, row in rows:
         if not _add_row(row, f"{name}:{number}", library):
             library.refused.append(f"{name}, line {number}: no JSON object with a text")
+
+
+@lru_cache(maxsize=KEPT)
+def _unpacked(file: Path, changed: int, size: int) -> str:
+    """The text of a file that takes long to read; read again once it has changed."""
+    return text_of(file.read_bytes(), file.name)
 
 
 def _lines(text: str) -> Iterator[tuple[int, Any]]:
