@@ -157,7 +157,8 @@ def test_without_its_library_a_file_is_named_and_left_out(
     assert "pip install" in found.refused[0]
 
 
-def test_rows_in_lists_and_under_endings_in_capitals(tmp_path: Path) -> None:
+def test_rows_in_lists_and_under_endings_in_capitals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.retrieval.extract.MOST_TEXT", 50)  # of one document, not of a file of rows
     (tmp_path / "a.JSONL").write_text('{"id": "one", "text": "cafe\\u0301"}\n{"text": "half \\ud83d"}\n')
     (tmp_path / "b.json").write_text('[{"id": "three", "text": "Three."}, 4]')
     (tmp_path / "c.json").write_text('{"opens": 8}')

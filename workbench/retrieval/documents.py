@@ -16,7 +16,7 @@ from workbench.core.files import home, is_kind, looks_like_path
 from workbench.core.sentences import sentences
 from workbench.core.words import composed, mended
 from workbench.core.words import words as cut
-from workbench.retrieval.extract import text_of
+from workbench.retrieval.extract import plain_text, text_of
 from workbench.tasks.sources import hub_dataset
 
 MOST_BYTES = 20_000_000  # of one document's file
@@ -124,7 +124,10 @@ def _read_file(file: Path, name: str, library: Library) -> None:
         if stat.st_size > most:
             library.refused.append(f"{name}: larger than {most // 1_000_000} MB")
             return
-        text = _unpacked(file, stat.st_mtime_ns, stat.st_size) if packed else text_of(file.read_bytes(), file.name)
+        if ending in ROWS:
+            text = plain_text(file.read_bytes())
+        else:
+            text = _unpacked(file, stat.st_mtime_ns, stat.st_size) if packed else text_of(file.read_bytes(), file.name)
     except OSError as error:
         library.refused.append(f"{name}: {error.strerror}")
         return

@@ -73,9 +73,7 @@ def text_of(data: bytes, name: str) -> str:
     elif _is_mail(data) or ending == "eml":
         text = _read("mail", _mail, data)
     else:
-        text = _plain(data)
-        if "\0" in text:
-            raise InvalidInput("not text")
+        text = plain_text(data)
         text = _notebook(text) if text.lstrip()[:1] == "{" and '"nbformat"' in text else _without_front(text)
     if len(text) > MOST_TEXT:
         raise InvalidInput(f"more than {MOST_TEXT // 1_000_000} million characters")
@@ -94,11 +92,19 @@ def _read(kind: str, reader: Any, data: bytes) -> str:
     return text
 
 
-def _plain(data: bytes) -> str:
+def plain_text(data: bytes) -> str:
+    """A file that is text as it is, in UTF-8, or in UTF-16 with its mark.
+
+    Raises:
+        InvalidInput: it is not.
+    """
     try:
-        return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"not UTF-8 text (byte {error.start})") from None
+    if "\0" in text:
+        raise InvalidInput("not text")
+    return text
 
 
 def _pdf(data: bytes) -> str:
