@@ -26,6 +26,7 @@ def test_english_is_that_of_bm25s(text: str) -> None:
         ("\u7b2c7\u53f7pier", ["\u7b2c", "7", "\u53f7", "pier"]),
         ("\u0e17\u0e48\u0e32\u0e40", ["\u0e17\u0e48", "\u0e32", "\u0e40", "\u0e17\u0e48\u0e32", "\u0e32\u0e40"]),
         ("\u0939\u093f\u0928\u094d\u0926\u0940", ["\u0939\u093f\u0928\u094d\u0926\u0940"]),
+        ("\uc11c\uc6b8\uc740 \ube44", ["\uc11c", "\uc6b8", "\uc740", "\uc11c\uc6b8", "\uc6b8\uc740", "\ube44"]),
         ("Stra\u00dfe \uff34\uff4f\uff57\uff4e", ["strasse", "town"]),
     ],
 )
