@@ -61,6 +61,27 @@ def test_words_and_tokens_are_limited(base: wb.Variant, seed: int) -> None:
     assert len(asked(base, seed, form="tokens", rule="5").token_ids) <= 5
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("one two, three", 3), ("\u732b\u3068\u72ac cat", 4), ("\u0e17\u0e48\u0e32\u0e40\u0e23\u0e37\u0e2d", 2)],
+)
+def test_words_are_counted_without_spaces_too(base: wb.Variant, text: str, count: int) -> None:
+    ids = base.tokenizer(text)["input_ids"]
+    for limit in (count, count - 1):
+        guide = Guide(
+            base.tokenizer, len(base.tokenizer), prompt.Constrain(form="words", rule=str(limit)).grammar(base)
+        )
+        allowed = []
+        for token in ids:
+            logits = torch.zeros(len(base.tokenizer))
+            guide.restrict(logits)
+            if logits[token] != 0:
+                break
+            guide.take(token)
+            allowed.append(token)
+        assert (allowed == ids) == (limit == count)
+
+
 def test_greedy_answers_are_constrained_in_batches_too(base: wb.Variant, tiny_task: wb.Task) -> None:
     from workbench.measurement.scores import generate_answers
 
