@@ -304,12 +304,17 @@ def test_a_part_is_taken(part: str, text: str, found: str) -> None:
         ("'It' is 'so'", "'It' is 'so'"),
         ('"yes" or "no"', '"yes" or "no"'),
         ("```json\n{}\n```\nHope this helps!```", "```json\n{}\n```\nHope this helps!```"),
+        ("\u300c\u732b\u300d", "\u732b"),
         ("Sure!", "Sure!"),
         ("", ""),
     ],
 )
 def test_wrapping_is_taken_away(text: str, bare: str) -> None:
     assert finished(output.Clean(), text) == [bare]
+
+
+def test_a_full_stop_at_the_end_goes_if_asked() -> None:
+    assert finished(output.Clean(ending=True), "Twelve.", "\u732b\u3002", "So") == ["Twelve", "\u732b", "So"]
 
 
 def test_what_stop_shows_in_a_batch_is_what_it_shows_alone(base: wb.Variant, tiny_task: wb.Task) -> None:

@@ -13,7 +13,7 @@ from workbench.tasks.numbers import numbers
 
 FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 FENCED = re.compile(r"```[\w-]*\n?((?:(?!```).)*)```", re.DOTALL)
-QUOTES = ('""', "''", "``", "“”", "«»")
+QUOTES = ('""', "''", "``", "“”", "«»", "「」", "『』")
 LEAD = re.compile(
     r"\A\s*(?:(?:sure|certainly|of course)[,!.]\s*)?"
     r"(?:(?:here (?:is|are)[^:\n]{0,80}|(?:the )?(?:final )?answer(?: is)?):\s*)?",
@@ -71,7 +71,7 @@ class Clean(RequestStep):
             text = found[1].strip()
         if self.quotes and text[:1] + text[-1:] in QUOTES and not set(text[1:-1]) & set(text[0] + text[-1]):
             text = text[1:-1].strip()
-        return text.removesuffix(".") if self.ending else text
+        return text[:-1] if self.ending and text.endswith((".", "。")) else text
 
 
 def _part(text: str, part: str) -> str:
