@@ -72,7 +72,7 @@ def test_another_version_is_told(index: Index) -> None:
         Index(index.path, words=40, encoder=encoder())
     with sqlite3.connect(index.path) as base:
         base.execute("UPDATE facts SET value = '0' WHERE key = 'format'")
-    with pytest.raises(InvalidInput, match="format '0', not '1'"):
+    with pytest.raises(InvalidInput, match="format '0', not '2'"):
         Index(index.path, encoder=encoder())
 
 

@@ -206,10 +206,11 @@ def test_what_is_off_the_question_goes(base: wb.Variant) -> None:
 def test_the_words_that_are_kept_are_those_hardest_to_guess(base: wb.Variant) -> None:
     import torch
 
-    from workbench.steps.context.compress import WORD, information
+    from workbench.core.words import words as cut
+    from workbench.steps.context.compress import information
 
     text = "The tide comes in twice a day and goes out twice a day."
-    words = WORD.findall(text)
+    words = cut(text)
     told = information(words, base)
     # by hand: every word's tokens, each against the model's distribution after all before it
     ids = [base.tokenizer(word)["input_ids"] for word in words]
@@ -233,6 +234,7 @@ def test_the_words_that_are_kept_are_those_hardest_to_guess(base: wb.Variant) ->
         (output.Stop(strings="END\n\\n\\n"), "one END two", "one "),
         (output.Stop(strings="END\n\\n\\n"), "one\n\ntwo", "one"),
         (output.Stop(sentences=1), "One. Two", "One. "),
+        (output.Stop(sentences=1), "\u4f60\u597d\u3002\u6211\u662f", "\u4f60\u597d\u3002"),
         (output.Stop(sentences=1), "One", None),
         (output.Stop(sentences=1), "\n\n1. Boil it. Then", "\n\n1. Boil it. "),
         (output.Stop(sentences=1), "1. Boil", None),
@@ -248,6 +250,7 @@ def test_the_words_that_are_kept_are_those_hardest_to_guess(base: wb.Variant) ->
         (output.Stop(json_value=True), 'The set {x} is {"a": 1}.', 'The set {x} is {"a": 1}'),
         (output.Stop(repeats=2), "a b c d a b c d a b c d", "a b c d"),
         (output.Stop(repeats=2), "a b c d a b c d a b c", None),
+        (output.Stop(repeats=2), "\u6211\u4e0d\u77e5\u9053\u3002" * 3, "\u6211\u4e0d\u77e5\u9053\u3002"),
         (output.Stop(repeats=2), " a b\n\n\nc d  a b\n\n\nc d  a b\n\n\nc d", " a b\n\n\nc d"),
     ],
 )
@@ -301,12 +304,17 @@ def test_a_part_is_taken(part: str, text: str, found: str) -> None:
         ("'It' is 'so'", "'It' is 'so'"),
         ('"yes" or "no"', '"yes" or "no"'),
         ("```json\n{}\n```\nHope this helps!```", "```json\n{}\n```\nHope this helps!```"),
+        ("\u300c\u732b\u300d", "\u732b"),
         ("Sure!", "Sure!"),
         ("", ""),
     ],
 )
 def test_wrapping_is_taken_away(text: str, bare: str) -> None:
     assert finished(output.Clean(), text) == [bare]
+
+
+def test_a_full_stop_at_the_end_goes_if_asked() -> None:
+    assert finished(output.Clean(ending=True), "Twelve.", "\u732b\u3002", "So") == ["Twelve", "\u732b", "So"]
 
 
 def test_what_stop_shows_in_a_batch_is_what_it_shows_alone(base: wb.Variant, tiny_task: wb.Task) -> None:

@@ -4,6 +4,7 @@ A grammar is a text in llguidance's own form, made by `of_schema`, `of_pattern` 
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench.answering.speaker import Speaker
 from workbench.core.errors import InvalidInput, first_line
 from workbench.core.optional import library
+from workbench.core.words import mended
 
 KEPT = 8  # grammars of a tokenizer
 _compilations: "WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Any]]" = WeakKeyDictionary()
@@ -30,20 +32,39 @@ def of_schema(schema: str) -> str:
         InvalidInput: it is no JSON, or llguidance does not know a word of it.
     """
     try:
-        parsed = json.loads(schema)
+        parsed = json.loads(mended(schema), parse_int=_whole, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidInput):
+            raise
         raise InvalidInput(f"The schema is not valid JSON: {getattr(error, 'msg', 'nested too deeply')}.") from None
     if not isinstance(parsed, dict):
         raise InvalidInput('A schema is a JSON object, such as {"type": "object"}.')
     # The last two keep a schema from loosening its own guarantee.
     compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
     compact |= {"lenient": False, "coerce_one_of": False}
-    return _checked(str(_library().LLMatcher.grammar_from_json_schema(parsed, overrides=compact)), "schema")
+    try:
+        grammar = str(_library().LLMatcher.grammar_from_json_schema(parsed, overrides=compact))
+    except ValueError as error:
+        raise InvalidInput(f"This schema cannot be enforced: {_reason(str(error))}.") from None
+    return _checked(grammar, "schema")
+
+
+def _whole(digits: str) -> int:
+    """A whole number that llguidance can hold; a larger one it would take for another."""
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise InvalidInput(f"This schema cannot be enforced: {digits[:24]} is beyond the whole numbers of 64 bits.")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise InvalidInput(f"This schema cannot be enforced: {digits[:24]} is no finite number.")
+    return float(digits)
 
 
 def of_pattern(pattern: str) -> str:
     """Of a text that matches a regular expression from end to end, in the syntax of Rust's regex crate."""
-    return _checked(str(_library().LLMatcher.grammar_from_regex(pattern)), "pattern")
+    return _checked(str(_library().LLMatcher.grammar_from_regex(mended(pattern))), "pattern")
 
 
 def of_choices(choices: Sequence[str]) -> str:
@@ -56,8 +77,15 @@ def of_choices(choices: Sequence[str]) -> str:
 def _checked(grammar: str, what: str) -> str:
     wrong, messages = _library().LLMatcher.validate_grammar_with_warnings(grammar)
     if wrong:
-        raise InvalidInput(f"This {what} cannot be enforced: {first_line(ValueError(messages[0]), 200)}.")
+        raise InvalidInput(f"This {what} cannot be enforced: {_reason(messages[0])}.")
     return grammar
+
+
+def _reason(message: str) -> str:
+    """Why llguidance refuses something: the line that says so, which may stand below a drawing of where."""
+    lines = [line.strip() for line in message.splitlines()]
+    said = next((line for line in lines if line.startswith("error: ")), next(filter(None, lines), "no reason given"))
+    return first_line(ValueError(said.removeprefix("error: ")))
 
 
 class Guide:
@@ -99,8 +127,7 @@ class Guide:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            reason = first_line(ValueError(self._matcher.get_error()), 200)
-            raise InvalidInput(f"The constraint cannot be kept: {reason}.")
+            raise InvalidInput(f"The constraint cannot be kept: {_reason(self._matcher.get_error())}.")
 
 
 def guide(variant: Speaker, grammar: str) -> Guide:

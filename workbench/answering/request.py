@@ -1,15 +1,14 @@
 """What a variant is asked and what it answers: plain values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from pydantic import ValidationError
-
-from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.errors import InvalidInput
 from workbench.models.tokens import Message
+from workbench.tasks.chat import message
 from workbench.tasks.task import Example, Task
 
 BREAK = "\n\n"
@@ -51,17 +50,23 @@ class Request:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> "Request":
-        """A request from a user's text, or from messages with role and content."""
+    def of(cls, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> "Request":
+        """A request from a user's text, or from messages with role and content.
+
+        Messages may be written as for OpenAI's interface: content in text parts, a "developer" for the system, what a
+        "tool" gave; other keys are ignored. If the last one is the assistant's, the answer goes on with it.
+
+        Raises:
+            InvalidInput: nothing is asked, or a message holds something other than text.
+        """
         if isinstance(prompt, Request):
             return prompt
         if isinstance(prompt, str):
             prompt = [Message(role="user", content=prompt)]
-        try:
-            messages = tuple(Message.model_validate(m) for m in prompt)
-        except (ValidationError, TypeError, WorkbenchError):
-            raise InvalidInput("A message needs a role (system, user or assistant) and a content text.") from None
-        if not any(message.content.strip() for message in messages):
+        if isinstance(prompt, Mapping) or not isinstance(prompt, Iterable):
+            raise InvalidInput("A prompt is a text, or a list of messages with role and content.")
+        messages = tuple(map(message, prompt))
+        if not any(each.content.strip() for each in messages):
             raise InvalidInput("The prompt is empty: type a question.")
         request = cls(messages)
         return request.but(query=request.question)
@@ -69,7 +74,7 @@ class Request:
     @classmethod
     def example(cls, task: Task, example: Example) -> "Request":
         """What an example of a task asks."""
-        return cls.of(example.prompt).but(instruction=task.instruction, passages=passages_of(example))
+        return cls.of(turns_of(example)).but(instruction=task.instruction, passages=passages_of(example))
 
     @classmethod
     def typed(cls, text: str, task: object = None) -> "Request":
@@ -123,6 +128,11 @@ class Request:
         """
         parts = [self.instruction, "\n".join(map(slot, self.passages)), self.question]
         return self.asking(BREAK.join(filter(None, parts))).messages
+
+
+def turns_of(example: Example) -> tuple[Message, ...]:
+    """An example as it is asked: what was said before, the prompt, and what came between it and the answer."""
+    return (*example.history, Message(role="user", content=example.prompt), *example.since)
 
 
 def passages_of(example: Example) -> tuple[Passage, ...]:

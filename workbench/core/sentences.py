@@ -4,14 +4,25 @@ import json
 import re
 from itertools import islice
 
-# Possessive, so that a long row of full stops is read once.
+import regex
+
 ABBREVIATED = "".join(rf"(?<!\b{each})" for each in ("Dr", "Mr", "Ms", "Mrs", "St", "Prof", "vs", r"e\.g", r"i\.e"))
-SENTENCE = re.compile(rf"(?:(?<![.!?]){ABBREVIATED}[.!?]++[\"')\]]*+(?=\s|$)|\n[^\S\n]*+\n)\s*+")
+CLOSING = r"[\"'\p{Pe}\p{Pf}]*+"
+# Possessive, so that a long row of full stops is read once. Where words stand without spaces, and in scripts whose full
+# stop is none of ours, the mark alone ends a sentence (Unicode's property Sentence_Break, UAX 29).
+SENTENCE = regex.compile(
+    rf"(?:(?<![.!?]){ABBREVIATED}[.!?]++{CLOSING}(?=\s|$)|[\p{{SB=STerm}}\uff0e--[!?]]++[!?]*+{CLOSING}"
+    r"|\n[^\S\n]*+\n)\s*+",
+    regex.V1,
+)
 BRACKETS = 20  # of a text that are tried as the beginning of a value
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, white space included: joined, they are the text."""
+    """The sentences of a text, white space included: joined, they are the text.
+
+    Thai and its like mark no end of a sentence, and a space there may stand within one: a paragraph is taken whole.
+    """
     ends = [match.end() for match in SENTENCE.finditer(text)]
     starts = [0, *ends]
     found = [text[start:end] for start, end in zip(starts, [*ends, len(text)], strict=True)]

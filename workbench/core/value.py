@@ -6,6 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.words import mended
 
 SHOWN = 60  # characters of a bad input that an error quotes
 
@@ -17,7 +18,7 @@ class Value(BaseModel):
 
     def __init__(self, **fields: Any) -> None:
         try:
-            super().__init__(**fields)
+            super().__init__(**{name: mended(value) for name, value in fields.items()})
         except ValidationError as error:
             raise InvalidInput(sentence(type(self), error)) from None
 

@@ -3,22 +3,31 @@
 import hashlib
 import json
 import re
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workbench.answering.request import Passage
-from workbench.core.errors import InvalidInput
-from workbench.core.files import is_kind
+from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError
+from workbench.core.files import home, is_kind, looks_like_path
 from workbench.core.sentences import sentences
+from workbench.core.words import composed, mended
+from workbench.core.words import words as cut
+from workbench.retrieval.extract import plain_text, text_of
 from workbench.tasks.sources import hub_dataset
 
 MOST_BYTES = 20_000_000  # of one document's file
+MOST_PACKED_BYTES = 200_000_000  # of one that may hold pictures, too
+KEPT = 256  # texts of such files
+PACKED = (b"%PDF-", b"PK\x03\x04")
 MOST_ROWS_BYTES = 1_000_000_000  # of a file of rows
 WRAP = re.compile(r"(?<=[^\n]{50})\n(?=[^\W\d_])")  # a line break that only keeps lines of prose short
-WORD = re.compile(r"\s*\S+\s*")
 TEXT_KEYS = ("text", "content", "body", "passage")
+LOST = "\ufffd"
+ROWS = (".jsonl", ".ndjson")
 ID_KEYS = ("id", "_id", "title", "url")
 
 
@@ -49,14 +58,13 @@ class Library:
     _taken: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, text: str) -> None:
-        """Take a document, unless it says nothing or is no text; a name that is taken gets a number."""
+        """Take a document, unless it says nothing; a name that is taken gets a number."""
         if not text.strip():
             self.refused.append(f"{name}: empty")
             return
-        try:
-            f"{name}{text}".encode()
-        except UnicodeEncodeError:
-            self.refused.append(f"{name.encode('ascii', 'backslashreplace').decode()}: not Unicode text")
+        name, text = composed(mended(name)), composed(mended(text))
+        if not text.strip(f"{LOST}{string.whitespace}"):
+            self.refused.append(f"{name}: not Unicode text")
             return
         wanted = name
         while name in self._taken:
@@ -67,17 +75,20 @@ class Library:
 
 
 def read_documents(source: str | Path) -> Library:
-    """Read the documents of a folder, a text file, a JSONL file, or a `datasets` id.
+    """Read the documents of a folder, a file, or a `datasets` id.
 
     A folder gives one document a file, named by its path in the folder; hidden files and links that lead elsewhere are
-    left out. Files that are no UTF-8 text, or larger than 20 MB (JSONL: 1 GB), are refused by name, and the rest is
-    read. JSONL rows and rows of a data set have their text in a column ``text`` (or content, body, passage).
+    left out. The text of PDF, HTML, DOCX, mail, notebooks and Markdown is taken out of them
+    (`workbench.retrieval.extract`). Files that hold no text, that need a library which is not installed, or that are
+    larger than 20 MB (PDF and DOCX: 200 MB, JSONL: 1 GB) are refused by name, and the rest is read. Rows of a JSONL
+    file, of a list in a JSON file, and of a data set have their text in a column ``text`` (or content, body, passage).
+    All texts are in Unicode's normal form C.
 
     Raises:
         InvalidInput: nothing could be read.
-        NotAvailable: nothing on disk has that name and the hub cannot be reached.
+        NotAvailable: nothing on disk has that name, and it is a path or the hub cannot be reached.
     """
-    path, library = Path(source).expanduser(), Library()
+    path, library = home(source), Library()
     if not str(source).strip():
         raise InvalidInput("No documents are named: give a folder, a text or JSONL file, or a data set's id.")
     if is_kind(path, Path.is_dir):
@@ -85,6 +96,8 @@ def read_documents(source: str | Path) -> Library:
             _read_file(file, str(file.relative_to(path)), library)
     elif is_kind(path, Path.is_file):
         _read_file(path, path.name, library)
+    elif looks_like_path(source):
+        raise NotAvailable(f"There is no file or folder '{source}': check the path.")
     else:
         _read_dataset(str(source), library)
     if not library.documents:
@@ -102,36 +115,57 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _read_file(file: Path, name: str, library: Library) -> None:
+    ending = file.suffix.lower()
     try:
-        most = MOST_ROWS_BYTES if file.suffix == ".jsonl" else MOST_BYTES
-        if file.stat().st_size > most:
+        stat = file.stat()
+        with file.open("rb") as raw:
+            packed = raw.read(5).startswith(PACKED)
+        most = MOST_ROWS_BYTES if ending in ROWS else MOST_PACKED_BYTES if packed else MOST_BYTES
+        if stat.st_size > most:
             library.refused.append(f"{name}: larger than {most // 1_000_000} MB")
             return
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        library.refused.append(f"{name}: not UTF-8 text (byte {error.start})")
-        return
+        if ending in ROWS:
+            text = plain_text(file.read_bytes())
+        else:
+            text = _unpacked(file, stat.st_mtime_ns, stat.st_size) if packed else text_of(file.read_bytes(), file.name)
     except OSError as error:
         library.refused.append(f"{name}: {error.strerror}")
         return
-    if "\0" in text:
-        library.refused.append(f"{name}: not text")
-    elif file.suffix == ".jsonl":
-        _read_rows(text, name, library)
-    else:
+    except WorkbenchError as error:
+        library.refused.append(f"{name}: {str(error).rstrip('.')}")
+        return
+    rows = _lines(text) if ending in ROWS else _listed(text) if ending == ".json" else None
+    if rows is None:
         library.add(name, text)
-
-
-def _read_rows(text: str, name: str, library: Library) -> None:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
+        return
+    for number, row in rows:
         if not _add_row(row, f"{name}:{number}", library):
             library.refused.append(f"{name}, line {number}: no JSON object with a text")
+
+
+@lru_cache(maxsize=KEPT)
+def _unpacked(file: Path, changed: int, size: int) -> str:
+    """The text of a file that takes long to read; read again once it has changed."""
+    return text_of(file.read_bytes(), file.name)
+
+
+def _lines(text: str) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError):
+                yield number, None
+
+
+def _listed(text: str) -> Iterator[tuple[int, Any]] | None:
+    """The rows of a list, if that is what a JSON file holds."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    isrows = isinstance(found, list) and any(isinstance(each, dict) and set(TEXT_KEYS) & each.keys() for each in found)
+    return enumerate(found, start=1) if isrows else None
 
 
 def _read_dataset(source: str, library: Library) -> None:
@@ -156,40 +190,43 @@ def passages(document: Document, words: int, overlap: int) -> list[Passage]:
 
     Args:
         document: with its text.
-        words: most in a piece.
+        words: most in a piece, as `workbench.core.words` counts them in any script.
         overlap: of a piece's last words, about how many the next one begins with, in whole sentences; half at most.
     """
     overlap = min(overlap, words // 2)
-    pieces: list[list[str]] = [[]]
+    pieces: list[list[_Part]] = [[]]
     held = 0  # words of the last piece
-    for sentence in _pieces(document.text, words):
-        size = len(sentence.split())
-        if pieces[-1] and held + size > words:
-            pieces.append(_tail(pieces[-1], min(overlap, words - size)))
-            held = _words(pieces[-1])
-        pieces[-1].append(sentence)
-        held += size
-    texts = [text for piece in pieces if (text := "".join(piece).strip())]
+    for part in _parts(document.text, words):
+        if pieces[-1] and held + part.size > words:
+            pieces.append(_tail(pieces[-1], min(overlap, words - part.size)))
+            held = sum(each.size for each in pieces[-1])
+        pieces[-1].append(part)
+        held += part.size
+    texts = [text for piece in pieces if (text := "".join(each.text for each in piece).strip())]
     if len(texts) == 1:
         return [Passage(document.id, texts[0])]
     return [Passage(f"{document.id}#{number}", each) for number, each in enumerate(texts, start=1)]
 
 
-def _pieces(text: str, words: int) -> Iterator[str]:
+class _Part(NamedTuple):
+    """A sentence, or as much of one as a passage holds."""
+
+    text: str
+    size: int
+
+
+def _parts(text: str, words: int) -> Iterator[_Part]:
     for found in sentences(WRAP.sub(" ", text)):
-        split = WORD.findall(found)
+        split = cut(found) or [found]
         for start in range(0, len(split), words):  # a sentence without an end is cut, too
-            yield "".join(split[start : start + words])
+            yield _Part("".join(split[start : start + words]), len(split[start : start + words]))
 
 
-def _words(sentences: list[str]) -> int:
-    return sum(len(each.split()) for each in sentences)
-
-
-def _tail(sentences: list[str], words: int) -> list[str]:
-    kept: list[str] = []
-    for each in reversed(sentences):
-        if _words([each, *kept]) > words:
+def _tail(parts: list[_Part], words: int) -> list[_Part]:
+    kept, held = 0, 0
+    for each in reversed(parts):
+        held += each.size
+        if held > words:
             break
-        kept.insert(0, each)
-    return kept
+        kept += 1
+    return parts[len(parts) - kept :]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
 from workbench.core.optional import library
 from workbench.core.progress import Progress
+from workbench.core.words import composed
 from workbench.models.packed import bitsandbytes
 from workbench.models.pretrained import quietly
 
@@ -60,7 +61,7 @@ class Encoder:
     def question(self, text: str) -> Vectors:
         """One of length 1 for what is looked up, ``(width,)``, in float32."""
         with self._lock:
-            found = self._model.encode_query(text, normalize_embeddings=True, show_progress_bar=False)
+            found = self._model.encode_query(composed(text), normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(found, dtype=np.float32)
 
     def cut(self, text: str) -> bool:

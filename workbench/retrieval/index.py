@@ -23,7 +23,7 @@ from workbench.retrieval.documents import Document, passages
 from workbench.retrieval.embedding import Encoder, Vectors
 from workbench.retrieval.ranking import Method, Searcher, Store
 
-FORMAT = "1"
+FORMAT = "2"
 KEPT = 4  # searchers in memory
 PATIENCE = 60.0  # seconds that a write of another process is waited for; it takes a second or so
 Row = tuple[str, str, str, bytes]  # document, passage, text, vector

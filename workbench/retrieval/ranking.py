@@ -13,6 +13,7 @@ from workbench.core.errors import NotAvailable
 from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.retrieval.embedding import Encoder, Vectors
+from workbench.retrieval.terms import terms
 
 if TYPE_CHECKING:
     from workbench.retrieval.documents import Document
@@ -86,11 +87,10 @@ class Searcher:
     def _by_words(self, question: str) -> Scores:
         if self._bm25 is None:
             return np.zeros(len(self.passages))
-        library, index = self._bm25
-        tokens = library.tokenize(question, return_ids=False, show_progress=False)[0]
-        if not index.get_tokens_ids(tokens):
+        tokens = terms(question)
+        if not self._bm25.get_tokens_ids(tokens):
             return np.zeros(len(self.passages))
-        found: Scores = index.get_scores(tokens)
+        found: Scores = self._bm25.get_scores(tokens)
         return found
 
     def _by_meaning(self, question: str) -> Scores:
@@ -111,11 +111,11 @@ def _best(scores: Scores, count: int) -> list[int]:
 
 
 def _bm25(texts: list[str]) -> Any:
-    """The library and its index; None when no text has a word."""
+    """The index; None when no text has a word."""
     bm25s = library("bm25s", "Searching by words")
-    tokens = bm25s.tokenize(texts, show_progress=False)
-    if not any(map(len, tokens.ids)):
+    found = [terms(each) for each in texts]
+    if not any(found):
         return None
     index = bm25s.BM25()
-    index.index(tokens, show_progress=False)
-    return bm25s, index
+    index.index(found, show_progress=False)
+    return index

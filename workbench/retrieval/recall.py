@@ -14,6 +14,17 @@ from workbench.tasks.task import Example
 
 DEPTH = 10  # documents looked at
 PASSAGES = 100  # that they are taken from
+SUFFIXES = (
+    ".md",
+    ".txt",
+    ".rst",
+    ".html",
+    ".htm",
+    ".pdf",
+    ".docx",
+    ".eml",
+    ".ipynb",
+)  # a name may lack them
 PART = re.compile(r"#\d+$")
 
 
@@ -63,4 +74,4 @@ def find(store: Store, examples: Sequence[Example], method: Method, progress: Pr
 
 def _stem(name: str) -> str:
     suffix = PurePath(name).suffix
-    return name.removesuffix(suffix) if suffix in (".md", ".txt", ".rst", ".html") else name
+    return name.removesuffix(suffix) if suffix.lower() in SUFFIXES else name

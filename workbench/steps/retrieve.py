@@ -11,7 +11,7 @@ from workbench.answering.request import Generation, Request, shown_id, slot
 from workbench.answering.speaker import Speaker
 from workbench.answering.stage import Stage
 from workbench.core.errors import InvalidInput
-from workbench.core.files import is_kind
+from workbench.core.files import home, is_kind
 from workbench.core.progress import Progress
 from workbench.models.tokens import encode_text
 from workbench.retrieval.documents import read_documents
@@ -124,7 +124,7 @@ class Retrieve(RequestStep):
     documents: str = Field(
         default="",
         max_length=4_000,
-        description="A folder, a text or JSONL file, or a data set's id; empty takes the documents of the task.",
+        description="A folder, a file, or a data set's id; empty takes those of the task. PDF and HTML, too.",
     )
     method: Method = Field(default="hybrid", description="By words, by meaning, or by both ranks together.")
     top_k: int = Field(default=3, ge=0, le=100, description="Passages put before a question; 0 changes nothing.")
@@ -149,7 +149,7 @@ class Retrieve(RequestStep):
         source = self.documents or (task.documents if isinstance(task, Task) else "")
         if not source:
             raise InvalidInput("No documents are named: give Retrieve a folder, a file or a data set's id.")
-        place = Path(source).expanduser()
+        place = home(source)
         lookup = Lookup(step=self, source=str(place.resolve()) if is_kind(place, Path.exists) else source)
         store, refused = lookup.update(progress)
         notes = [f"Retrieve: {len(store.ids())} documents, their content {store.state}."]

@@ -8,12 +8,12 @@ from collections import Counter
 from functools import cached_property
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from transformers import PreTrainedTokenizerBase
 
 from workbench.core.errors import InvalidInput
 from workbench.core.value import Value
-from workbench.models.tokens import cut_windows, encode_text, start_tokens
+from workbench.models.tokens import Message, cut_windows, encode_text, start_tokens
 from workbench.tasks.scoring import SCORERS
 
 SPLITS = ("train", "calibration", "test")
@@ -29,6 +29,8 @@ class Example(Value):
         choices: the answers to choose from; the gold one among them. Empty for free answers.
         document: id of the document that holds the answer, if any.
         context: a text that goes with the prompt, in a slot of its own, which context steps may shorten.
+        history: what was said before the prompt: a system text, earlier turns.
+        since: what came between the prompt and the answer: calls of tools and what they gave.
     """
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -38,6 +40,13 @@ class Example(Value):
     choices: tuple[str, ...] = ()
     document: str | None = None
     context: str = ""
+    history: tuple[Message, ...] = ()
+    since: tuple[Message, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_empty_turns(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A record without turns is written as it was before there were any: fingerprints hold."""
+        return {key: value for key, value in write(self).items() if value or key not in ("history", "since")}
 
     def model_post_init(self, context: Any) -> None:
         """Check what single fields cannot."""
@@ -53,6 +62,7 @@ class Task(Value):
         scorer: name of a function in `workbench.tasks.scoring.SCORERS`.
         max_new_tokens: how long an answer may be.
         documents: where the documents are that questions are about; no part of the fingerprint.
+        notes: what its source was taken for, in sentences; no part of the fingerprint either.
     """
 
     model_config = ConfigDict(ignored_types=(cached_property,))
@@ -61,6 +71,7 @@ class Task(Value):
     scorer: str = "exact"
     max_new_tokens: int = Field(default=64, ge=1)
     documents: str = ""
+    notes: tuple[str, ...] = ()
     train: tuple[Example, ...] = ()
     calibration: tuple[Example, ...] = ()
     test: tuple[Example, ...]
@@ -85,7 +96,7 @@ class Task(Value):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on."""
-        return hashlib.sha256(self.model_dump_json(exclude={"documents"}).encode()).hexdigest()[:16]
+        return hashlib.sha256(self.model_dump_json(exclude={"documents", "notes"}).encode()).hexdigest()[:16]
 
     def prompt(self, example: Example) -> str:
         """An example's text behind the task's instruction; what goes with it, such as a context, is left out."""
@@ -97,7 +108,8 @@ class Task(Value):
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, split))} {split}" for split in SPLITS)
-        return f"Task({self.name!r}: {sizes}; scored by {self.scorer})"
+        notes = "".join(f"; note: {each}" for each in self.notes)
+        return f"Task({self.name!r}: {sizes}; scored by {self.scorer}{notes})"
 
     __str__ = __repr__
 

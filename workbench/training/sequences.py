@@ -183,8 +183,8 @@ def overlap_note(task: Task | Text) -> tuple[str, ...]:
     """A warning when prompts of the test split are in the train split, too."""
     if isinstance(task, Text):
         return ()
-    seen = {example.prompt.strip() for example in task.train}
-    count = sum(example.prompt.strip() in seen for example in task.test)
+    seen = {(example.history, example.prompt.strip()) for example in task.train}
+    count = sum((example.history, example.prompt.strip()) in seen for example in task.test)
     return (f"{count} of {len(task.test)} test prompts are in the train split, too: the score will flatter.",) * (
         count > 0
     )

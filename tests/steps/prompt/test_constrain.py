@@ -61,6 +61,27 @@ def test_words_and_tokens_are_limited(base: wb.Variant, seed: int) -> None:
     assert len(asked(base, seed, form="tokens", rule="5").token_ids) <= 5
 
 
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("one two, three", 3), ("\u732b\u3068\u72ac cat", 4), ("\u0e17\u0e48\u0e32\u0e40\u0e23\u0e37\u0e2d", 2)],
+)
+def test_words_are_counted_without_spaces_too(base: wb.Variant, text: str, count: int) -> None:
+    ids = base.tokenizer(text)["input_ids"]
+    for limit in (count, count - 1):
+        guide = Guide(
+            base.tokenizer, len(base.tokenizer), prompt.Constrain(form="words", rule=str(limit)).grammar(base)
+        )
+        allowed = []
+        for token in ids:
+            logits = torch.zeros(len(base.tokenizer))
+            guide.restrict(logits)
+            if logits[token] != 0:
+                break
+            guide.take(token)
+            allowed.append(token)
+        assert (allowed == ids) == (limit == count)
+
+
 def test_greedy_answers_are_constrained_in_batches_too(base: wb.Variant, tiny_task: wb.Task) -> None:
     from workbench.measurement.scores import generate_answers
 
@@ -144,3 +165,30 @@ def test_a_schema_cannot_loosen_its_own_guarantee(base: wb.Variant) -> None:
     rule = {"x-guidance": {"lenient": True}, "type": "object", "patternRequired": ["a"], "unevaluatedProperties": False}
     with pytest.raises(InvalidInput):
         base.apply(prompt.Constrain(rule=json.dumps(rule)))
+
+
+@pytest.mark.parametrize(
+    ("form", "rule", "told"),
+    [
+        (
+            "json",
+            '{"type": "integer", "minimum": 0, "maximum": 18446744073709551616}',
+            "18446744073709551616 is beyond",
+        ),
+        ("json", '{"const": -9223372036854775809}', "is beyond the whole numbers of 64 bits"),
+        ("json", '{"const": ' + "9" * 5000 + "}", "is beyond the whole numbers of 64 bits"),
+        ("json", '{"type": "number", "maximum": 1e400}', "1e400 is no finite number"),
+        ("json", '{"const": NaN}', "NaN is no finite number"),
+        ("json", '{"const": "\\ud83d"}', "cannot be enforced"),
+        ("json", '{"type": "string", "pattern": "(?=a)b"}', "look-around"),
+        ("pattern", "(?=a)[ab]{2}", "enforced: look-around, including look-ahead and look-behind, is not supported"),
+        ("pattern", "(", "enforced: unclosed group"),
+        ("pattern", "[z-a]", "invalid character class range"),
+    ],
+)
+def test_the_reason_is_told_in_one_sentence(base: wb.Variant, form: str, rule: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        base.apply(prompt.Constrain(form=form, rule=rule))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(".")

@@ -1,7 +1,6 @@
 """Context without the words that the model could have guessed."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,11 +8,11 @@ import torch
 from pydantic import Field
 
 from workbench.answering.speaker import Speaker
+from workbench.core.words import words
 from workbench.models.tokens import encode_text
 from workbench.runtime.reader import Span
 from workbench.steps.context.shortening import Shortening
 
-WORD = re.compile(r"\s*\S+")  # a space belongs to the word behind it, as in most vocabularies
 WINDOW = 512  # tokens read at a time
 
 
@@ -34,19 +33,19 @@ class Compress(Shortening):
         return [text if self.ratio == 1.0 else self._compressed(text, variant) for text in texts]
 
     def _compressed(self, text: str, variant: Speaker) -> str:
-        words = WORD.findall(text)
-        if len(words) < 2:
+        found = words(text)  # with the space before each, as in most vocabularies
+        if len(found) < 2:
             return text
-        told = information(words, variant)
-        most = sorted(range(len(words)), key=lambda row: -told[row])[: math.ceil(self.ratio * len(words))]
-        return "".join(words[row] for row in sorted(most)).strip()
+        told = information(found, variant)
+        most = sorted(range(len(found)), key=lambda row: -told[row])[: math.ceil(self.ratio * len(found))]
+        return "".join(found[row] for row in sorted(most)).strip()
 
 
-def information(words: Sequence[str], variant: Speaker) -> list[float]:
+def information(pieces: Sequence[str], variant: Speaker) -> list[float]:
     """Nats of each word's most surprising token, read in order and 512 tokens at a time."""
-    pieces = [encode_text(variant.tokenizer, word) for word in words]
-    flat = [(row, token) for row, piece in enumerate(pieces) for token in piece]
-    told = [0.0] * len(words)
+    encoded = [encode_text(variant.tokenizer, piece) for piece in pieces]
+    flat = [(row, token) for row, ids in enumerate(encoded) for token in ids]
+    told = [0.0] * len(pieces)
     size = min(WINDOW, variant.context_length)
     parts = [flat[start : start + size] for start in range(0, len(flat), size)]
     spans = [Span((part[0][1],), tuple(token for _, token in part[1:])) for part in parts if len(part) > 1]

@@ -9,11 +9,11 @@ from workbench.answering.request import Generation
 from workbench.core.errors import InvalidInput
 from workbench.core.sentences import json_value, sentences
 from workbench.step import RequestStep
-from workbench.tasks.scoring import NUMBER
+from workbench.tasks.numbers import numbers
 
 FENCE = re.compile(r"```[\w-]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 FENCED = re.compile(r"```[\w-]*\n?((?:(?!```).)*)```", re.DOTALL)
-QUOTES = ('""', "''", "``", "“”", "«»")
+QUOTES = ('""', "''", "``", "“”", "«»", "「」", "『』")
 LEAD = re.compile(
     r"\A\s*(?:(?:sure|certainly|of course)[,!.]\s*)?"
     r"(?:(?:here (?:is|are)[^:\n]{0,80}|(?:the )?(?:final )?answer(?: is)?):\s*)?",
@@ -71,7 +71,7 @@ class Clean(RequestStep):
             text = found[1].strip()
         if self.quotes and text[:1] + text[-1:] in QUOTES and not set(text[1:-1]) & set(text[0] + text[-1]):
             text = text[1:-1].strip()
-        return text.removesuffix(".") if self.ending else text
+        return text[:-1] if self.ending and text.endswith((".", "。")) else text
 
 
 def _part(text: str, part: str) -> str:
@@ -79,7 +79,7 @@ def _part(text: str, part: str) -> str:
         case "json":
             return text[json_value(text)]
         case "number":
-            return str((NUMBER.findall(text) or [""])[-1])
+            return (numbers(text) or [""])[-1]
         case "line":
             return next((line.strip() for line in text.splitlines() if line.strip()), "")
         case "sentence":

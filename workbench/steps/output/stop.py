@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from workbench.core.sentences import json_value, sentences
+from workbench.core.words import words
 from workbench.step import RequestStep
 
 LETTER = re.compile(r"[^\W\d_]")  # without one, a sentence is the number of a list, or empty
@@ -56,9 +57,9 @@ class Stop(RequestStep):
             if len(told) >= self.sentences:
                 return told[self.sentences - 1], f"{self.sentences} sentences"
         if self.repeats:
-            words = list(re.finditer(r"\S+", text[-LONGEST:]))
-            if at := _repeated([each[0] for each in words], self.repeats):
-                return max(0, len(text) - LONGEST) + words[at - 1].end(), "repeats itself"
+            found = words(text[-LONGEST:])
+            if at := _repeated([each.strip() for each in found], self.repeats):
+                return max(0, len(text) - LONGEST) + len("".join(found[:at]).rstrip()), "repeats itself"
         if self.floor and chances and chances[-1] < self.floor:
             return len(text), f"a token of probability {chances[-1]:.3f}"
         return None
@@ -72,13 +73,13 @@ def _answer_end(text: str, marker: str) -> int:
     return len(text) - len(line) + end if found and end >= 0 else 0
 
 
-def _repeated(words: list[str], times: int) -> int:
+def _repeated(said: list[str], times: int) -> int:
     """How many words stay when the end says the same `times` more in a row (at least 4 words); 0 if it does not."""
-    for size in range(1, len(words) // (times + 1) + 1):
-        last = words[-size:]
+    for size in range(1, len(said) // (times + 1) + 1):
+        last = said[-size:]
         count = 1
-        while words[-size * (count + 1) : -size * count or None] == last:
+        while said[-size * (count + 1) : -size * count or None] == last:
             count += 1
         if count > times and size * count >= max(4, times + 1):
-            return len(words) - size * (count - 1)
+            return len(said) - size * (count - 1)
     return 0

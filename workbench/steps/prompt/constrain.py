@@ -14,7 +14,14 @@ from workbench.step import RequestStep
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
-GAP, LETTERS = r"[\s\x1c-\x1f]", r"[^\s\x1c-\x1f]"  # as Python tells words apart
+# Words are told apart as by Python and, where there are no spaces, about as in `workbench.core.words`: a character of
+# Chinese or Japanese, up to four of Thai and its like.
+SPACES, IDEOGRAPHS, SOUTH_EAST = (
+    r"\s\x1c-\x1f",
+    r"\p{Han}\p{Hiragana}\p{Katakana}",
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}",
+)
+WORD = rf"([{IDEOGRAPHS}]|[{SOUTH_EAST}]{{1,4}}|[^{SPACES}{IDEOGRAPHS}{SOUTH_EAST}]+)"
 
 
 class Constrain(RequestStep):
@@ -55,7 +62,7 @@ class Constrain(RequestStep):
             case "choices":
                 return grammar.of_choices([each.strip() for each in self.rule.splitlines() if each.strip()])
             case "words":
-                return grammar.of_pattern(f"{LETTERS}+({GAP}{LETTERS}+){{0,{self._limit - 1}}}")
+                return grammar.of_pattern(f"{WORD}([{SPACES}]?{WORD}){{0,{self._limit - 1}}}")
         return None
 
     def grammar(self, variant: Speaker) -> str | None:

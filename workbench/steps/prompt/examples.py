@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
-from workbench.answering.request import Request, passages_of
+from workbench.answering.request import Request, passages_of, turns_of
 from workbench.answering.speaker import Speaker
 from workbench.answering.stage import Stage
 from workbench.core.errors import InvalidInput
@@ -48,12 +48,13 @@ class Shots(Stage):
         return tuple([each for each in ranked if each.prompt != question][-self.nearest :])
 
     def rewrite(self, request: Request, variant: Speaker) -> Request:
-        """Examples, then what was said before, then the question."""
+        """Examples with their turns, then what was said before, then the question."""
         shots: list[Message] = []
         for each in self.chosen(request.query):
-            asked = Request.of(self.wording.replace(QUESTION, each.prompt))
-            shown = asked.but(passages=passages_of(each), instruction="" if shots else self.instruction).written()[-1]
-            shots += [shown, Message(role="assistant", content=each.answer)]
+            asked = Request.of(turns_of(each)).asking(self.wording.replace(QUESTION, each.prompt))
+            shown = asked.but(passages=passages_of(each), instruction="" if shots else self.instruction).written()
+            shots += [turn for turn in shown if turn.role != "system"]
+            shots.append(Message(role="assistant", content=each.answer))
         worded = request.asking(self.wording.replace(QUESTION, request.question))
         system = tuple(each for each in worded.messages if each.role == "system")
         rest = tuple(each for each in worded.messages if each.role != "system")
