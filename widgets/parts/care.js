@@ -1,6 +1,7 @@
 // Nothing to see: looks after the bench that it is part of.
-function render({ el }) {
-  let observer;
+const LONGEST = 5_000; // milliseconds that a click waits
+function render({ model, el }) {
+  let observer, root;
   // ipywidgets gives its sliders no name that a screen reader could say: each takes the text of its own label, and the
   // box beside it the same.
   const name = (root) => {
@@ -9,14 +10,34 @@ function render({ el }) {
     for (const box of root.querySelectorAll(".wb-number > .widget-slider + .widget-text input:not([aria-label])"))
       box.setAttribute("aria-label", box.closest(".wb-number").querySelector(".widget-label").textContent);
   };
+  // While the kernel deals with one change of a control, ipywidgets holds the next one back, but no click: one on a
+  // button waits until all that is on screen has been sent.
+  const allSent = async () => {
+    const found = await Promise.allSettled(Object.values(model.widget_manager._models ?? {}));
+    const holds = () => found.some((each) => each.value?._msg_buffer);
+    for (const end = Date.now() + LONGEST; holds() && Date.now() < end; ) await new Promise((next) => setTimeout(next, 10));
+  };
+  const ready = new WeakSet();
+  const hold = (event) => {
+    const button = event.target.closest(".jupyter-button:not(.widget-toggle-button)");
+    if (!button || ready.delete(button)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    allSent().then(() => { ready.add(button); button.click(); });
+  };
   const begin = () => {
-    const root = el.closest(".wb-bench");
+    root = el.closest(".wb-bench");
     if (!root) return;
+    root.addEventListener("click", hold, true);
     observer = new MutationObserver(() => name(root));
     observer.observe(root, { childList: true, subtree: true });
     name(root);
   };
   const frame = requestAnimationFrame(begin);
-  return () => { cancelAnimationFrame(frame); observer?.disconnect(); };
+  return () => {
+    cancelAnimationFrame(frame);
+    observer?.disconnect();
+    root?.removeEventListener("click", hold, true);
+  };
 }
 export default { render };

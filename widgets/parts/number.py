@@ -35,7 +35,7 @@ class Number(ipw.HBox):
         tooltip: str | None = None,
     ) -> None:
         """A slider needs `low`, `high` and the size of a `notch`; `by_factors`, that of its decimal logarithm."""
-        self.description, self.tooltip = description, tooltip
+        self.description = description  # no tooltip: ipywidgets cannot show a box that has one
         self.low, self.high, self.whole = low, high, whole
         self._notch, self._by_factors = notch, by_factors
         self.slider: Any = None
@@ -71,13 +71,17 @@ class Number(ipw.HBox):
 
     def _show(self) -> None:
         self.box.value = self.value
-        if self.slider is not None:
+        if self.slider is not None and not self._stands_at(self.slider.value):
             self.slider.value = self._nearest()
 
     def _slid(self, number: float) -> None:
         """Follow the slider, but not the place it was sent to: a page says that back, off by a rounding error."""
-        if abs(self._place(number) - self._place(self._nearest())) > self._notch / 4:
+        if not self._stands_at(number):
             self._take(float(f"{number:.2g}" if self._by_factors else f"{number:.12g}"))
+
+    def _stands_at(self, number: float) -> bool:
+        """Whether the slider shows the value there already; sent there again, it would jump under a moving hand."""
+        return abs(self._place(number) - self._place(self._nearest())) < self._notch / 4
 
     def _nearest(self) -> float:
         """The notch nearest to the value."""
