@@ -14,8 +14,9 @@ function render({ model, el }) {
   // button waits until all that is on screen has been sent.
   const allSent = async () => {
     const found = await Promise.allSettled(Object.values(model.widget_manager._models ?? {}));
-    const holds = () => found.some((each) => each.value?._msg_buffer);
-    for (const end = Date.now() + LONGEST; holds() && Date.now() < end; ) await new Promise((next) => setTimeout(next, 10));
+    const end = Date.now() + LONGEST;
+    do await new Promise((next) => setTimeout(next, 5)); // at least once: within a key press no click can be made
+    while (found.some((each) => each.value?._msg_buffer) && Date.now() < end);
   };
   const ready = new WeakSet();
   const hold = (event) => {
