@@ -58,6 +58,7 @@ def test_cancel_keeps_nothing(bench: Bench) -> None:
     tool.cancel.click()
     assert bench.wait(TIMEOUT)
     assert list(bench.variants) == [bench.base.name]
+    assert "cancelled, nothing was kept." in tool.status.value
 
 
 def test_the_panel_has_its_name() -> None:

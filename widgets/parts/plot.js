@@ -28,11 +28,11 @@ async function render({ model, el }) {
     layout.uirevision = layout.title?.text ?? "same"; // what was zoomed stays so until another thing is shown
     const listens = plot.on;
     await Plotly.react(plot, data, layout, CONFIG);
-    if (!listens) plot.on("plotly_click", ({ points: [{ curveNumber, pointNumber }] }) => {
+    if (!listens && !removed) plot.on("plotly_click", ({ points: [{ curveNumber, pointNumber }] }) => {
       if (Array.isArray(pointNumber)) model.send({ cell: [curveNumber, ...pointNumber] });
     });
   };
-  const next = () => { busy = busy.then(draw).catch((error) => console.error(error)); };
+  const next = () => { busy = busy.then(draw).catch((error) => removed || console.error(error)); };
   // Plotly draws before its place has a width, and then listens to the window only.
   const sizes = new ResizeObserver(() => {
     const now = plot.clientWidth;

@@ -65,7 +65,7 @@ class Training(Tool):
         for button in (self.pause, self.finish, self.cancel):
             button.disabled = job.ended
         self.pause.description = "Resume" if job.progress.paused else "Pause"
-        self.status.value = html.training(curve, job.progress, job.ended)
+        self.status.value = html.training(curve, job)
         self.answers.value = html.said(curve.evaluations[-1])
         for trace, data in zip(self._plot.figure.data, curve_data(curve), strict=True):
             trace.update(data)
