@@ -108,7 +108,7 @@ ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox", "opt", "gemma")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
-    """With `--dist loadgroup` a module of browser tests shares one server; pytest-xdist 3.8 cannot group on pytest 9."""
+    """With `--dist loadgroup` a module of browser tests has one server; pytest-xdist 3.8 cannot group on pytest 9."""
     return Grouped(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 

@@ -115,7 +115,7 @@ def run_all(page: Page, limit: int) -> None:
           .flatMap((c) => c.toJSON().outputs).filter((o) => o.output_type === "error").map((o) => o.evalue)"""
     )
     assert errors == []
-    page.wait_for_selector(".wb-bench .wb-card")
+    page.wait_for_selector(".wb-bench .wb-panel:visible")
 
 
 def tab(page: Page, name: str) -> "playwright_api.Locator":
