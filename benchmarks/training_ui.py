@@ -22,7 +22,7 @@ from workbench.core.estimate import paired_ratio
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 import browser as chromium  # noqa: E402
 from lab import CHROMIUM_FLAGS, lab, workspace, write_notebook  # noqa: E402
-from test_browser import CLICK_TO_CHANGE, open_notebook, run_all, tab  # noqa: E402
+from page import CLICK_TO_CHANGE, open_notebook, run_all, tab  # noqa: E402
 
 ROUNDS, STEPS, CLICKS = 3, 4, 8
 SETUP = f"""

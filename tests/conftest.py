@@ -108,7 +108,7 @@ ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox", "opt", "gemma")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
-    """With `--dist loadgroup` the tests of the browser share one server; pytest-xdist 3.8 cannot group on pytest 9."""
+    """With `--dist loadgroup` a module of browser tests has one server; pytest-xdist 3.8 cannot group on pytest 9."""
     return Grouped(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
@@ -116,7 +116,7 @@ class Grouped(LoadScopeScheduling):
     """One test at a time, but those of the browser."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "browser" if "test_browser.py" in nodeid else nodeid
+        return nodeid.partition("::")[0] if "/test_browser" in nodeid else nodeid
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

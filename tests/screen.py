@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import ipywidgets as ipw
 
 from widgets import Bench, Panel
+from widgets.parts.figure import Plot
 from workbench.core.progress import Progress
 from workbench.step import Step
 
@@ -47,9 +47,6 @@ def turn(panel: Panel, step: Step) -> None:
     assert panel.bench.wait(TIMEOUT)
 
 
-def click(heat: Any, row: int, column: int) -> None:
-    """As Plotly tells a FigureWidget of it."""
-    from plotly.callbacks import Points
-
-    for callback in heat._click_callbacks:
-        callback(heat, Points(point_inds=[(row, column)]), None)
+def click(plot: Plot, trace: int, row: int, column: int) -> None:
+    """As a page tells of it."""
+    plot._handle_custom_msg({"cell": [trace, row, column]}, [])

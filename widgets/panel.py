@@ -203,8 +203,9 @@ class Panel:
             step, variant = self.step, self.variant
         except WorkbenchError as error:
             self.forecast.value = html.message(str(error), "error")
+            self.code.value = "".join(f"# {line}" for line in str(error).splitlines(keepends=True))
             return
-        self.code.code = call(self.bench.base, variant, step)
+        self.code.value = call(self.bench.base, variant, step)
         if said := self._forecasts.get(variant, {}).get(step):
             self.forecast.value = said
             return

@@ -1,47 +1,38 @@
-"""The bench as people meet it: a real JupyterLab, a real browser, the quickstart notebook and hostile text."""
+"""The bench as people meet it: a real JupyterLab, a real browser, the model that comes with it."""
 
-import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import browser as chromium
 import pytest
-from lab import CHROMIUM_FLAGS, ROOT, lab, workspace, write_notebook
+from lab import ROOT, lab, workspace
+from page import (
+    CLICK_TO_CHANGE,
+    SECONDS,
+    SHOTS,
+    TABS,
+    Page,
+    browsing,
+    choose,
+    command,
+    errors,
+    idle,
+    note,
+    open_notebook,
+    opened,
+    playwright_api,
+    row,
+    show,
+    tab,
+)
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-playwright_api = pytest.importorskip("playwright.sync_api")
-Page = playwright_api.Page
-
-OUT = ROOT / "out"
-SHOTS = OUT / "screenshots"
-TABS = ("Prompt", "Retrieve", "Context", "Output", "Prune", "Quantize", "Fine-tune", "Distil", "Chat", "Compare")
-XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
-SECONDS = 1000  # in Playwright's milliseconds
 FITS = "[...document.querySelectorAll('.wb-bench')].every((bench) => bench.scrollWidth <= bench.clientWidth + 1)"
-# Clicks, and gives the milliseconds until the element changes.
-CLICK_TO_CHANGE = """([button, watched]) => new Promise((resolve) => {
-  const started = performance.now();
-  new MutationObserver((_, observer) => { observer.disconnect(); resolve(performance.now() - started); })
-    .observe(watched, { subtree: true, childList: true, characterData: true, attributes: true });
-  button.click();
-})"""
-
-
-# What the DOM itself throws carries no stack, so that nobody could tell whose call it was.
-WITH_STACK = """
-Error.stackTraceLimit = 50;
-const remove = Node.prototype.removeChild;
-Node.prototype.removeChild = function (child) {
-  try { return remove.call(this, child); } catch (error) { throw new Error(error.message); }
-};"""
-
-
-def of_jupyterlab(line: str) -> bool:
-    """Whether an uncaught error was raised and passed on by JupyterLab's own bundle alone, with no widget involved."""
-    places = re.findall(r"(?:https?|blob|data):[^\s)]+", line)
-    return bool(places) and all("/static/lab/" in place for place in places)
+BENCH = """
+import workbench as wb
+from widgets import Bench
+base = wb.load()
+bench = Bench(base, wb.read_text("data/prose", window=128, calibration=4, test=8))
+"""
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -54,88 +45,22 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
 
 @pytest.fixture(scope="module")
 def window() -> Iterator["playwright_api.BrowserContext"]:
-    path = chromium.find()
-    if path is None:
-        pytest.skip("no Chromium: set WORKBENCH_CHROMIUM or run scripts/browser.py")
-    with playwright_api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
-        yield opened.new_context(
-            viewport={"width": 1280, "height": 1100}, permissions=["clipboard-read", "clipboard-write"]
-        )
-        opened.close()
-
-
-def command(page: Page, name: str, **arguments: str) -> None:
-    page.evaluate(
-        "([name, given]) => window.jupyterapp.commands.execute(name, given).then(() => null)", [name, arguments]
-    )
-
-
-def open_notebook(window: "playwright_api.BrowserContext", address: str, name: str) -> Page:
-    """A page with the notebook open and its kernel ready; what the console says is kept in `page.said`."""
-    page = window.new_page()
-    page.set_default_timeout(60 * SECONDS)
-    page.add_init_script(WITH_STACK)
-    page.said = []
-    page.on("console", lambda line: line.type == "error" and page.said.append(line.text))
-    page.on("pageerror", lambda error: page.said.append(f"{error}\n{error.stack}"))
-    workspace = name.partition(".")[0]  # of its own, or JupyterLab would open the notebooks before it again beside it
-    page.goto(address.replace("/lab?", f"/lab/workspaces/{workspace}/tree/notebooks/{name}?"))
-    page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
-    page.wait_for_function("window.jupyterapp.shell.currentWidget.content?.model?.cells?.length > 1")
-    if page.locator("#jp-left-stack").is_visible():
-        command(page, "application:toggle-left-area")
-    return page
-
-
-def run_all(page: Page, limit: int) -> None:
-    """Run every cell and wait until the last one has a number; an error in any of them ends the test."""
-    command(page, "notebook:run-all-cells")
-    page.wait_for_function(
-        """() => {
-          const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells].filter((c) => c.type === "code");
-          const failed = cells.some((c) => c.toJSON().outputs.some((o) => o.output_type === "error"));
-          return failed || cells.at(-1).executionCount;
-        }""",
-        timeout=limit * SECONDS,
-    )
-    errors = page.evaluate(
-        """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter((c) => c.type === "code")
-          .flatMap((c) => c.toJSON().outputs).filter((o) => o.output_type === "error").map((o) => o.evalue)"""
-    )
-    assert errors == []
-    page.wait_for_selector(".wb-bench .wb-card")
+    with browsing() as context:
+        yield context
 
 
 @pytest.fixture(scope="module")
 def page(site: tuple[Path, str], window: "playwright_api.BrowserContext") -> Page:
-    """The quickstart, run to its end."""
-    opened = open_notebook(window, site[1], "00_quickstart.ipynb")
-    run_all(opened, 420)
-    return opened
+    """A bench on the embedded model."""
+    return opened(window, site[1], "bench", site[0], BENCH, "bench")
 
 
-def tab(page: Page, name: str) -> "playwright_api.Locator":
-    """Open a tab of the bench; returns its panel."""
-    page.locator(".wb-tabs").get_by_role("tab", name=name).click()
-    return page.locator(".wb-tabs > .widget-tab-contents > .wb-panel:visible")
-
-
-def idle(page: Page, limit: int = 120) -> None:
-    page.wait_for_function("document.querySelector('.wb-status')?.textContent === 'Ready'", timeout=limit * SECONDS)
-
-
-def row(page: Page, name: str) -> "playwright_api.Locator":
-    label = page.locator(".widget-checkbox", has_text=re.compile(rf"^\W*{re.escape(name)}\W*$"))  # padded by ipywidgets
-    return page.locator(".wb-row", has=label)
-
-
-def choose(panel: "playwright_api.Locator", method: str) -> None:
-    """Take a method from the drop-down of a family that has many."""
-    methods = panel.get_by_label("Method", exact=True)
-    named = re.compile(rf"\s*{method}\b")
-    methods.select_option(label=next(name for name in methods.locator("option").all_inner_texts() if named.match(name)))
+def test_the_quickstart_opens_ready_to_run(site: tuple[Path, str], window: "playwright_api.BrowserContext") -> None:
+    lesson = open_notebook(window, site[1], "00_quickstart.ipynb")
+    lesson.get_by_role("heading", name="Quickstart").wait_for()
+    assert lesson.locator(".jp-Dialog").count() == 0
+    assert errors(lesson) == []
+    lesson.close()
 
 
 def ensure_variant(page: Page) -> None:
@@ -146,18 +71,6 @@ def ensure_variant(page: Page) -> None:
         panel.get_by_role("button", name="Apply").click()
         row(page, "Int8Dynamic").wait_for()
         idle(page)
-
-
-def show(page: Page) -> None:
-    page.locator(".wb-bench").evaluate("(bench) => bench.scrollIntoView({ block: 'start' })")
-
-
-def note(**numbers: object) -> None:
-    """Keep what was measured as an artifact; a test does not judge how busy a machine is."""
-    file = OUT / "browser.json"
-    file.parent.mkdir(exist_ok=True)
-    known = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(known | numbers, indent=1))
 
 
 def test_apply_answers_at_once_and_the_page_stays_usable(page: Page) -> None:
@@ -301,9 +214,8 @@ def test_comparison_is_drawn(page: Page) -> None:
     panel = tab(page, "Compare")
     panel.locator(".wb-help", has_text="judging by").wait_for()
     for name, value in (("Examples", "4"), ("Rounds", "6")):
-        readout = panel.locator(".widget-slider", has_text=name).locator(".widget-readout")
-        readout.fill(value)
-        readout.press("Enter")
+        panel.get_by_label(name, exact=True).last.fill(value)
+        panel.get_by_label(name, exact=True).last.press("Enter")
     panel.get_by_role("button", name="Compare").click()
     panel.locator(".js-plotly-plot .scatterlayer").first.wait_for()
     panel.locator(".wb-done", has_text="Measured").wait_for(timeout=150 * SECONDS)
@@ -351,179 +263,4 @@ def test_looks(page: Page, width: int, theme: str) -> None:
 
 
 def test_the_console_has_no_errors(page: Page) -> None:
-    assert [line for line in page.said if not of_jupyterlab(line)] == []
-
-
-def test_hostile_text_is_shown_and_not_run(
-    site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
-) -> None:
-    setup = f"""
-import workbench as wb
-from widgets import Bench
-from workbench.steps import prompt
-xss = {XSS!r}
-rows = [{{"id": str(i), "prompt": xss, "answer": xss}} for i in range(4)]
-task = wb.Task(name=xss, scorer="f1", max_new_tokens=4, test=rows)
-base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32", name="base " + xss)
-wb.Variant.stream = lambda variant, text, **settings: iter([wb.Piece(xss, 1, 0.1)] * 3)
-bench = Bench(base, task)
-bench.add(base.apply(prompt.System(text=xss)))
-"""
-    write_notebook(
-        site[0] / "notebooks" / "hostile.ipynb", setup, "bench", "wb.diff(base, bench.variants['System']).before"
-    )
-    page = open_notebook(window, site[1], "hostile.ipynb")
-    run_all(page, 90)
-    panel = tab(page, "Chat")
-    panel.get_by_label("Prompt").fill(XSS)
-    panel.get_by_role("button", name="Send").click()
-    page.wait_for_function("document.querySelectorAll('.wb-said').length === 2")
-    idle(page)
-    assert XSS in panel.locator(".wb-said").first.inner_text()
-    panel = tab(page, "Compare")
-    panel.get_by_role("button", name="Compare").click()
-    panel.locator(".wb-done", has_text="Measured").wait_for()
-    panel.locator(".js-plotly-plot .scatterlayer").first.wait_for()
-    hostile = row(page, "System")
-    hostile.locator(".wb-icon").click()
-    for button in ("Rename", "Save"):
-        hostile.get_by_label("Name").fill(XSS)
-        hostile.get_by_role("button", name=button).click()
-        page.locator(".wb-list .wb-error", has_text="cannot be used as a name").wait_for()
-    panel = tab(page, "Prompt")
-    panel.get_by_label("Text").fill(XSS)
-    panel.get_by_role("button", name="Apply").click()
-    row(page, "System 2").wait_for()
-    idle(page)
-    for each in TABS:
-        tab(page, each)
-    assert page.locator(".wb-bench img, .wb-bench script").count() == 0
-    assert page.evaluate("window.__xss") is None
-    page.close()
-
-
-def test_running_the_cell_again_replaces_the_bench(
-    site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
-) -> None:
-    load = f"import workbench as wb\nfrom widgets import Bench\nbase = wb.load({str(folders['llama'])!r})"
-    write_notebook(site[0] / "notebooks" / "again.ipynb", load, "Bench(base)", "Bench(base)")
-    page = open_notebook(window, site[1], "again.ipynb")
-    run_all(page, 90)
-    page.wait_for_function("document.querySelectorAll('.wb-card').length === 1")
-    tab(page, "Prompt").get_by_role("button", name="Apply").click()
-    row(page, "System").wait_for()
-    page.close()
-
-
-CELL = """(plot, layer) => {
-  for (const trace of plot.data.filter((each) => each.type === "heatmap")) {
-    const row = trace.customdata.findIndex((names) => names.includes(layer));
-    if (row < 0) continue;
-    const column = trace.customdata[row].indexOf(layer), axes = plot._fullLayout, place = plot.getBoundingClientRect();
-    const x = axes.xaxis.c2p(axes.xaxis.d2c(trace.x[column])) + axes.xaxis._offset + place.x;
-    const y = axes.yaxis.c2p(axes.yaxis.d2c(trace.y[row])) + axes.yaxis._offset + place.y;
-    return { x, y, z: plot.calcdata[plot.data.indexOf(trace)][0].z[row][column] };
-  }
-}"""  # where a cell of the first heat map is on the page, and its number
-
-
-@pytest.fixture(scope="module")
-def tuned(site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]) -> Iterator[Page]:
-    """A bench on a tiny model, opened at pruning with Wanda."""
-    load = f"""
-import workbench as wb
-from widgets import Bench
-base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32")
-"""
-    bench = "Bench(base, wb.read_text('data/prose', window=64, calibration=4, test=2))"
-    write_notebook(site[0] / "notebooks" / "tune.ipynb", f"{load}\nimport os; os.chdir({str(site[0])!r})", bench)
-    page = open_notebook(window, site[1], "tune.ipynb")
-    run_all(page, 90)
-    tab(page, "Prune").get_by_role("button", name="Wanda").click()
-    yield page
-    assert [line for line in page.said if not of_jupyterlab(line)] == []
-    page.close()
-
-
-def test_moving_a_knob_shows_what_it_would_do(tuned: Page) -> None:
-    panel = tab(tuned, "Prune")
-    panel.get_by_label("Live preview").check()
-    panel.locator(".wb-answer", has_text="prune.Wanda()").wait_for()
-    divergence = panel.locator(".wb-numbers b").first
-    before = float(divergence.inner_text().split()[0])
-    panel.get_by_role("slider", name="Sparsity").focus()
-    for _ in range(20):
-        tuned.keyboard.press("ArrowRight")
-    panel.locator(".wb-answer", has_text="prune.Wanda(sparsity=0.6)").wait_for()
-    assert float(divergence.inner_text().split()[0]) > before
-    panel.get_by_label("Ask").press_sequentially("aa bb dd")
-    assert tuned.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == 2
-    panel.get_by_label("Live preview").uncheck()
-    panel.locator(".wb-numbers").wait_for(state="hidden")
-
-
-def test_a_clicked_cell_stays_dense(tuned: Page) -> None:
-    layer = "1.mlp.up_proj"
-    panel = tab(tuned, "Prune")
-    panel.get_by_role("button", name="Measure sensitivity").click()
-    panel.locator(".wb-done", has_text="Measured").wait_for()
-    plot = panel.locator(".js-plotly-plot").first
-    plot.locator(".heatmaplayer").first.wait_for()
-    plot.scroll_into_view_if_needed()
-    cell = plot.evaluate(CELL, layer)
-    tuned.mouse.move(cell["x"], cell["y"])
-    tuned.locator(".hoverlayer .hovertext", has_text=layer).wait_for()
-    for press in (tuned.mouse.down, tuned.mouse.up):  # Plotly passes over a click within 50 ms of a movement
-        tuned.wait_for_timeout(300)
-        press()
-    panel.locator(".wb-code", has_text=f"exclude='{layer}'").wait_for()
-    assert panel.get_by_label("Exclude", exact=True).input_value() == layer
-    panel.get_by_text(f"1 of 14 layers excluded: {layer}").wait_for()
-    panel.get_by_role("button", name="Apply").click()
-    row(tuned, "Wanda").wait_for()
-    panel.get_by_role("button", name="What changed").click()
-    panel.locator(".wb-done", has_text="against").wait_for()
-    shown = panel.locator(".js-plotly-plot").nth(1)
-    shown.locator(".heatmaplayer").first.wait_for()
-    assert shown.evaluate(CELL, f"model.layers.{layer}")["z"] == 0
-    assert shown.evaluate(CELL, "model.layers.0.mlp.up_proj")["z"] > 10
-
-
-def test_a_training_is_watched_held_and_ended(tuned: Page) -> None:
-    panel = tab(tuned, "Fine-tune")
-    panel.get_by_role("slider", name="Epochs").focus()
-    tuned.keyboard.press("End")
-    panel.locator(".wb-code", has_text="epochs=100.0").wait_for()
-    panel.get_by_role("button", name="Apply").click()
-    pause = panel.get_by_role("button", name="Pause")
-    pause.wait_for()
-    panel.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
-    button = pause.element_handle()
-    note(training_pause_ms=tuned.evaluate(CLICK_TO_CHANGE, [button, button]))
-    held = panel.get_by_text(re.compile(r"\d+ of \d+ steps; validation loss .*; paused\."))
-    held.wait_for()
-    show(tuned)
-    panel.screenshot(path=SHOTS / "training.png")
-    at = held.inner_text()
-    tuned.wait_for_timeout(500)
-    assert held.inner_text() == at
-    panel.get_by_role("button", name="Resume").click()
-    panel.get_by_role("button", name="Finish now").click()
-    row(tuned, "LoRA").wait_for()
-    panel.get_by_text("ended.").wait_for()
-    assert pause.is_disabled()
-
-
-def test_an_adapter_follows_a_slider(tuned: Page) -> None:
-    panel = tab(tuned, "Fine-tune")
-    if row(tuned, "LoRA").count() == 0:
-        panel.get_by_role("button", name="Apply").click()
-        row(tuned, "LoRA").wait_for()
-    choose(panel, "Strength")
-    panel.get_by_label("Apply to").select_option("LoRA")
-    panel.get_by_label("Live preview").check()
-    panel.locator(".wb-answer", has_text="finetune.Strength()").wait_for()
-    panel.get_by_role("slider", name="Strength").focus()
-    tuned.keyboard.press("Home")
-    panel.locator(".wb-answer", has_text="finetune.Strength(strength=0.0)").wait_for()
-    panel.screenshot(path=SHOTS / "strength.png")
+    assert errors(page) == []

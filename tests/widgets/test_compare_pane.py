@@ -1,5 +1,7 @@
 """The comparison pane without a browser."""
 
+import threading
+
 import pytest
 from screen import TIMEOUT
 
@@ -26,13 +28,13 @@ def test_compare_draws_and_keeps_the_result(bench: Bench) -> None:
     assert "Measured" in pane.message.value, pane.message.value
     assert [run.variant for run in bench.comparison.runs] == [bench.base.name, "Int8"]
     assert "Int8" in pane.report.value
-    assert list(pane.figure.data[0].marker.color) == [bench.colour(bench.base.name), bench.colour("Int8")]
-    first = pane.figure
+    assert list(pane.plot.figure.data[0].marker.color) == [bench.colour(bench.base.name), bench.colour("Int8")]
+    first = pane.plot
     bench.choose("Int8", False)
     pane.button.click()
     assert bench.wait(TIMEOUT)
-    assert pane.figure is first
-    assert len(first.data[0].y) == 1
+    assert pane.plot is first
+    assert len(first.figure.data[0].y) == 1
     assert len(wb.RunStore("runs/runs.jsonl")) == 3
 
 
@@ -49,4 +51,32 @@ def test_what_changed_is_drawn(bench: Bench) -> None:
     bench.add(bench.base.apply(quantize.Int8()))
     bench.compare.diff.click()
     assert bench.wait(TIMEOUT)
-    assert bench.compare.changes.data[0].type == "heatmap"
+    assert bench.compare.changes.figure.data[0].type == "heatmap"
+
+
+def test_a_cancelled_comparison_leaves_the_one_before_it(bench: Bench) -> None:
+    pane = bench.compare
+    pane.rounds.value, pane.tokens.value, pane.examples.value = 50, 64, 2
+    drawn = threading.Event()
+    pane.report.observe(lambda _: drawn.set(), "value")
+
+    def cancelled() -> None:
+        drawn.clear()
+        pane.button.click()
+        assert drawn.wait(TIMEOUT), "the numbers so far are on screen"
+        assert pane.plot.figure.data
+        bench.cancel()
+        assert bench.wait(TIMEOUT)
+        assert "cancelled, nothing was changed" in pane.message.value
+
+    cancelled()
+    assert (pane.plot, pane.report.value, len(pane.place.children)) == (None, "", 0)
+    pane.rounds.value = 2
+    pane.button.click()
+    assert bench.wait(TIMEOUT)
+    whole = pane.plot.value, pane.report.value
+    bench.add(bench.base.apply(quantize.Int8()))
+    pane.rounds.value = 50
+    cancelled()
+    assert (pane.plot.value, pane.report.value) == whole
+    assert [run.variant for run in bench.comparison.runs] == [bench.base.name]

@@ -59,7 +59,7 @@ def test_it_has_a_panel_is_applied_saved_and_read_back(module: Path, base: wb.Va
     panel = bench.family_panels["mine"]
     assert "Mine" in bench.tabs.titles
     panel.set(mine.Shout(marks=3))
-    assert panel.code.code == "shout = base.apply(mine.Shout(marks=3))"
+    assert panel.code.value == "shout = base.apply(mine.Shout(marks=3))"
     panel.button.click()
     assert bench.wait(TIMEOUT)
     made = bench.variants["Shout"]

@@ -13,6 +13,7 @@ import workbench as wb
 from widgets import Bench, Panel
 from widgets.parts.code import call, variable
 from widgets.parts.fields import Form, control
+from widgets.parts.number import Number
 from workbench.core.errors import InvalidInput
 from workbench.recipe import Recipe
 from workbench.step import Step
@@ -46,7 +47,7 @@ def test_a_panel_is_derived_from_every_steps_fields(bench: Bench, step: type[Ste
     for name, field in step.model_fields.items():
         each = panel.form.controls[name]
         assert each.value == field.default
-        assert each.tooltip == field.description
+        assert (each.box if isinstance(each, Number) else each).tooltip == field.description
         assert each.description
         if get_origin(field.annotation) is Literal:
             assert [value for _, value in each.options] == list(get_args(field.annotation))
@@ -55,40 +56,104 @@ def test_a_panel_is_derived_from_every_steps_fields(bench: Bench, step: type[Ste
         elif field.annotation is str:
             assert isinstance(each, ipw.Text | ipw.Textarea)
         else:
-            power = 10 if isinstance(each, ipw.FloatLogSlider) else None
+            assert isinstance(each, Number)
             for bound in field.metadata:
                 if isinstance(bound, annotated_types.Ge):
-                    assert (power**each.min if power else each.min) == pytest.approx(bound.ge)
+                    assert each.low == bound.ge
                 if isinstance(bound, annotated_types.Le):
-                    assert (power**each.max if power else each.max) == pytest.approx(bound.le)
+                    assert each.high == bound.le
     assert step.paper in panel.explanation.value
 
 
 @pytest.mark.parametrize(
-    ("kind", "bounds", "expected", "low", "high"),
+    ("kind", "bounds", "expected"),
     [
-        (int, {"default": 2, "ge": 1, "le": 9}, ipw.IntSlider, 1, 9),
-        (int, {"default": 2, "gt": 1, "lt": 9}, ipw.IntSlider, 2, 8),
-        (int, {"default": 2, "ge": 0, "le": 10**9}, ipw.BoundedIntText, 0, 10**9),
-        (int, {"default": 2}, ipw.IntText, None, None),
-        (float, {"default": 0.5, "ge": 0.0, "le": 1.0}, ipw.FloatSlider, 0.0, 1.0),
-        (float, {"default": 0.5, "gt": 0.0, "lt": 1.0}, ipw.FloatSlider, 0.005, 0.995),
-        (float, {"default": 0.001, "ge": 1e-6, "le": 1.0}, ipw.FloatLogSlider, -6, 0),
-        (float, {"default": 0.5}, ipw.FloatText, None, None),
-        (bool, {"default": True}, ipw.Checkbox, None, None),
-        (str, {"default": "a", "max_length": 50}, ipw.Text, None, None),
-        (str, {"default": "a", "max_length": 5000}, ipw.Textarea, None, None),
-        (Literal["a", "b"], {"default": "a"}, ipw.ToggleButtons, None, None),
-        (Literal[tuple("abcdefgh")], {"default": "a"}, ipw.Dropdown, None, None),
+        (bool, {"default": True}, ipw.Checkbox),
+        (str, {"default": "a", "max_length": 50}, ipw.Text),
+        (str, {"default": "a", "max_length": 5000}, ipw.Textarea),
+        (Literal["a", "b"], {"default": "a"}, ipw.ToggleButtons),
+        (Literal[tuple("abcdefgh")], {"default": "a"}, ipw.Dropdown),
     ],
 )
-def test_each_kind_of_knob_has_its_control(kind: Any, bounds: dict, expected: type, low: Any, high: Any) -> None:
+def test_each_kind_of_knob_has_its_control(kind: Any, bounds: dict, expected: type) -> None:
     made = knob(kind, **bounds)
     assert type(made) is expected
-    assert made.value == pytest.approx(bounds["default"])
-    if low is not None:
-        assert made.min == pytest.approx(low)
-        assert made.max == pytest.approx(high)
+    assert made.value == bounds["default"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds", "slider"),
+    [
+        (int, {"default": 2, "ge": 1, "le": 9}, (ipw.FloatSlider, 1, 9)),
+        (int, {"default": 2, "gt": 1, "lt": 9}, (ipw.FloatSlider, 2, 8)),
+        (int, {"default": 2, "ge": 0, "le": 10**9}, None),
+        (int, {"default": 2}, None),
+        (float, {"default": 0.5, "ge": 0.0, "le": 1.0}, (ipw.FloatSlider, 0.0, 1.0)),
+        (float, {"default": 0.5, "gt": 0.0, "lt": 1.0}, (ipw.FloatSlider, 0.005, 0.995)),
+        (float, {"default": 0.001, "ge": 1e-6, "le": 1.0}, (ipw.FloatLogSlider, -6, 0)),
+        (float, {"default": 0.5}, None),
+    ],
+)
+def test_a_number_has_a_slider_where_its_range_is_known(kind: Any, bounds: dict, slider: Any) -> None:
+    made = knob(kind, **bounds)
+    assert made.value == made.box.value == bounds["default"]
+    assert type(made.value) is kind
+    found = made.slider and (type(made.slider), pytest.approx(made.slider.min), pytest.approx(made.slider.max))
+    assert found == slider
+
+
+TYPED = [
+    (float, {"default": 1.0, "ge": 0.0, "le": 100.0}, [0.25, 0.1, 33.337, 100.0, 0.0], 0.5),
+    (float, {"default": 0.5, "gt": 0.0, "lt": 1.0}, [0.001, 0.4999, 0.9999], 0.005),
+    (float, {"default": 5e-4, "gt": 0.0, "le": 1.0}, [0.25], 0.005),
+    (int, {"default": 2, "ge": 0, "le": 1024}, [0, 7, 1024], 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "bounds", "typed", "notch"), TYPED)
+def test_a_number_stays_as_typed_and_the_slider_stands_nearby(
+    kind: type, bounds: dict, typed: list[float], notch: float
+) -> None:
+    made = knob(kind, **bounds)
+    for number in typed:
+        made.box.value = number
+        assert made.value == number
+        assert type(made.value) is kind
+        assert abs(made.slider.value - number) <= notch
+        made.slider.value = made.slider.value + 1e-12  # a page says back where the slider stands, rounded
+        assert made.value == made.box.value == number
+
+
+def test_a_slider_that_is_moved_sets_the_number() -> None:
+    made = knob(float, default=0.5, ge=0.0, le=1.0)
+    made.slider.value = 0.6000000000000001
+    assert made.value == made.box.value == 0.6
+    rate = knob(float, default=1e-3, ge=1e-7, le=1.0)
+    rate.slider.value = 10**-3.3
+    assert rate.value == rate.box.value == 5e-4
+    rate.value = 1.234e-4
+    assert rate.box.value == 1.234e-4
+    assert rate.slider.value == pytest.approx(10**-3.9)
+
+
+def test_what_cannot_be_is_refused_and_not_changed_into_what_can(bench: Bench) -> None:
+    panel = bench.family_panels["quantize"]
+    panel.set(quantize.RTN(bits=4))
+    for typed, said in ((3.7, "valid integer"), (9.0, "less than or equal to 8"), (-1.0, "greater than or equal to 2")):
+        panel.form.controls["bits"].box.value = typed
+        assert said in panel.forecast.value
+        assert said in panel.code.value
+        assert panel.code.value.startswith("#")
+        panel.button.click()
+        assert "wb-error" in panel.message.value
+        assert panel.form.controls["bits"].box.value == typed
+    assert list(bench.variants) == [bench.base.name]
+    bench.compare.rounds.box.value = 0.5
+    bench.compare.button.click()
+    assert "Rounds is a whole number from 1 to 50, not 0.5." in bench.compare.message.value
+    bench.chat.prompt.value, bench.chat.temperature.box.value = "Hm?", 2.5
+    bench.chat.send.click()
+    assert "Temperature is a number from 0 to 2, not 2.5." in bench.chat.message.value
 
 
 def test_a_panel_refuses_in_the_words_of_the_code(bench: Bench) -> None:
@@ -105,12 +170,12 @@ def test_a_panel_refuses_in_the_words_of_the_code(bench: Bench) -> None:
 def test_apply_makes_the_variant_that_the_code_makes(bench: Bench) -> None:
     panel = bench.family_panels["quantize"]
     panel.set(quantize.Int8(head=False))
-    assert panel.code.code == "int8 = base.apply(quantize.Int8(head=False))"
+    assert panel.code.value == "int8 = base.apply(quantize.Int8(head=False))"
     panel.button.click()
     assert bench.wait(TIMEOUT)
     assert "wb-done" in panel.message.value
     scope = {"base": bench.base, "quantize": quantize}
-    exec(panel.code.code, scope)
+    exec(panel.code.value, scope)
     assert bench.variants["Int8"].recipe == scope["int8"].recipe
     assert bench.chosen == (bench.base.name, "Int8")
 
@@ -121,7 +186,7 @@ def test_code_of_a_second_step_starts_from_the_base(bench: Bench) -> None:
     panel.target.value = "System"
     panel.set(quantize.NF4(block_size=32))
     wanted = "nf4 = base.apply(prompt.System(text='Be brief.')).apply(quantize.NF4(block_size=32))"
-    assert panel.code.code == wanted
+    assert panel.code.value == wanted
     assert panel.recipe == Recipe([prompt.System(text="Be brief."), quantize.NF4(block_size=32)])
 
 
@@ -133,7 +198,7 @@ def test_code_of_a_stranger_starts_from_the_list(bench: Bench, load_tiny: Any) -
     for name, variant in others.items():
         bench.add(variant.renamed(name))
         panel.target.value = name
-        assert panel.code.code == f"int8 = bench.variants['{name}'].apply(quantize.Int8())"
+        assert panel.code.value == f"int8 = bench.variants['{name}'].apply(quantize.Int8())"
     brief = bench.base.apply(prompt.System(text="Be brief."))
     assert call(brief, bench.base, quantize.Int8()).startswith("int8 = bench.variants['llama'].")
     assert call(brief, brief.apply(quantize.NF4()), quantize.KVCache()) == (
@@ -209,5 +274,6 @@ def test_forms_hold_every_value_a_step_can_have() -> None:
     form = Form(quantize.LLMInt8)
     form.set(quantize.LLMInt8(threshold=12.5))
     assert form.step() == quantize.LLMInt8(threshold=12.5)
-    form.controls["threshold"].value = 500  # a slider stays inside, as the code refuses
-    assert form.step().threshold == 100.0
+    form.controls["threshold"].value = 500
+    with pytest.raises(InvalidInput, match="less than or equal to 100"):
+        form.step()

@@ -219,7 +219,7 @@ def test_text_from_outside_is_escaped_everywhere(
         assert "&lt;img" in shown
         for bad in ("<img", "<script"):
             assert bad not in shown
-            assert bad not in pane.figure.to_json().encode().decode("unicode_escape")
+            assert bad not in pane.plot.value.encode().decode("unicode_escape")
         for each in everything(bench.widget):
             assert not getattr(each, "description_allow_html", False)
     finally:

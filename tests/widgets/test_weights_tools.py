@@ -51,16 +51,17 @@ def test_what_changed_shows_the_last_variant_of_the_family(panel: Panel) -> None
     assert changes.result.before == panel.bench.base.name
     assert changes.result.after == "Magnitude 2"
     assert [len(place.children) for place in (changes.map, changes.histogram, changes.closeup)] == [1, 1, 1]
-    heat = changes.map.children[0].data[0]
-    click(heat, 1, 2)
+    plot = changes.map.children[0]
+    heat = plot.figure.data[0]
+    click(plot, 0, 1, 2)
     assert panel.bench.wait(TIMEOUT)
     assert changes.layer.value == heat.customdata[1][2]
-    assert changes.layer.value in changes.closeup.children[0].layout.title.text
+    assert changes.layer.value in changes.closeup.children[0].figure.layout.title.text
     shown = changes.map.children[0]
     changes.value.value = "zeros"
     assert panel.bench.wait(TIMEOUT)
     assert changes.map.children[0] is shown
-    assert np.max(shown.data[0].z) == pytest.approx(60, abs=1)
+    assert np.max(shown.figure.data[0].z) == pytest.approx(60, abs=1)
 
 
 def test_what_changed_of_a_removed_variant_says_so(panel: Panel) -> None:

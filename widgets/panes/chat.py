@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import ipywidgets as ipw
 
 from widgets.parts import html
+from widgets.parts.number import Number
 from workbench.answering.request import Passage, Piece
 from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.core.jobs import Job
@@ -111,12 +112,14 @@ class Chat:
         self.prompt = ipw.Textarea(
             description="Prompt", placeholder="Ask something", tooltip="What to ask", rows=3, continuous_update=False
         )
-        self.length = ipw.IntSlider(128, 1, 512, description="Most tokens", tooltip="How long an answer may be")
-        self.temperature = ipw.FloatSlider(
+        self.length = Number(
+            128, 1, 512, notch=1, whole=True, description="Most tokens", tooltip="How long an answer may be"
+        )
+        self.temperature = Number(
             0.0,
-            min=0.0,
-            max=2.0,
-            step=0.05,
+            0.0,
+            2.0,
+            notch=0.05,
             description="Temperature",
             tooltip="0 takes the most likely token; more is freer",
         )
@@ -139,8 +142,8 @@ class Chat:
     def ask(self) -> None:
         """Queue the prompt for every chosen variant."""
         prompt, names = self.prompt.value, self.bench.chosen
-        settings = {"max_new_tokens": self.length.value, "temperature": self.temperature.value}
         try:
+            settings = {"max_new_tokens": self.length.checked, "temperature": self.temperature.checked}
             if not prompt.strip():
                 raise InvalidInput("The prompt is empty: type a question.")
             if not names:

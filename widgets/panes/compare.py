@@ -1,13 +1,14 @@
 """Measure the chosen variants side by side, and watch the numbers settle."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import ipywidgets as ipw
 
 from widgets.parts import html
-from widgets.parts.figure import draw
+from widgets.parts.figure import Plot, draw, empty
 from widgets.parts.message import Message
+from widgets.parts.number import Number
 from widgets.parts.style import close_tree
 from workbench.analysis.diff import diff
 from workbench.core import units
@@ -31,34 +32,32 @@ class Compare:
     """The comparison pane.
 
     Attributes:
-        figure: the Plotly widget, once something was measured.
+        plot: the figure on screen, once something was measured.
         widget: what is shown.
     """
 
     def __init__(self, bench: "Session") -> None:
         self.bench = bench
-        self.figure: Any = None
-        self.changes: Any = None
+        self.plot: Plot | None = None
+        self.changes: Plot | None = None
         self._trials: WeakKeyDictionary[Variant, tuple[Timing, int]] = WeakKeyDictionary()
         self._newest: Comparison | None = None
         self._show_newest = Throttle(self._draw_newest)
-        most = _count(bench.task) if bench.task else 1
-        self.examples = ipw.IntSlider(
-            min(most, FEW_EXAMPLES), 1, most, description="Examples", tooltip="Test examples that are scored"
-        )
-        self.rounds = ipw.IntSlider(ROUNDS, 1, 50, description="Rounds", tooltip="Timed requests of every variant")
-        self.tokens = ipw.IntSlider(NEW_TOKENS, 2, 128, description="New tokens", tooltip="Length of a timed answer")
+        most = _examples(bench.task) if bench.task else 1
+        self.examples = _count("Examples", min(most, FEW_EXAMPLES), 1, most, "Test examples that are scored")
+        self.rounds = _count("Rounds", ROUNDS, 1, 50, "Timed requests of every variant")
+        self.tokens = _count("New tokens", NEW_TOKENS, 2, 128, "Length of a timed answer")
         self.button = ipw.Button(description="Compare", button_style="primary", tooltip="Measure the chosen variants")
         self.diff = ipw.Button(
             description="What changed", tooltip="Heat map of how far each weight matrix is from the first variant's"
         )
         self.estimate, self.who, self.message, self.report = ipw.HTML(), ipw.HTML(), Message(bench), ipw.HTML()
-        self._place, self._changes_place = ipw.VBox(), ipw.VBox()
+        self.place, self.changes_place = ipw.VBox(), ipw.VBox()
         knobs = ipw.HBox([self.examples, self.rounds, self.tokens])
         knobs.add_class("wb-grid")
         footer = ipw.HBox([self.button, self.diff, self.estimate])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox([self.who, knobs, footer, self.message, self._place, self.report, self._changes_place])
+        self.widget = ipw.VBox([self.who, knobs, footer, self.message, self.place, self.report, self.changes_place])
         self.widget.add_class("wb-panel")
         for knob in (self.examples, self.rounds, self.tokens):
             knob.observe(lambda _: self.show_estimate(), "value")
@@ -71,19 +70,21 @@ class Compare:
     def run(self) -> None:
         """Queue a comparison of the chosen variants; the first is the baseline."""
         names = self.bench.chosen
-        settings = {"examples": self.examples.value, "rounds": self.rounds.value, "new_tokens": self.tokens.value}
         with self.message.refusals():
-            task = self._task()
+            task, settings = self._task(), self._settings()
             if not names:
                 raise InvalidInput("No variant is chosen: tick at least two in the list.")
             variants = [self.bench[name] for name in names]
 
             def work(progress: Progress) -> str:
-                result = compare(variants, task, **settings, progress=progress, on_update=self._update, store=False)
-                with self.bench.lock:
-                    self.bench.comparison = self._newest = result
-                    self._show_newest(force=True)
-                return _keep(result)
+                try:
+                    shown = {"progress": progress, "on_update": self._update}
+                    self.bench.comparison = compare(variants, task, **settings, **shown, store=False)
+                finally:  # one that was cancelled leaves the last whole one on screen, or none
+                    with self.bench.lock:
+                        self._newest = self.bench.comparison
+                        self._show_newest(force=True)
+                return _keep(self.bench.comparison)
 
             self.message.submit(f"Compare {', '.join(names)}", work, key="compare")
 
@@ -98,7 +99,7 @@ class Compare:
             def work(progress: Progress) -> None:
                 figure = diff(before, after, progress).figure(transparent=True)
                 with self.bench.lock:
-                    self.changes = draw(self._changes_place, figure)
+                    self.changes = draw(self.changes_place, figure)
 
             done = f"Below: what changed from '{names[0]}' to '{names[-1]}'."
             self.message.submit(f"What changed in {names[-1]}", work, done, key="diff")
@@ -109,28 +110,34 @@ class Compare:
             return
         self.bench.compute(self, self._estimate)
 
+    def _settings(self) -> dict[str, int]:
+        """How much is measured; refused if a number is out of range."""
+        knobs = {"examples": self.examples, "rounds": self.rounds, "new_tokens": self.tokens}
+        return {name: knob.checked for name, knob in knobs.items()}
+
     def _estimate(self) -> None:
+        settings = self._settings()
         variants = [self.bench[name] for name in self.bench.chosen]
         for variant in variants:
             if variant not in self._trials:
                 prompt = requests(variant, self._task(), 1)[0]
                 time_request(variant, prompt, 2)
                 self._trials[variant] = (time_request(variant, prompt, TRIAL_TOKENS), len(variant.encode(prompt)))
-        seconds = sum(self._seconds(*self._trials[variant]) for variant in variants)
+        seconds = sum(self._seconds(*self._trials[variant], **settings) for variant in variants)
         with self.bench.lock:
             if variants and not self.bench.closed:
                 self.estimate.value = html.help_line(
                     f"About {units.duration(seconds)}, judging by one short answer of each."
                 )
 
-    def _seconds(self, trial: Timing, prompt_tokens: int) -> float:
+    def _seconds(self, trial: Timing, prompt_tokens: int, examples: int, rounds: int, new_tokens: int) -> float:
         """Expected time of one variant's part: timed rounds, scored text and, for a task, generated answers."""
         task, each = self._task(), sum(trial.inter_token) / len(trial.inter_token)
-        answer = trial.ttft + (self.tokens.value - 1) * each
+        answer = trial.ttft + (new_tokens - 1) * each
         window = task.window if isinstance(task, Text) else prompt_tokens + task.max_new_tokens // 2
-        scored = self.examples.value * window * trial.ttft / prompt_tokens
-        written = self.examples.value * task.max_new_tokens * each / 4 if isinstance(task, Task) else 0.0
-        return (self.rounds.value + 2) * answer + scored + written
+        scored = examples * window * trial.ttft / prompt_tokens
+        written = examples * task.max_new_tokens * each / 4 if isinstance(task, Task) else 0.0
+        return (rounds + 2) * answer + scored + written
 
     def _task(self) -> Task | Text:
         if self.bench.task is None:
@@ -144,11 +151,15 @@ class Compare:
     def _draw_newest(self) -> None:
         with self.bench.lock:
             comparison = self._newest
-            if self.bench.closed or comparison is None:
+            if self.bench.closed:
+                return
+            if comparison is None:
+                empty(self.place)
+                self.plot, self.report.value = None, ""
                 return
             colours = [self.bench.colour(run.variant) for run in comparison.runs]
             figure = comparison_figure(comparison, transparent=True, colours=colours)
-            self.figure = draw(self._place, figure)
+            self.plot = draw(self.place, figure)
             self.report.value = html.wide(comparison._repr_html_())
 
     def _show_chosen(self) -> None:
@@ -169,7 +180,11 @@ class Compare:
         close_tree(self.widget)
 
 
-def _count(task: Task | Text) -> int:
+def _count(name: str, value: int, low: int, high: int, tooltip: str) -> Number:
+    return Number(value, low, high, notch=1, whole=True, description=name, tooltip=tooltip)
+
+
+def _examples(task: Task | Text) -> int:
     return len(task.test) if isinstance(task, Task) else task.test
 
 

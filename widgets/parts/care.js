@@ -1,31 +1,44 @@
 // Nothing to see: looks after the bench that it is part of.
-function render({ el }) {
-  let observer;
-  // ipywidgets gives its sliders no name that a screen reader could say: each takes the text of its own label.
+const LONGEST = 5_000; // milliseconds that a click waits
+function render({ model, el }) {
+  let observer, root;
+  // ipywidgets gives its sliders no name that a screen reader could say: each takes the text of its own label, and the
+  // box beside it the same.
   const name = (root) => {
     for (const handle of root.querySelectorAll(".widget-slider .noUi-handle:not([aria-label])"))
       handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector(".widget-label").textContent);
+    for (const box of root.querySelectorAll(".wb-number > .widget-slider + .widget-text input:not([aria-label])"))
+      box.setAttribute("aria-label", box.closest(".wb-number").querySelector(".widget-label").textContent);
   };
-  // Plotly draws before its place has a width, and then listens to the window only: a change of width is passed on.
-  const widths = new Map();
-  const sizes = new ResizeObserver((changes) => {
-    const changed = changes.filter((each) => each.contentRect.width !== widths.get(each.target));
-    for (const each of changed) widths.set(each.target, each.contentRect.width);
-    if (changed.length) window.dispatchEvent(new Event("resize"));
-  });
-  const care = (root) => {
-    name(root);
-    for (const plot of root.querySelectorAll(".js-plotly-plot"))
-      if (!widths.has(plot.parentElement)) { widths.set(plot.parentElement, 0); sizes.observe(plot.parentElement); }
+  // While the kernel deals with one change of a control, ipywidgets holds the next one back, but no click: one on a
+  // button waits until all that is on screen has been sent.
+  const allSent = async () => {
+    const found = await Promise.allSettled(Object.values(model.widget_manager._models ?? {}));
+    const end = Date.now() + LONGEST;
+    do await new Promise((next) => setTimeout(next, 5)); // at least once: within a key press no click can be made
+    while (found.some((each) => each.value?._msg_buffer) && Date.now() < end);
+  };
+  const ready = new WeakSet();
+  const hold = (event) => {
+    const button = event.target.closest(".jupyter-button:not(.widget-toggle-button)");
+    if (!button || ready.delete(button)) return;
+    event.preventDefault();
+    event.stopPropagation();
+    allSent().then(() => { ready.add(button); button.click(); });
   };
   const begin = () => {
-    const root = el.closest(".wb-bench");
+    root = el.closest(".wb-bench");
     if (!root) return;
-    observer = new MutationObserver(() => care(root));
+    root.addEventListener("click", hold, true);
+    observer = new MutationObserver(() => name(root));
     observer.observe(root, { childList: true, subtree: true });
-    care(root);
+    name(root);
   };
   const frame = requestAnimationFrame(begin);
-  return () => { cancelAnimationFrame(frame); observer?.disconnect(); sizes.disconnect(); };
+  return () => {
+    cancelAnimationFrame(frame);
+    observer?.disconnect();
+    root?.removeEventListener("click", hold, true);
+  };
 }
 export default { render };

@@ -4,23 +4,16 @@ import keyword
 import re
 from pathlib import Path
 
-import anywidget
-import traitlets
-
+from widgets.parts.page import Page
 from workbench.step import Step
 from workbench.steps import families
 from workbench.variant import Variant
 
 
-class Snippet(anywidget.AnyWidget):
-    """Code that can be selected, with a button that copies it.
-
-    Attributes:
-        code: the text.
-    """
+class Snippet(Page):
+    """Code that can be selected, with a button that copies it."""
 
     _esm = Path(__file__).with_name("snippet.js")
-    code = traitlets.Unicode("").tag(sync=True)
 
 
 def call(base: Variant, target: Variant, step: Step) -> str:

@@ -8,9 +8,10 @@ import ipywidgets as ipw
 from pydantic.fields import FieldInfo
 
 from widgets.parts.html import help_line, words
+from widgets.parts.number import Number
 from workbench.step import Step
 
-LONGEST_SLIDER = 10_000  # whole numbers; a wider range gets a number box
+LONGEST_SLIDER = 10_000  # whole numbers; a wider range is typed only
 LOG_RANGE = 1_000  # from this ratio of highest to lowest, a slider moves by factors
 
 
@@ -47,7 +48,7 @@ class Form:
         Raises:
             InvalidInput: a knob is out of range, said in the same words as in code.
         """
-        return self.kind(**{name: _typed(each) for name, each in self.controls.items()})
+        return self.kind(**{name: each.value for name, each in self.controls.items()})
 
     def offer(self, variants: Sequence[str]) -> None:
         """Suggest the names of variants where one is asked for."""
@@ -65,15 +66,6 @@ def _inherited(step: type[Step], name: str) -> bool:
     """Whether a knob comes from the class that folds some of its own away: those of the method itself stand first."""
     base = next((each for each in step.__mro__ if "folded" in vars(each)), step)
     return base is not step and name in base.model_fields
-
-
-def _typed(control: Any) -> Any:
-    """What a control holds; a slider in a browser makes 0.49999999999999994 of 0.5, and 0.000501 of 0.0005."""
-    value = control.value
-    if isinstance(control, ipw.FloatLogSlider):
-        notches = (math.log10(value) - control.min) / control.step
-        return float(f"{value:.2g}") if abs(notches - round(notches)) < 1e-6 else value
-    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def control(name: str, field: FieldInfo) -> ipw.Widget:
@@ -97,27 +89,22 @@ def control(name: str, field: FieldInfo) -> ipw.Widget:
     return ipw.Text(continuous_update=False, **common)
 
 
-def _whole(field: FieldInfo, common: dict[str, Any]) -> ipw.Widget:
+def _whole(field: FieldInfo, common: dict[str, Any]) -> Number:
     low, high = bounds(field, 1)
-    if low is None or high is None:
-        return ipw.IntText(**common)
-    kind = ipw.IntSlider if high - low <= LONGEST_SLIDER else ipw.BoundedIntText
-    return kind(min=int(low), max=int(high), **common)
+    slides = low is not None and high is not None and high - low <= LONGEST_SLIDER
+    return Number(low=low, high=high, notch=1 if slides else None, whole=True, **common)
 
 
-def _real(field: FieldInfo, common: dict[str, Any]) -> ipw.Widget:
+def _real(field: FieldInfo, common: dict[str, Any]) -> Number:
     low, high = bounds(field, 0)
     if low is None or high is None:
-        return ipw.FloatText(**common)
+        return Number(low=low, high=high, **common)
     if low > 0 and high / low >= LOG_RANGE:
-        return ipw.FloatLogSlider(min=math.log10(low), max=math.log10(high), step=0.1, readout_format=".2g", **common)
+        return Number(low=low, high=high, notch=0.1, by_factors=True, **common)
     step = _nice((high - low) / 200)
-    inner_low, inner_high = (
-        (low + step if _is_open(field, "gt") else low),
-        (high - step if _is_open(field, "lt") else high),
-    )
-    decimals = max(0, -math.floor(math.log10(step)))
-    return ipw.FloatSlider(min=inner_low, max=inner_high, step=step, readout_format=f".{decimals}f", **common)
+    inner_low = low + step if _is_open(field, "gt") else low
+    inner_high = high - step if _is_open(field, "lt") else high
+    return Number(low=inner_low, high=inner_high, notch=step, **common)
 
 
 def bounds(field: FieldInfo, unit: float) -> tuple[float | None, float | None]:

@@ -1,47 +1,76 @@
 """Plotly figures that stay on screen while their numbers change."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
+import traitlets
 
+from widgets.parts.page import Page, Text
 from widgets.parts.style import close_tree
 
+_source: list[Text] = []  # Plotly's, made with the first figure: 5 MB, once a kernel and once a page
 
-def draw(place: ipw.Box, figure: Any) -> Any:
-    """Show a figure in a place of its own; returns its widget.
 
-    One of the same traces that is shown there already is brought up to date in one message, so that it does not flicker
-    and keeps its listeners.
+class Plot(Page):
+    """A figure on screen, drawn from all that is known of it whenever that changes.
+
+    Plotly's own FigureWidget is told what changed, and that is lost on a page that has not drawn it yet.
+
+    Attributes:
+        figure: the ``plotly.graph_objects.Figure`` that is shown.
+    """
+
+    _esm = Path(__file__).with_name("plot.js")
+    _library = traitlets.Unicode().tag(sync=True)
+
+    def __init__(self, figure: Any, clicked: Callable[[str], None] | None = None) -> None:
+        self.figure, self._clicked = figure, clicked
+        super().__init__(figure.to_json(validate=False), _library=_plotly().model_id)
+        self.on_msg(self._heard)
+
+    def show(self, figure: Any) -> None:
+        """Show this figure instead, or what has changed in the same one."""
+        self.figure = figure
+        self.value = figure.to_json(validate=False)
+
+    def _heard(self, _: Any, said: dict[str, Any], buffers: Any) -> None:
+        trace, row, column = said["cell"]
+        with suppress(IndexError):  # of a figure that has changed since
+            if self._clicked and (name := self.figure.data[trace].customdata[row][column]):
+                self._clicked(str(name))
+
+
+def draw(place: ipw.Box, figure: Any, clicked: Callable[[str], None] | None = None) -> Plot:
+    """Show a figure in a place of its own, instead of the one that is there; without a flicker.
 
     Args:
         place: a box that holds this figure alone.
         figure: a ``plotly.graph_objects.Figure``.
+        clicked: called with the `customdata` of a heat map's cell when it is clicked.
     """
-    import plotly.graph_objects as go
-
-    shown = place.children[0] if place.children else None
-    if shown is not None and [each.type for each in shown.data] == [each.type for each in figure.data]:
-        with shown.batch_update():
-            for old, new in zip(shown.data, figure.data, strict=True):
-                old.update(new.to_plotly_json(), overwrite=True)
-            shown.update_layout(figure.layout.to_plotly_json(), overwrite=True)
+    if place.children:
+        shown: Plot = place.children[0]
+        shown.show(figure)
         return shown
-    made = go.FigureWidget(figure)
-    made._config = made._config | {"responsive": True, "displaylogo": False}
+    made = Plot(figure, clicked)
     place.children = [made]
-    if shown is not None:
-        close_tree(shown)
     return made
 
 
-def on_cell(figure: Any, clicked: Any) -> None:
-    """Call ``clicked(name)`` with the `customdata` of every heat map cell that is clicked."""
+def empty(place: ipw.Box) -> None:
+    """Take the figure out of its place."""
+    shown, place.children = place.children, ()
+    for each in shown:
+        close_tree(each)
 
-    def pass_on(trace: Any, points: Any, state: Any) -> None:
-        for row, column in points.point_inds[:1]:
-            if name := trace.customdata[row][column]:
-                clicked(str(name))
 
-    for trace in figure.data:
-        if trace.type == "heatmap":
-            trace.on_click(pass_on)
+def _plotly() -> Text:
+    """Plotly's source, for the page."""
+    from plotly.offline import get_plotlyjs
+
+    if not _source or _source[0].comm is None:
+        _source[:] = [Text(value=get_plotlyjs())]
+    return _source[0]

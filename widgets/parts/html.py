@@ -8,7 +8,6 @@ from workbench.analysis.diff import Matrix
 from workbench.analysis.preview import Preview
 from workbench.core import units
 from workbench.core.jobs import Job
-from workbench.core.progress import Progress
 from workbench.layers.sensitivity import Sensitivity
 from workbench.retrieval.recall import Found
 from workbench.step import Forecast, Step
@@ -17,6 +16,11 @@ from workbench.variant import Variant
 
 MOST_NAMED = 12  # layers in a list
 MOST_SHOWN = 200  # characters of a prompt
+ENDS = {
+    "done": "ended",
+    "cancelled": "cancelled, so that nothing was kept",
+    "failed": "failed, so that nothing was kept",
+}
 
 
 def words(name: str) -> str:
@@ -169,8 +173,8 @@ def sensitive(found: Sensitivity, column: int) -> str:
     return folded_table(title, ("Layer", "Divergence (nats a token)"), cells)
 
 
-def training(curve: Curve, progress: Progress, ended: bool) -> str:
-    """How far a training is, what it reached, and how long it still takes."""
+def training(curve: Curve, job: Job) -> str:
+    """How far a training is, what it reached, and how long it still takes or how it ended."""
     first, best = curve.evaluations[0], curve.best or curve.evaluations[0]
     facts = [
         f"{len(curve.points)} of {curve.total} steps",
@@ -179,7 +183,8 @@ def training(curve: Curve, progress: Progress, ended: bool) -> str:
     if curve.points:
         facts.append(f"{curve.tokens_per_second:,.0f} tokens/s")
         left = (curve.total - len(curve.points)) * sum(each.seconds for each in curve.points) / len(curve.points)
-        facts.append("ended" if ended else "paused" if progress.paused else f"about {units.duration(left)} left")
+        going = "paused" if job.progress.paused else f"about {units.duration(left)} left"
+        facts.append(ENDS.get(job.status, going))
     return help_line("; ".join(facts) + ".") + "".join(help_line(note) for note in curve.notes)
 
 

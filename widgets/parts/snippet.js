@@ -1,5 +1,6 @@
 // Code that can be selected, and a button that copies it.
-function render({ model, el }) {
+async function render({ model, el }) {
+  const text = await model.widget_manager.get_model(model.get("_text"));
   const code = document.createElement("pre");
   code.className = "wb-code";
   code.tabIndex = 0;
@@ -7,7 +8,7 @@ function render({ model, el }) {
   const button = document.createElement("button");
   button.type = "button";
   button.className = "wb-copy";
-  const show = () => { code.textContent = model.get("code"); button.textContent = "Copy as code"; };
+  const show = () => { code.textContent = text.get("value"); button.textContent = "Copy as code"; };
   const select = () => {
     const range = document.createRange();
     range.selectNodeContents(code);
@@ -17,17 +18,17 @@ function render({ model, el }) {
   };
   button.addEventListener("click", async () => {
     try {
-      await navigator.clipboard.writeText(model.get("code"));
+      await navigator.clipboard.writeText(text.get("value"));
       button.textContent = "Copied";
     } catch {
       select();
       button.textContent = "Selected: press Ctrl+C";
     }
   });
-  model.on("change:code", show);
+  text.on("change:value", show);
   show();
   el.classList.add("wb-snippet");
   el.append(code, button);
-  return () => model.off("change:code", show);
+  return () => text.off("change:value", show);
 }
 export default { render };

@@ -11,7 +11,7 @@ CSS = (FOLDER / "bench.css").read_text(encoding="utf-8")
 
 
 class Care(anywidget.AnyWidget):
-    """Nothing to see: gives a name to every slider beside it, and its place's width to every figure."""
+    """Nothing to see: gives a name to every slider beside it, and lets no click overtake a change."""
 
     _esm = FOLDER / "care.js"
 

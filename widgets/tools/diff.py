@@ -6,7 +6,7 @@ from typing import Any
 import ipywidgets as ipw
 
 from widgets.parts import html
-from widgets.parts.figure import draw, on_cell
+from widgets.parts.figure import draw
 from widgets.parts.message import Message
 from widgets.tool import Host, Tool
 from workbench.analysis.diff import VALUES, Diff, Matrix, diff
@@ -92,10 +92,7 @@ class Changes(Tool):
         figure.update_layout(dragmode=False)
         with self.bench.lock:
             if not self.bench.closed:
-                shown = self.map.children
-                drawn = draw(self.map, figure)
-                if self.map.children != shown:
-                    on_cell(drawn, self._choose)
+                draw(self.map, figure, self._choose)
 
     def _draw_layer(self) -> None:
         try:

@@ -8,6 +8,7 @@ import ipywidgets as ipw
 
 from widgets.parts import html, transcript
 from widgets.parts.message import Message
+from widgets.parts.number import Number
 from widgets.tool import Host, Tool
 from workbench.analysis.preview import PROMPT
 from workbench.answering.request import Generation, Request
@@ -67,9 +68,7 @@ class Asked(Tool):
             description="Score",
             tooltip="Scores and times to the first token, before and after, on test examples",
         )
-        self.count = ipw.BoundedIntText(
-            40, min=2, max=10_000, description="Examples", tooltip="Test examples that are scored"
-        )
+        self.count = Number(40, 2, 10_000, whole=True, description="Examples", tooltip="Test examples that are scored")
         self.message, self.prompt, self.answers = Message(self.bench), ipw.HTML(), ipw.HTML()
         buttons = ipw.HBox([self.undo, self.redo, self.show, self.answer, self.trial, self.score, self.count])
         buttons.add_class("wb-footer")
@@ -80,7 +79,7 @@ class Asked(Tool):
         self.show.on_click(lambda _: self._submit("Prompt", self._show, self._request))
         self.answer.on_click(lambda _: self._submit("Answer", self._answer, self._request))
         self.trial.on_click(lambda _: self._submit("Trial", self._try, lambda: TRIED))
-        self.score.on_click(lambda _: self._submit("Score", self._score, lambda: self.count.value))
+        self.score.on_click(lambda _: self._submit("Score", self._score, lambda: self.count.checked))
         self.question.observe(lambda _: self.follow(*panel.settings), "value")
 
     @staticmethod

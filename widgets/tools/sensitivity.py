@@ -9,8 +9,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from widgets.parts import html
-from widgets.parts.figure import draw, on_cell
+from widgets.parts.figure import Plot, draw
 from widgets.parts.message import Message
+from widgets.parts.number import Number
 from widgets.tool import Host, Tool
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress
@@ -29,7 +30,7 @@ class Layers(Tool):
 
     Attributes:
         results: what was measured, by method.
-        figures: their heat maps, by method; that of the chosen one is on screen.
+        plots: their heat maps, by method; that of the chosen one is on screen.
         widget: what is shown.
     """
 
@@ -38,7 +39,7 @@ class Layers(Tool):
     def __init__(self, panel: Host) -> None:
         super().__init__(panel)
         self.results: dict[type[Step], Sensitivity] = {}
-        self.figures: dict[type[Step], Any] = {}
+        self.plots: dict[type[Step], Plot] = {}
         self._measured: dict[type[Step], ref[PreTrainedModel]] = {}
         self.button = ipw.Button(
             description="Measure sensitivity", tooltip="How far the model moves if one layer alone is changed"
@@ -46,7 +47,7 @@ class Layers(Tool):
         self.leave_out = ipw.Button(
             description="Exclude the most sensitive", tooltip="Add them to the field Exclude, most sensitive first"
         )
-        self.count = ipw.BoundedIntText(FEW, min=1, max=10_000, description="Layers", tooltip="How many to exclude")
+        self.count = Number(FEW, 1, 10_000, whole=True, description="Layers", tooltip="How many to exclude")
         self.message, self.excluded, self.table = Message(self.bench), ipw.HTML(), ipw.HTML()
         self.place = ipw.VBox()
         self._places: dict[type[Step], ipw.Box] = {}
@@ -104,7 +105,7 @@ class Layers(Tool):
         except WorkbenchError as error:
             self.excluded.value = html.help_line(str(error))
             return
-        _mark(self.figures[type(step)], out)
+        _mark(self.plots[type(step)], out)
         self.excluded.value = html.excluded(out, len(found.layers))
         self.table.value = html.sensitive(found, self._at(step))
 
@@ -120,9 +121,7 @@ class Layers(Tool):
             if kind not in self._places:
                 self._places[kind] = ipw.VBox()
                 self.place.children = (*self.place.children, self._places[kind])
-            known, self.figures[kind] = self.figures.get(kind), draw(self._places[kind], figure)
-            if self.figures[kind] is not known:
-                on_cell(self.figures[kind], self.toggle)
+            self.plots[kind] = draw(self._places[kind], figure, self.toggle)
             self.follow(*self.panel.settings)
 
     @property
@@ -146,11 +145,11 @@ class Layers(Tool):
 
     def exclude_most(self) -> None:
         """Exclude as many layers as the control says, the most sensitive first."""
-        with self.bench.lock:
-            step, found = self.panel.step, self.result
+        with self.message.refusals(), self.bench.lock:
+            step, found, count = self.panel.step, self.result, self.count.checked
             if found is None or not isinstance(step, LayerStep):
                 return
-            order = np.argsort(-found.kl[:, self._at(step)])[: self.count.value]
+            order = np.argsort(-found.kl[:, self._at(step)])[:count]
             self._type([*self._typed, *(found.layers[row] for row in order if found.layers[row] not in self._typed)])
 
     @property
@@ -183,13 +182,14 @@ def _marks(heat: Any) -> Any:
     return go.Scatter(x=[], y=[], mode="markers", marker=MARK, hoverinfo="skip", showlegend=False, **axes)
 
 
-def _mark(figure: Any, layers: Collection[str]) -> None:
+def _mark(plot: Plot, layers: Collection[str]) -> None:
     """Put a cross on every cell of these layers, in each of the heat maps that make up the first half of the traces."""
+    figure = plot.figure
     half = len(figure.data) // 2
     heats, crosses = figure.data[:half], figure.data[half:]
     cells = [(y, x) for y, row in enumerate(heats[0].customdata) for x, name in enumerate(row) if name in layers]
     x, y = [heats[0].x[column] for _, column in cells], [heats[0].y[row] for row, _ in cells]
     if list(crosses[0].x) != x or list(crosses[0].y) != y:
-        with figure.batch_update():
-            for each in crosses:
-                each.x, each.y = x, y
+        for each in crosses:
+            each.x, each.y = x, y
+        plot.show(figure)

@@ -27,7 +27,7 @@ class Training(Tool):
     def __init__(self, panel: Host) -> None:
         super().__init__(panel)
         self.job: Job | None = None
-        self._figure: Any = None
+        self._plot: Any = None
         self.pause = ipw.Button(description="Pause", tooltip="Hold the training after this step, or go on")
         self.finish = ipw.Button(
             description="Finish now", tooltip="End the training and keep what it has learned so far"
@@ -60,16 +60,16 @@ class Training(Tool):
         if not isinstance(curve, Curve) or not curve.evaluations:
             return
         if job is not self.job:
-            self.job, self._figure = job, draw(self.place, curve_figure(curve, transparent=True))
+            self.job, self._plot = job, draw(self.place, curve_figure(curve, transparent=True))
             self.shown.layout.display = None
         for button in (self.pause, self.finish, self.cancel):
             button.disabled = job.ended
         self.pause.description = "Resume" if job.progress.paused else "Pause"
-        self.status.value = html.training(curve, job.progress, job.ended)
+        self.status.value = html.training(curve, job)
         self.answers.value = html.said(curve.evaluations[-1])
-        with self._figure.batch_update():
-            for trace, data in zip(self._figure.data, curve_data(curve), strict=True):
-                trace.update(data)
+        for trace, data in zip(self._plot.figure.data, curve_data(curve), strict=True):
+            trace.update(data)
+        self._plot.show(self._plot.figure)
 
     def _hold(self) -> None:
         if self.job:
