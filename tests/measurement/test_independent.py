@@ -70,7 +70,7 @@ def test_as_plain_transformers(
     made = dict(thin.model.named_parameters())  # the same change, made by hand
     for path, experts in all_experts(thin.model):
         made = {name: weight for name, weight in made.items() if not name.startswith(f"{path}.")}
-        made |= {f"{path}.{side}": experts.joined(side)[0] for side in experts.projections}
+        made |= {f"{path}.{name}": weight for name, weight in experts.joined().items()}
     for path, weight in made.items():
         plain.get_parameter(path).data = weight.detach().clone()
     changed, _ = log_chances(plain, cut[-tiny_text.test :])

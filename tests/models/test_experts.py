@@ -69,12 +69,13 @@ def test_they_are_quantized_and_pruned_like_any_layer(load_mixture, name: str) -
     assert base.total_bytes - small.total_bytes > 0.8 * before
     assert not [note for note in small.notes if "reached" in note]
     plain = expert_weights(base.model)
-    rounded = [each.joined(side)[0] for _, each in all_experts(small.model) for side in each.projections]
+    joined = [each.joined() for _, each in all_experts(small.model)]
+    rounded = [weight for each in joined for weight in each.values() if weight.ndim == 3]
     for ours, theirs in zip(rounded, plain, strict=True):
         assert ours.shape == theirs.shape
         assert 0 < float((ours - theirs).norm() / theirs.norm()) < 0.2
     thin = base.apply(prune.Magnitude(sparsity=0.5))
-    for _, each in all_experts(thin.model):
+    for _, each in all_experts(as_layers(thin.model)):
         for side in each.projections:
             for layer in each.get_submodule(side).children():
                 assert float((layer.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
@@ -110,7 +111,7 @@ def test_an_expert_is_calibrated_on_the_tokens_routed_to_it(mixture: wb.Variant,
 def test_steps_with_data(mixture: wb.Variant, tiny_text: wb.Text, step: wb.Step) -> None:
     made = mixture.apply(step, tiny_text)
     assert logits(made.model).isfinite().all()
-    for _, experts in all_experts(made.model):
+    for _, experts in all_experts(as_layers(made.model)):
         for side in experts.projections:
             for layer, before in zip(experts.get_submodule(side).children(), range(99), strict=False):
                 changed = isinstance(layer, GroupLinear) or float((layer.weight == 0).float().mean()) > 0.4
@@ -124,7 +125,7 @@ def test_an_expert_that_no_token_chose_is_changed_without_data(mixture: wb.Varia
     assert "layers of experts" in note
     assert all(
         float((layer.weight == 0).float().mean()) > 0.4
-        for _, experts in all_experts(made.model)
+        for _, experts in all_experts(as_layers(made.model))
         for side in experts.projections
         for layer in experts.get_submodule(side).children()
     )
@@ -186,5 +187,14 @@ def test_round_trip(load_mixture, tmp_path: Path, name: str, step: wb.Step) -> N
     made = load_mixture(name).apply(step)
     again = wb.load(made.save(tmp_path / "export"))
     assert torch.allclose(logits(again.model), logits(made.model), atol=1e-5)
+    assert again.generate("Rain", max_new_tokens=4).token_ids == made.generate("Rain", max_new_tokens=4).token_ids
     assert again.total_bytes == pytest.approx(made.total_bytes, rel=0.02)
-    assert wb.verify_export(tmp_path / "export").ok
+
+
+@pytest.mark.parametrize("step", [quantize.RTN(bits=4, group_size=32), quantize.NF4(), prune.Wanda()], ids=repr)
+def test_plain_transformers_reads_them(mixture: wb.Variant, tiny_text: wb.Text, tmp_path: Path, step: wb.Step) -> None:
+    mixture.apply(step, tiny_text).save(tmp_path / "export")
+    found = wb.verify_export(tmp_path / "export")
+    assert found.loads, found
+    assert found.kl is not None
+    assert found.kl < 1e-3, found

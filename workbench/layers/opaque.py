@@ -1,4 +1,4 @@
-"""Linear layers that may not be replaced: the model reads their weight itself, or never calls them."""
+"""Linear layers that may not be replaced: their weight is read otherwise, they are never called, or give more."""
 
 from typing import Any
 
@@ -21,7 +21,8 @@ def opaque_layers(model: PreTrainedModel) -> frozenset[str]:
     """Paths of the linear layers that a model does not merely call, tried once on a few tokens.
 
     Some architectures multiply by a layer's weight in code of their own (Mamba), or keep layers for other inputs than
-    text. Experts, which tokens may not choose, are not meant.
+    text; some make a router of one, which gives more than a product. Experts, which tokens may not choose, are not
+    meant.
     """
     key = architecture(model), tuple(path for path, _ in linear_layers(model, head=True))
     if key not in _found:
@@ -39,7 +40,7 @@ def _try(model: PreTrainedModel) -> frozenset[str]:
         rows = Rows(probe, [some_tokens(model, READ)], way_of(model))
         for _ in range(1 + MORE):
             rows.append(rows.logits().argmax(dim=-1))
-    return frozenset(path for path, layer in watched.items() if layer.read or not layer.called)
+    return frozenset(path for path, layer in watched.items() if layer.odd or not layer.called)
 
 
 class _Watched(nn.Module):
@@ -47,12 +48,14 @@ class _Watched(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self._layer, self.called, self.read = [layer], False, False  # in a list: its weight is not this module's own
+        self._layer, self.called, self.odd = [layer], False, False  # in a list: its weight is not this module's own
 
     def forward(self, x: Tensor, *args: Any, **named: Any) -> Any:
         """What the layer gives."""
         self.called = True
-        return self._layer[0](x, *args, **named)
+        made = self._layer[0](x, *args, **named)
+        self.odd |= not isinstance(made, Tensor)
+        return made
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -60,5 +63,5 @@ class _Watched(nn.Module):
         except AttributeError:
             if name != "weight":
                 return getattr(self._layer[0], name)
-        self.read = True
+        self.odd = True
         return self._layer[0].weight

@@ -18,7 +18,7 @@ from workbench.layers.opaque import opaque_layers
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
 from workbench.models.blocks import decoder_blocks
-from workbench.models.experts import as_layers, coverage, is_expert
+from workbench.models.experts import as_layers, coverage, gather, is_expert
 from workbench.models.packed import SemiStructuredLinear, dense_weight, linear_layers, replace_module
 from workbench.step import Forecast, Step
 from workbench.tasks.task import Task, Text
@@ -93,6 +93,7 @@ class LayerStep(Step):
             for path in progress.track(f"{self.label}: changing layers", paths, len(paths)):
                 self.replace_block(model, {path: None}, chosen)
         self.finish(model)
+        gather(model)
         return variant.derive(self, model, notes)
 
     def _replace_unfed(self, model: PreTrainedModel, left: Collection[str]) -> tuple[str, ...]:

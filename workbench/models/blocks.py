@@ -104,14 +104,20 @@ def conform(model: PreTrainedModel, only: Collection[str] | None = None) -> None
     described = skeleton(model.config)
     modules = dict(model.named_modules())
     replaced = [path for path, each in described.named_modules() if type(modules.get(path)) is not type(each)]
+    if any(path not in modules or not _ours(modules[path]) for path in replaced if not _inside(path, replaced)):
+        raise InvalidInput(
+            f"{type(model).__name__} derives the kind of a block from its place, so its configuration cannot describe "
+            "what would be left: choose other settings, or another step."
+        )
     for path, each in described.named_modules():
         if _below(path, replaced):
             continue
         for name, value in _settings(each):
             if vars(modules[path]).get(name) == value:
                 continue
-            whole = type(value) is int or (isinstance(value, tuple) and all(type(item) is int for item in value))
-            if not whole or (only is not None and name not in only):
+            numbers = isinstance(value, tuple) and all(type(item) is int for item in value)
+            whole = isinstance(value, list) or type(value) is int or numbers
+            if not whole or not (only is None or name in only or isinstance(value, list)):
                 raise InvalidInput(
                     f"{type(model).__name__} derives '{name}' from what would be removed, so its configuration cannot "
                     "describe the result: choose other settings, or another step."
@@ -127,7 +133,9 @@ def conform(model: PreTrainedModel, only: Collection[str] | None = None) -> None
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """The module's own plain values: sizes, positions, scales and switches."""
     for name, value in vars(module).items():
-        if not name.startswith("_") and name != "name_or_path" and isinstance(value, int | float | str | tuple | None):
+        if name.startswith("_") or name == "name_or_path":
+            continue
+        if isinstance(value, int | float | str | tuple | list | None):
             yield name, value
 
 
@@ -138,6 +146,15 @@ def _shapes(model: nn.Module, replaced: Collection[str]) -> dict[str, tuple[int,
         for name, tensor in model.state_dict().items()
         if not _below(name.rpartition(".")[0], replaced)
     }
+
+
+def _ours(module: nn.Module) -> bool:
+    """Whether a step put it in place of the architecture's own; peft wraps what has an adapter."""
+    return type(module).__module__.startswith(("workbench.", "peft."))
+
+
+def _inside(path: str, others: Collection[str]) -> bool:
+    return any(path.startswith(f"{each}.") for each in others)
 
 
 def _below(path: str, replaced: Collection[str]) -> bool:

@@ -21,6 +21,7 @@ from workbench.models.packed import Packed, dense_weight, replace_module
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")  # as transformers' integrations/moe.py names them
 NEARLY_ALL = 0.95  # of the weights in the blocks
+HALVES = (torch.float16, torch.bfloat16)  # the first is closer, the second has the range of float32
 CLOSE = 1e-3  # relative; a rule of combination that is not understood is far off
 
 
@@ -76,13 +77,25 @@ class Experts(nn.Module):
         """Names of its projections, the first one first."""
         return tuple(name for name in PROJECTIONS if name in self._modules)
 
-    def joined(self, name: str) -> tuple[Tensor, Tensor | None]:
-        """Weights and biases of a projection as the architecture holds them, packed ones unpacked."""
-        layers = list(self.get_submodule(name).children())
-        weights = torch.stack([dense_weight(layer) for layer in layers])
-        biases = [layer.bias for layer in layers]
-        found = None if biases[0] is None else torch.stack([each for each in biases if isinstance(each, Tensor)])
-        return weights.transpose(1, 2).contiguous() if self.transposed else weights, found
+    def joined(self) -> dict[str, Tensor]:
+        """Weights and biases by name as the architecture holds them, on the CPU; packed ones unpacked, in 16 bits."""
+        found: dict[str, Tensor] = {}
+        for name in self.projections:
+            layers = list(self.get_submodule(name).children())
+            weights = torch.stack([_shown(layer) for layer in layers])
+            found[name] = weights.transpose(1, 2).contiguous() if self.transposed else weights
+            biases = [layer.bias.cpu() for layer in layers if isinstance(layer.bias, Tensor)]
+            if biases:
+                found[f"{name}_bias"] = torch.stack(biases)
+        return found
+
+
+def _shown(layer: nn.Module) -> Tensor:
+    """The weight ``(out, in)`` of a layer for readers that know no packed one."""
+    weight = dense_weight(layer).cpu()
+    if not isinstance(layer, Packed):
+        return weight
+    return next((half for half in map(weight.to, HALVES) if half.isfinite().all()), weight.to(HALVES[-1]))
 
 
 _split: "WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = WeakKeyDictionary()
@@ -104,7 +117,19 @@ def as_layers(model: PreTrainedModel) -> PreTrainedModel:
     return _split[model]
 
 
-def put_in_place(model: nn.Module, paths: list[str]) -> None:
+def gather(model: PreTrainedModel) -> None:
+    """Put the architecture's own modules, which are faster, back into a copy of a model where all experts are dense."""
+    for path, experts in list(all_experts(model)):
+        layers = [layer for name in experts.projections for layer in experts.get_submodule(name).children()]
+        if any(type(layer) is not nn.Linear for layer in layers):
+            continue
+        own = copy.copy(experts.rule)
+        held = {name: tensor.to(model.device) for name, tensor in experts.joined().items()}
+        own._parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in held.items()}
+        replace_module(model, path, own)
+
+
+def put_in_place(model: nn.Module, paths: Collection[str]) -> None:
     """Split the experts at these paths of a model that the caller owns."""
     for path in paths:
         replace_module(model, path, Experts(model.get_submodule(path)))
@@ -127,7 +152,7 @@ def _fits(module: nn.Module) -> bool:
     marks = ("has_gate", "has_bias", "is_transposed", "down_proj")
     if isinstance(module, Experts) or not all(hasattr(module, each) for each in marks):
         return False
-    if getattr(module, "has_post_expert_norm", False) or len(_projections(module)) != 2:
+    if any(True for child in module.children() for _ in (*child.parameters(), *child.buffers())):
         return False
     return all(isinstance(module._parameters.get(each), Tensor) for each in _projections(module)) and _agrees(module)
 

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from transformers.initialization import no_init_weights
 from workbench.core.errors import Corrupt, InvalidInput
 from workbench.core.files import is_kind, remove, sha256, sibling, to_disk, write_refused, write_text
 from workbench.models import adapter_files, adapters, readback, sharing
+from workbench.models.experts import put_in_place
 from workbench.models.interchange import rebuild, write
 
 MANIFEST = "workbench.json"
 WEIGHTS = "model.safetensors"
 OWN = "workbench.tensors"  # safetensors by another suffix, since some readers take every *.safetensors of a folder
-FORMAT = 3
-READABLE = (1, 2, 3)
+FORMAT = 4
+READABLE = (1, 2, 3, 4)
 
 
 def is_export(path: Path) -> bool:
@@ -151,6 +153,7 @@ def _write_files(
         "dtype": str(config.dtype).removeprefix("torch."),
         "packed": exchange.entries,
         "aliases": aliases,
+        "experts": list(exchange.experts),
         "sha256": {str(file.relative_to(folder)): sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()},
     }
     files = tuple(file for file in (folder / WEIGHTS, folder / OWN) if file.exists())
@@ -183,7 +186,9 @@ def _read_model(
     vars(config).pop("quantization_config", None)  # for other readers: our layers are rebuilt from the manifest
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=kind, trust_remote_code=False)
-    tensors = read_tensors(folder / WEIGHTS, device)
+    apart = manifest.get("experts", ())
+    put_in_place(model, apart)
+    tensors = read_tensors(folder / WEIGHTS, device, apart)
     tensors |= {name: tensors[kept] for name, kept in manifest["aliases"].items()}
     if (folder / OWN).exists():
         tensors |= read_tensors(folder / OWN, device)
@@ -219,10 +224,14 @@ def put_parameters(model: torch.nn.Module, tensors: dict[str, Tensor], dtype: to
         setattr(model.get_submodule(module), attribute, made[id(tensor)])
 
 
-def read_tensors(file: Path, device: torch.device) -> dict[str, Tensor]:
-    """Tensors by name. A clone lives in torch's allocator and no longer depends on the file, as a view of it would."""
+def read_tensors(file: Path, device: torch.device, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """Tensors by name, those of some modules left out.
+
+    A clone lives in torch's allocator and no longer depends on the file, as a view of it would.
+    """
     with safe_open(file, framework="pt", device=str(device)) as opened:
-        return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        names = [name for name in opened.keys() if name.rpartition(".")[0] not in without]  # noqa: SIM118
+        return {name: opened.get_tensor(name).clone() for name in names}
 
 
 def _swap(temporary: Path, folder: Path) -> None:

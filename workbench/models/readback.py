@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 
 from workbench.core.errors import WorkbenchError, first_line
 from workbench.models import adapter_files
+from workbench.models.experts import put_in_place
 from workbench.models.interchange import SHARED, rebuild
 from workbench.models.packed import Packed
 
@@ -45,6 +46,7 @@ def _problem(folder: Path, files: Files, manifest: dict[str, Any], model: PreTra
     vars(config).pop("quantization_config", None)
     with torch.device("meta"), no_init_weights():
         plain = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    put_in_place(plain, manifest["experts"])
     written = _shapes(files)
     for name, parameter in plain.named_parameters(remove_duplicate=False):
         found = written.get(aliases.get(name, name))

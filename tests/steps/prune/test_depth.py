@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import ARCHITECTURES
-from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, GPT2Config, LlamaConfig, PreTrainedConfig
 
 import workbench as wb
 from workbench.core.errors import InvalidInput
@@ -163,3 +163,20 @@ def test_the_embedded_model_without_a_tenth_of_its_blocks(smollm) -> None:
     child = smollm.apply(DropBlocks(share=0.1), text)
     assert child.model.config.num_hidden_layers == 27
     assert "lobster" in child.generate("What is a lobster?", max_new_tokens=12).text
+
+
+def test_blocks_whose_kind_follows_from_their_place_are_not_moved(tokenizer, tmp_path) -> None:
+    config = DeepseekV3Config(
+        **SMALL | {"vocab_size": len(tokenizer)}, num_key_value_heads=4, num_hidden_layers=4, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=32, q_lora_rank=16, kv_lora_rank=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, first_k_dense_replace=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense_first")
+    tokenizer.save_pretrained(tmp_path / "dense_first")
+    base = wb.load(tmp_path / "dense_first", device="cpu", dtype="float32")
+    text = wb.Text(name="t", text="One two three four five six seven. " * 40, window=16, calibration=2, test=2)
+    with pytest.raises(InvalidInput, match="derives the kind of a block from its place"):
+        base.apply(DropBlocks(share=0.5, order="last"), text)  # the second dense block would become a mixture
+    made = base.apply(DropBlocks(share=0.25, order="last"), text)
+    again = wb.load(made.save(tmp_path / "made"))
+    assert torch.equal(again.model(IDS % 200).logits, made.model(IDS % 200).logits)

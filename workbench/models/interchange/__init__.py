@@ -6,6 +6,7 @@ no layout holds is dense for others, and what they cannot be told stands in a fi
 
 import copy
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from workbench.core.errors import InvalidInput
+from workbench.models.experts import all_experts
 from workbench.models.interchange import bitsandbytes, compressed, others
 from workbench.models.interchange.fallback import READERS as FALLBACK_READERS
 from workbench.models.interchange.fallback import ROUNDED, dense
@@ -38,12 +40,14 @@ class Interchange:
         own: what only our reader takes, by name.
         entries: how our reader rebuilds each packed module, by path.
         quantization: the `quantization_config` of config.json; None where other readers see every layer as dense.
+        experts: paths of the experts that are kept one by one, since some of them are packed; others see them dense.
     """
 
     tensors: dict[str, Tensor]
     own: dict[str, Tensor] = field(default_factory=dict)
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantization: dict[str, Any] | None = None
+    experts: tuple[str, ...] = ()
 
 
 def write(model: PreTrainedModel) -> Interchange:
@@ -53,24 +57,38 @@ def write(model: PreTrainedModel) -> Interchange:
     bits. So is an output head that shares int8 rows with the token embedding, because no reader knows such a table.
     """
     packed = {path: module for path, module in model.named_modules() if isinstance(module, Packed)}
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] not in packed}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[0] not in packed}
+    mixtures = dict(all_experts(model))
+    apart = tuple(path for path, each in mixtures.items() if any(isinstance(m, Packed) for m in each.modules()))
+    tensors = {name: tensor for name, tensor in state.items() if not _within(name, mixtures)}
+    for path, each in mixtures.items():
+        tensors |= {f"{path}.{name}": tensor for name, tensor in each.joined().items()}
     if not packed:
         return Interchange(tensors)
     plain = _plain_modules(model.config)
-    forms = _forms(packed, plain)
+    forms = _forms({path: layer for path, layer in packed.items() if not _within(path, mixtures)}, plain)
+    forms |= {path: Form("own", {}, own=layer.saved_tensors()) for path, layer in packed.items() if path not in forms}
     for path, layer in packed.items():
-        bias = {"bias": layer.get_buffer("bias")} if getattr(layer, "bias", None) is not None else {}
+        shown = getattr(layer, "bias", None) is not None and not _within(path, mixtures)
+        bias = {"bias": layer.get_buffer("bias")} if shown else {}
         tensors |= {f"{path}.{name}": tensor for name, tensor in (forms[path].tensors | bias).items()}
     return Interchange(
         tensors=tensors,
-        own={f"{path}.{name}": tensor for path, form in forms.items() for name, tensor in form.own.items()},
+        own={f"{path}.{name}": tensor for path, form in forms.items() for name, tensor in form.own.items()}
+        | {name: tensor for name, tensor in state.items() if _within(name, apart)},
         entries={
             path: {"kind": type(layer).__name__, "options": layer.options, "form": forms[path].reader}
             | forms[path].facts
             for path, layer in packed.items()
         },
         quantization=_quantization(forms, plain, model.dtype),
+        experts=apart,
     )
+
+
+def _within(name: str, paths: Collection[str]) -> bool:
+    """Whether something is part of a module at one of these paths."""
+    return any(name.startswith(f"{path}.") for path in paths)
 
 
 def rebuild(model: nn.Module, entries: dict[str, dict[str, Any]], tensors: dict[str, Tensor]) -> None:

@@ -152,8 +152,6 @@ def linear_layers(model: nn.Module, head: bool = False) -> Iterator[tuple[str, n
             inside = f"{path}."
         elif path.startswith(inside) or not isinstance(module, nn.Linear | Conv1D | PackedLinear):
             continue
-        elif isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward:
-            continue  # gives something else than a product, such as a router's choice
         if head or module is not output:
             yield path, module
 

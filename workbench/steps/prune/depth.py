@@ -109,6 +109,10 @@ def shorten(config: PreTrainedConfig, kept: list[int], blocks: int) -> None:
     """Make a configuration say that only these of its blocks are left, with every list that has an entry a block."""
     text = config.get_text_config()
     for name, value in list(vars(text).items()):
-        if "layer" in name and isinstance(value, list) and len(value) == blocks:
+        if not isinstance(value, list) or not any(part in name for part in ("layer", "block", "attn")):
+            continue
+        if len(value) == blocks:
             setattr(text, name, [value[index] for index in kept])
+        elif value and all(type(each) is int and 0 <= each < blocks for each in value):  # numbers of blocks
+            setattr(text, name, [kept.index(each) for each in value if each in kept])
     text.num_hidden_layers = len(kept)

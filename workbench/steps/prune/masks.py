@@ -14,7 +14,7 @@ from workbench.core.progress import Progress
 from workbench.layers.activations import LayerInput
 from workbench.layers.step import LayerStep, SequentialStep, inverse_factor, with_weight
 from workbench.models import sharing
-from workbench.models.experts import as_layers, coverage
+from workbench.models.experts import as_layers, coverage, gather
 from workbench.models.packed import SemiStructuredLinear, dense_weight, has_sparse_product, replace_module
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -94,6 +94,7 @@ class Magnitude(_Sparsity):
             progress.check()
             layer = with_weight(model.get_submodule(path), weight * (weight.abs() > threshold))
             replace_module(model, path, layer)
+        gather(model)
         return variant.derive(self, model, notes)
 
     def change(self, weight: Tensor, inputs: LayerInput | None) -> Tensor:
