@@ -96,10 +96,11 @@ class Guide:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, grammar: str) -> None:
-        self.width = width
-        self._matcher = _compiled(tokenizer, width, grammar).deep_copy()
+        self.width = width  # some tokenizers know tokens that the model has no row for, and many models spare rows
+        tokens = max(width, 1 + max(tokenizer.get_vocab().values()))
+        self._matcher = _compiled(tokenizer, tokens, grammar).deep_copy()
         self._check()
-        self._mask = np.zeros((width + 31) // 32, dtype=np.int32)
+        self._mask = np.zeros((tokens + 31) // 32, dtype=np.int32)
 
     @property
     def complete(self) -> bool:
@@ -135,19 +136,19 @@ def guide(variant: Speaker, grammar: str) -> Guide:
     return Guide(variant.tokenizer, int(variant.model.get_output_embeddings().weight.shape[0]), grammar)
 
 
-def _compiled(tokenizer: PreTrainedTokenizerBase, width: int, grammar: str) -> Any:
+def _compiled(tokenizer: PreTrainedTokenizerBase, tokens: int, grammar: str) -> Any:
     """The start of the grammar on this vocabulary; tokenizers are read once, for that takes a second."""
     found = _compilations.setdefault(tokenizer, {})
-    if width not in found:
+    if tokens not in found:
         try:
-            found[width] = _library().hf.from_tokenizer(tokenizer, n_vocab=width)
+            found[tokens] = _library().hf.from_tokenizer(tokenizer, n_vocab=tokens)
         except (ValueError, AttributeError) as error:
             raise InvalidInput(f"This tokenizer cannot be constrained: {first_line(error, 160)}.") from None
-    if (width, grammar) not in found:
+    if (tokens, grammar) not in found:
         for old in [key for key in found if isinstance(key, tuple)][:-KEPT]:
             del found[old]
-        found[width, grammar] = _library().LLMatcher(found[width], grammar, log_level=0)
-    return found[width, grammar]
+        found[tokens, grammar] = _library().LLMatcher(found[tokens], grammar, log_level=0)
+    return found[tokens, grammar]
 
 
 @lru_cache(maxsize=1)

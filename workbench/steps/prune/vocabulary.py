@@ -54,9 +54,9 @@ class Vocabulary(Step):
             return variant.derive(self)
         read = task_tokens(variant, task, progress)
         used = set().union(*read) | control_tokens(variant)
-        whole = json.loads(variant.tokenizer.backend_tokenizer.to_str())
+        whole = with_rows(json.loads(variant.tokenizer.backend_tokenizer.to_str()), _rows(variant.model))
         state, kept = cut_tokenizer(whole, used | set(range(self.keep)))
-        known = set(variant.tokenizer.get_vocab().values())
+        known = {token for token in variant.tokenizer.get_vocab().values() if token < _rows(variant.model)}
         while fill := sorted(known - set(kept))[: -len(kept) % MULTIPLE]:
             progress.check()
             state, kept = cut_tokenizer(whole, {*kept, *fill})
@@ -113,7 +113,7 @@ def control_tokens(variant: Variant) -> set[int]:
     found = set(variant.tokenizer.added_tokens_decoder)
     for config in _configurations(variant.model):
         found |= {token for _, tokens in _named(config) for token in tokens}
-    return {token for token in found if 0 <= token < len(variant.tokenizer)}
+    return {token for token in found if 0 <= token < min(len(variant.tokenizer), _rows(variant.model))}
 
 
 def _configurations(model: PreTrainedModel) -> list[PreTrainedConfig | GenerationConfig]:
@@ -139,6 +139,15 @@ def _named(config: PreTrainedConfig | GenerationConfig) -> list[tuple[str, list[
         if name.endswith(("token_id", "suppress_tokens")) and all(isinstance(token, int) for token in tokens):
             found.append((name, tokens))
     return found
+
+
+def with_rows(state: dict[str, Any], rows: int) -> dict[str, Any]:
+    """A tokenizer without the tokens that the model has no row for, such as one for images that was added later."""
+    model, added = state["model"], [token for token in state["added_tokens"] if token["id"] < rows]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary = {token: index for token, index in vocabulary.items() if index < rows}
+    return state | {"added_tokens": added, "model": model | {"vocab": vocabulary}}
 
 
 def cut_tokenizer(state: dict[str, Any], wanted: Iterable[int]) -> tuple[dict[str, Any], list[int]]:
@@ -229,6 +238,11 @@ def _tokenizer(parent: PreTrainedTokenizerBase, state: Mapping[str, Any]) -> Pre
     tokenizer._tokenizer.encode_special_tokens = parent.backend_tokenizer.encode_special_tokens
     made: PreTrainedTokenizerBase = tokenizer
     return made
+
+
+def _rows(model: PreTrainedModel) -> int:
+    """How many tokens the embedding has a row for."""
+    return len(model.get_input_embeddings().get_parameter("weight"))
 
 
 def _tables(model: PreTrainedModel) -> list[nn.Module]:
