@@ -153,7 +153,7 @@ def test_the_bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeyp
         assert len(bench.variants) == 5
         bench.chat.prompt.value = "What is a lobster?"
         bench.chat.send.click()
-        bench.compare.rounds.value = bench.compare.rounds.min
+        bench.compare.rounds.value = bench.compare.rounds.low
         bench.compare.button.click()
         assert bench.wait(TIMEOUT)
         shown = " ".join(each.value for each in everything(bench.widget) if isinstance(each, ipw.HTML))

@@ -49,7 +49,7 @@ class Canned(Engine):
 @pytest.fixture
 def speaker(tokenizer) -> Iterator[wb.Variant]:
     """A variant without a model."""
-    config = SimpleNamespace(max_position_embeddings=64)
+    config = SimpleNamespace(max_position_embeddings=64, get_text_config=lambda: config)
     model = SimpleNamespace(config=config, generation_config=None, device=torch.device("cpu"))
     said = (*tokenizer("Rain. Then snow.", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
     yield wb.Variant(model=model, tokenizer=tokenizer, name="canned", source="none", engine=Canned(said=said))

@@ -58,7 +58,7 @@ def test_cancel_keeps_nothing(bench: Bench) -> None:
     tool.cancel.click()
     assert bench.wait(TIMEOUT)
     assert list(bench.variants) == [bench.base.name]
-    assert "cancelled, nothing was kept." in tool.status.value
+    assert "cancelled, so that nothing was kept." in tool.status.value
 
 
 def test_the_panel_has_its_name() -> None:

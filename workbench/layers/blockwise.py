@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from workbench.core.device import device_failed
 from workbench.core.errors import InvalidInput
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
@@ -96,7 +97,9 @@ def _walks(model: PreTrainedModel, window: list[int]) -> bool:
         (state,), settings, _ = enter_blocks(model, [window], 1)
         for block, setting in zip(blocks, settings, strict=True):
             state = run_block(block, state, setting)
-    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError):
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        if device_failed(error):
+            raise
         return False
     difference = float((state - last[-1]).float().norm() / last[-1].float().norm().clamp(min=1e-30))
     return difference < (1e-3 if model.dtype == torch.float32 else 0.05)

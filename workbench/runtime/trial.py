@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.core import files
+from workbench.core.device import device_failed
 from workbench.core.errors import InvalidInput, OutOfMemory, WorkbenchError, first_line
 from workbench.models.packed import Packed
 from workbench.runtime.forward import using
@@ -28,8 +29,6 @@ LONG, SHORT = 22, 17  # tokens of the two rows that are tried
 ALONE, TOGETHER = 5, 2  # tokens after the prompt, read one by one; a convolution forgets from the fourth on
 ROUNDING = {torch.float32: 5e-4}  # of logits, relative; below what a lost state costs even with random weights
 COARSE = 0.1  # in 16 bits, or with layers that round what they are fed
-
-OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError, OutOfMemory)
 
 _found: dict[str, Way] = {}
 _known: "WeakKeyDictionary[PreTrainedModel, Way]" = WeakKeyDictionary()
@@ -89,12 +88,12 @@ def check_runs(model: PreTrainedModel, label: str) -> None:
             rows = Rows(model, [some_tokens(model, SHORTEST)], way_of(model))
             rows.append(rows.logits().argmax(dim=-1))
             rows.logits()
-        except OUT_OF_MEMORY:
-            raise
         except Exception as error:  # an architecture's own
+            _let_pass(error)
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise InvalidInput(
-                f"{label} makes of this architecture a model that does not run ({first_line(error)}): exclude layers, "
-                "or use another step."
+                f"{label} makes of this architecture a model that does not run ({reason}): exclude layers, or use "
+                "another step."
             ) from None
     _ran.add(key)
 
@@ -139,9 +138,8 @@ def _try(model: PreTrainedModel) -> Way:
     rows = [tokens[:LONG], [*tokens[:SHORTEST], *tokens[LONG : LONG + SHORT - SHORTEST]]]
     try:
         wanted = [model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows]
-    except OUT_OF_MEMORY:
-        raise
     except Exception as error:  # an architecture's own
+        _let_pass(error)
         raise InvalidInput(f"This model cannot be run on text alone: {first_line(error)}.") from None
 
     def right(way: Way, together: bool) -> bool:
@@ -184,12 +182,17 @@ def _says(
                 expected = want[step - steps - 1].float()
                 errors.append(float((got - expected).norm() / expected.norm().clamp(min=1e-30)))
             going.append(torch.tensor([row[min(step - steps, -1)] for row in rows], device=model.device))
-    except OUT_OF_MEMORY:
-        raise
-    except Exception:  # an architecture that cannot be run so says it in an error of its own
+    except Exception as error:  # an architecture that cannot be run so says it in an error of its own
+        _let_pass(error)
         return False
     # The median: where a token is routed to experts, rounding alone may turn a single one over.
     return sorted(errors)[len(errors) // 2] < _tolerance(model)
+
+
+def _let_pass(error: Exception) -> None:
+    """Too little memory, or a device that failed, says nothing about an architecture."""
+    if isinstance(error, OutOfMemory) or device_failed(error):
+        raise error
 
 
 def _tolerance(model: PreTrainedModel) -> float:
