@@ -66,8 +66,8 @@ def walk(
     progress.start("Calibrating", len(blocks))
     with using("Calibration"):
         size = _batch_size(len(windows), len(windows[0]), model.device)
-        check_walk(model, windows[0])
-        states, settings, _ = enter_blocks(model, windows, size)
+        check_walk(model)
+        states, settings = enter_blocks(model, windows, size)
     for index, block in enumerate(blocks):
         with using("Calibration"):
             watch = _Watch(block, f"{path}.{index}", hessians)

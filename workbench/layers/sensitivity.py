@@ -20,7 +20,7 @@ from workbench.core.estimate import CONFIDENCE
 from workbench.core.progress import Progress
 from workbench.layers import calibration
 from workbench.layers.activations import LayerInput
-from workbench.layers.blockwise import check_walk, enter_blocks, run_block, with_beside
+from workbench.layers.blockwise import beside_hidden, check_walk, enter_blocks, run_block, with_beside
 from workbench.layers.calibration import calibration_windows
 from workbench.layers.step import LayerStep, alike, check_fed
 from workbench.models import sharing
@@ -145,12 +145,12 @@ def _gradient_products(
     """For every layer, the change of the drawn tokens' log-likelihood, ``(steps, draws, windows)``, to first order."""
     root, blocks = decoder_blocks(model)
     with using("Measuring sensitivity"):
-        check_walk(model, ids[0].tolist())
-        entering, settings, beside = enter_blocks(model, ids.tolist(), len(ids))
+        check_walk(model)
+        entering, settings = enter_blocks(model, ids.tolist(), len(ids))
         states = [entering[0]]
         for block, setting in zip(blocks, settings, strict=True):
             states.append(run_block(block, states[-1], setting))
-        gradients = _head_gradients(model, ids, states.pop(), draws, beside)
+        gradients = _head_gradients(model, ids, states.pop(), draws)
     found: dict[str, np.ndarray] = {}
     progress.start("Sensitivity: block by block", len(blocks))
     for index in reversed(range(len(blocks))):
@@ -185,11 +185,9 @@ def _products(moved: Sequence[Tensor], slopes: Sequence[Tensor], windows: int) -
     return (ours @ theirs).permute(1, 2, 0).cpu().numpy()
 
 
-def _head_gradients(
-    model: PreTrainedModel, ids: Tensor, hidden: Tensor, draws: int, beside: tuple[Any, ...]
-) -> list[Tensor]:
+def _head_gradients(model: PreTrainedModel, ids: Tensor, hidden: Tensor, draws: int) -> list[Tensor]:
     """For every draw of next tokens from the model, the gradient of their log-likelihood at the last block's output."""
-    probe = sharing.share(model)
+    probe, beside = sharing.share(model), beside_hidden(model)
     _, blocks = decoder_blocks(probe)
     for block in blocks:
         block.forward = lambda state, *args, **settings: with_beside(state, beside)

@@ -154,10 +154,11 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, text: str, role: str) -> list[st
     found = controls(tokenizer)
     if role == "assistant":
         found = {spelled: number for spelled, number in found.items() if spelled not in _tags(tokenizer)}
-    pieces = _cut(text, found)
-    numbers = set(found.values()) if tokenizer.backend_tokenizer.normalizer is not None else set()
-    if any(not numbers.isdisjoint(encode_markup(tokenizer, piece)) for piece in pieces):
-        return list(text)  # a normalizer made one out of other characters
+    pieces, normalizer = _cut(text, found), tokenizer.backend_tokenizer.normalizer
+    if normalizer is not None:
+        normal = [normalizer.normalize_str(piece) for piece in pieces]
+        if any(control in piece for piece in normal for control in found):
+            return list(text)  # it made one out of other characters
     return pieces
 
 
