@@ -2,7 +2,7 @@
 
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +176,7 @@ class Variant:
         self._life.name(other)
         return other
 
-    def rewritten(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> Request:
+    def rewritten(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> Request:
         """The request once every stage has worked on it."""
         request = Request.of(prompt)
         for stage in self.stages:
@@ -190,7 +190,7 @@ class Variant:
         """
         return encode_chat(self.tokenizer, request.written())
 
-    def encode(self, prompt: "str | Sequence[Message | dict[str, str]] | Request") -> list[int]:
+    def encode(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> list[int]:
         """Token ids of a request once every stage has worked on it."""
         return self.tokens(self.rewritten(prompt))
 
@@ -202,11 +202,13 @@ class Variant:
                 f"'{self.name}' holds {self.context_length}: shorten the prompt or lower max_new_tokens."
             )
 
-    def stream(self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any) -> Iterator[Piece]:
+    def stream(
+        self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", **decoding: Any
+    ) -> Iterator[Piece]:
         """Answer token by token.
 
         Args:
-            prompt: the user's text, or messages with role and content.
+            prompt: the user's text, or messages with role and content; an answer at their end is continued.
             decoding: `Decoding` settings for this request: max_new_tokens, temperature, top_p, seed.
 
         Raises:
@@ -219,7 +221,7 @@ class Variant:
         self.check_length(len(asked.ids), settings.max_new_tokens)
         return streamed(self, asked, settings, started)
 
-    def generate(self, prompt: "str | Sequence[Message | dict[str, str]] | Request", **decoding: Any) -> Generation:
+    def generate(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", **decoding: Any) -> Generation:
         """Answer in one piece; takes and raises what `stream` does."""
         *_, last = self.stream(prompt, **decoding)
         assert last.answer is not None

@@ -161,3 +161,10 @@ def test_tags_are_learned_as_the_tokens_that_they_are(folders, tokenizer, tmp_pa
     answer = list(sample.ids[sample.start :])
     assert (answer[0], answer.count(close), answer.count(stop)) == (think, 1, 0)
     assert think not in sample.ids[: sample.start], "a user's text is text"
+
+
+def test_an_answer_at_the_end_is_continued(base: wb.Variant) -> None:
+    turns = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One, two,"}]
+    own = base.tokenizer.apply_chat_template(turns, continue_final_message=True, return_dict=False)
+    assert base.encode(turns) == own
+    assert base.generate(turns, max_new_tokens=2).prompt_tokens == len(own)

@@ -13,7 +13,7 @@ from workbench.runtime import trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager
 from workbench.runtime.rows import Way
-from workbench.steps import prune, quantize
+from workbench.steps import finetune, prune, quantize
 from workbench.training.sequences import Continuation
 
 OTHERS = ("mamba", "mamba2", "bamba", "rwkv", "recurrent_gemma", "openai-gpt", "minimax", "llama4_text", "xlstm")
@@ -112,3 +112,15 @@ def test_what_steps_make_is_run_in_the_same_way(load_other, tiny_text: wb.Text) 
     prompt = shorter.encode("Rain")
     assert decoded(shorter, [prompt], 6) == [best(shorter, prompt, 6)]
     assert len(trial._found) == before
+
+
+@pytest.mark.parametrize("name", ["mamba", "llama4_text", "bamba"])
+def test_they_learn(load_other, tiny_task: wb.Task, tmp_path: Path, name: str) -> None:
+    variant = load_other(name)
+    tuned = variant.apply(finetune.LoRA(rank=2, epochs=1, learning_rate=1e-2), tiny_task)
+    prompt = tuned.encode("Rain")
+    assert decoded(tuned, [prompt], 6) == [best(tuned, prompt, 6)]
+    again = wb.load(tuned.save(tmp_path / "tuned"))
+    assert decoded(again, [prompt], 6) == decoded(tuned, [prompt], 6)
+    ids = torch.tensor([prompt])
+    assert not torch.equal(tuned.model(input_ids=ids).logits, variant.model(input_ids=ids).logits)
