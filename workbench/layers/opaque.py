@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.models import sharing
-from workbench.models.experts import as_layers, is_expert
+from workbench.models.experts import as_layers, expert_layers
 from workbench.models.packed import linear_layers, replace_module
 from workbench.runtime.forward import using
 from workbench.runtime.rows import Rows
@@ -32,8 +32,8 @@ def opaque_layers(model: PreTrainedModel) -> frozenset[str]:
 
 def _try(model: PreTrainedModel) -> frozenset[str]:
     probe = sharing.share(as_layers(model))
-    layers = linear_layers(probe, head=True)
-    watched = {path: _Watched(layer) for path, layer in layers if not is_expert(probe, path)}
+    layers, experts = linear_layers(probe, head=True), expert_layers(probe)
+    watched = {path: _Watched(layer) for path, layer in layers if path not in experts}
     for path, layer in watched.items():
         replace_module(probe, path, layer)
     with using("Trying the layers"):

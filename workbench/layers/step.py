@@ -18,7 +18,7 @@ from workbench.layers.opaque import opaque_layers
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
 from workbench.models.blocks import decoder_blocks
-from workbench.models.experts import as_layers, coverage, gather, is_expert
+from workbench.models.experts import as_layers, coverage, expert_layers, gather
 from workbench.models.packed import SemiStructuredLinear, dense_weight, linear_layers, replace_module
 from workbench.step import Forecast, Step
 from workbench.tasks.task import Task, Text
@@ -138,7 +138,7 @@ class SequentialStep(LayerStep):
 
 def check_fed(model: PreTrainedModel, left: Collection[str]) -> None:
     """Raise `InvalidInput` if calibration never fed some layers that are not experts, which tokens may not choose."""
-    if others := [path for path in left if not is_expert(model, path)]:
+    if others := set(left) - expert_layers(model):
         raise InvalidInput(
             f"The calibration text never reaches {len(others)} layers, such as {min(others)}: use more or exclude them."
         )
@@ -178,10 +178,8 @@ def named_layers(variant: Variant, names: str) -> list[str]:
         InvalidInput: a name fits no layer.
     """
     root, blocks = decoder_blocks(variant.model)
-    hidden = opaque_layers(variant.model)
-    found = [
-        path for path, _ in linear_layers(blocks) if not is_expert(blocks, path) and f"{root}.{path}" not in hidden
-    ]
+    apart = expert_layers(variant.model) | opaque_layers(variant.model)
+    found = [path for path, _ in linear_layers(blocks) if f"{root}.{path}" not in apart]
     chosen = _named(names, found, "name") or set(found)
     return [f"{root}.{path}" for path in found if path in chosen]
 

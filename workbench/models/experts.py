@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
-from workbench.models.packed import Packed, dense_weight, replace_module
+from workbench.models.packed import Packed, dense_weight, linear_layers, replace_module
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")  # as transformers' integrations/moe.py names them
 NEARLY_ALL = 0.95  # of the weights in the blocks
@@ -142,9 +142,9 @@ def all_experts(model: nn.Module) -> Iterator[tuple[str, Experts]]:
             yield path, module
 
 
-def is_expert(model: nn.Module, path: str) -> bool:
-    """Whether a layer is one of an expert."""
-    return any(path.startswith(f"{own}.") for own, _ in all_experts(model))
+def expert_layers(model: nn.Module) -> frozenset[str]:
+    """Paths of the linear layers that are those of an expert."""
+    return frozenset(f"{path}.{name}" for path, experts in all_experts(model) for name, _ in linear_layers(experts))
 
 
 def _fits(module: nn.Module) -> bool:
