@@ -198,3 +198,10 @@ def test_plain_transformers_reads_them(mixture: wb.Variant, tiny_text: wb.Text, 
     assert found.loads, found
     assert found.kl is not None
     assert found.kl < 2e-3, found
+
+
+def test_plain_transformers_reads_what_bitsandbytes_has_no_layout_for(load_mixture, tmp_path: Path) -> None:
+    """Narrow layers of latent attention stay dense for others, in the type that the rest computes in."""
+    load_mixture("deepseek_v3").apply(quantize.NF4()).save(tmp_path / "export")
+    found = wb.verify_export(tmp_path / "export")
+    assert found.loads, found

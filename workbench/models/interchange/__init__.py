@@ -7,7 +7,7 @@ no layout holds is dense for others, and what they cannot be told stands in a fi
 import copy
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -66,7 +66,8 @@ def write(model: PreTrainedModel) -> Interchange:
     if not packed:
         return Interchange(tensors)
     plain = _plain_modules(model.config)
-    forms = _forms({path: layer for path, layer in packed.items() if not _within(path, mixtures)}, plain)
+    single = {path: layer for path, layer in packed.items() if not _within(path, mixtures)}
+    forms = _forms(single, plain, model.dtype)
     forms |= {path: Form("own", {}, own=layer.saved_tensors()) for path, layer in packed.items() if path not in forms}
     for path, layer in packed.items():
         shown = getattr(layer, "bias", None) is not None and not _within(path, mixtures)
@@ -139,8 +140,8 @@ def note(entries: dict[str, dict[str, Any]]) -> str:
     return " ".join(said)
 
 
-def _forms(packed: dict[str, Packed], plain: dict[str, nn.Module]) -> dict[str, Form]:
-    """How each packed module is written."""
+def _forms(packed: dict[str, Packed], plain: dict[str, nn.Module], dtype: torch.dtype) -> dict[str, Form]:
+    """How each packed module is written, in a model that computes in a type."""
     heads = {path: _head_of(module, packed) for path, module in packed.items() if isinstance(module, Int8Embedding)}
     found: dict[str, Form] = {}
     for library in LIBRARIES.values():
@@ -152,6 +153,11 @@ def _forms(packed: dict[str, Packed], plain: dict[str, nn.Module]) -> dict[str, 
     for path, layer in packed.items():
         if path not in forms and path not in heads:
             forms[path] = dense(layer, transposed=isinstance(plain.get(path), Conv1D))
+            if (
+                chosen.startswith("bitsandbytes") and dtype == torch.float32
+            ):  # beside its layers transformers casts none
+                shown = {"weight": forms[path].tensors["weight"].float()}
+                forms[path] = replace(forms[path], tensors=forms[path].tensors | shown)
     for path, head in heads.items():
         forms[path] = Form(SHARED, {"weight": forms[head].tensors["weight"]}, facts={"head": head})
     return forms
