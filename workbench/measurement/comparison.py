@@ -106,8 +106,9 @@ class Comparison:
 
     def save(self, path: str | Path) -> Path:
         """Write the comparison as JSON, whole or not at all."""
-        files.write_text(files.home(path), self.to_json())
-        return files.home(path)
+        place = files.home(path)
+        files.write_text(place, self.to_json())
+        return place
 
     @classmethod
     def load(cls, path: str | Path) -> "Comparison":

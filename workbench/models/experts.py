@@ -110,10 +110,8 @@ def as_layers(model: PreTrainedModel) -> PreTrainedModel:
         found = [path for path, module in model.named_modules() if _fits(module)]
         if not found:
             return model
-        copied = sharing.share(model)
-        for path in found:
-            replace_module(copied, path, Experts(copied.get_submodule(path)))
-        _split[model] = copied
+        _split[model] = sharing.share(model)
+        put_in_place(_split[model], found)
     return _split[model]
 
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from workbench.models.experts import HALVES
 from workbench.models.interchange.form import JSON, Form, Reader, Tensors
 from workbench.models.packed import Int8Linear, Packed, SemiStructuredLinear
 
-HALVES = (torch.float16, torch.bfloat16)  # the first is closer, the second has the range of float32
 ROUNDED = ("rounded", "own")  # readers of forms that other readers see in 16 bits
 
 
