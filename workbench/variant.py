@@ -139,9 +139,11 @@ class Variant:
         progress.check()
         with torch.no_grad(), memory_guard(step.label):
             made: Variant = step.apply(self, task, progress)
-            if made.model is not self.model:
-                trial.check_runs(made.model, step.label)
-        return made
+            if made.model is self.model:
+                return made
+            trial.check_runs(made.model, step.label)
+            engine = made.engine.fitted(made.model, made.tokenizer, progress)
+            return made if engine == made.engine else replace(made, engine=engine)
 
     def derive(
         self,
@@ -334,8 +336,10 @@ def load(
     folder = None if source is None else files.home(source)
     record = export.read_manifest(folder) if folder is not None and export.is_export(folder) else {}
     made = from_record(record)  # what is not known is refused before any weight is read
+    progress = progress or Progress()
     with memory_guard(f"Loading '{source or loading.DEFAULT_NAME}'"):
-        loaded = loading.read_model(source, resolve_device(device), dtype, progress or Progress())
+        loaded = loading.read_model(source, resolve_device(device), dtype, progress)
+        made["engine"] = made["engine"].fitted(loaded.model, loaded.tokenizer, progress)
     return Variant(
         model=loaded.model,
         tokenizer=loaded.tokenizer,

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core import named
+from workbench.core.progress import Progress
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
@@ -33,6 +34,19 @@ class Engine(named.Named):
         super().__pydantic_init_subclass__(**kwargs)
         if not cls.__name__.startswith("_"):
             named.register(ENGINES, cls)
+
+    def fitted(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> "Engine":
+        """This engine made ready for a model; asked whenever a variant gets another one, and when it is loaded.
+
+        Raises:
+            InvalidInput: it cannot run such a model.
+            NotAvailable: what it needs is not on this machine.
+        """
+        return self
+
+    def held_bytes(self, model: PreTrainedModel) -> int:
+        """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
+        return 0
 
     def decode(
         self,
@@ -146,7 +160,7 @@ class Eager(Engine):
     ) -> Iterator[None]:
         """Rows decoded side by side until all have ended."""
         with using(label):
-            going = Rows(model, prompts, way_of(model), prefix, self.cache_bits)
+            going = self.open(model, prompts, settings.max_new_tokens, prefix)
         drawn, watched = draws(seeds), any(row.watches for row in rows)
         for _ in range(settings.max_new_tokens):
             with using(label):
@@ -161,6 +175,12 @@ class Eager(Engine):
             yield
             if all(row.ended for row in rows):
                 return
+
+    def open(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, prefix: Prefix | None = None
+    ) -> Rows:
+        """Prompts to be read and continued by so many tokens at most; to be used within `using`."""
+        return Rows(model, prompts, way_of(model), prefix, self.cache_bits)
 
     def read(self, model: PreTrainedModel, spans: Sequence[Span], label: str = "Reading text") -> Reader:
         """Keys and values are kept in as many bits as while answering."""
