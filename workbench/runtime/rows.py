@@ -28,6 +28,7 @@ class Way:
         positions: whether it must be told every token's place, and not only where rows are padded.
         padded: whether rows of unequal length may stand side by side.
         prefix: whether what rows begin with may be read once for all.
+        slots: whether its keys and values may be written in place, each row at its own (`Slots`).
     """
 
     state: str = KEYS_AND_VALUES
@@ -35,6 +36,7 @@ class Way:
     positions: bool = False
     padded: bool = True
     prefix: bool = True
+    slots: bool = False
 
 
 class Rows:

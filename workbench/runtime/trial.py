@@ -21,9 +21,10 @@ from workbench.core.device import device_failed
 from workbench.core.errors import InvalidInput, OutOfMemory, WorkbenchError, first_line
 from workbench.models.packed import Packed
 from workbench.runtime.forward import using
-from workbench.runtime.kvcache import is_plain
+from workbench.runtime.kvcache import is_plain, new_cache
 from workbench.runtime.prefix import SHORTEST, Prefix
 from workbench.runtime.rows import STATES, Rows, Way
+from workbench.runtime.slots import Slots
 
 LONG, SHORT = 22, 17  # tokens of the two rows that are tried
 ALONE, TOGETHER = 5, 2  # tokens after the prompt, read one by one; a convolution forgets from the fourth on
@@ -66,7 +67,7 @@ def _remembered(key: str) -> Way | None:
 
 def _place(key: str) -> Path:
     """Where a way is kept on this machine, for these versions of the libraries and of what tries it."""
-    own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py")]
+    own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py", "slots.py")]
     about = json.dumps([key, torch.__version__, transformers.__version__, own])
     return files.cache_folder() / "ways" / f"{sha256(about.encode()).hexdigest()}.json"
 
@@ -152,6 +153,7 @@ def _try(model: PreTrainedModel) -> Way:
             "What this model says of a token depends on the tokens after it, so it cannot write a text: load a causal "
             "language model, such as one of those called ...ForCausalLM."
         )
+    alone = replace(alone, slots=not alone.own and bool(alone.state) and _fits_slots(model, rows, wanted))
     shares = not alone.own and bool(alone.state) and is_plain(model.config)
     ways = [replace(alone, prefix=shares), replace(alone, prefix=False)][0 if shares else 1 :]
     return next((way for way in ways if right(way, together=True)), replace(alone, padded=False, prefix=False))
@@ -168,6 +170,30 @@ def _ways(model: PreTrainedModel) -> Iterator[Way]:
     yield Way("", prefix=False)
 
 
+def _fits_slots(model: PreTrainedModel, rows: Sequence[Sequence[int]], wanted: Sequence[Tensor]) -> bool:
+    """Whether rows of unequal length, put in place one after another, get the logits that they get when read whole."""
+    errors = []
+    try:
+        slots = Slots(model, len(rows), LONG)
+        for row in rows:
+            cache = new_cache(model.config)
+            read = torch.tensor([row[:-ALONE]], device=model.device)
+            model(input_ids=read, past_key_values=cache, use_cache=True)
+            slots.put(cache, 0, len(row) - ALONE)
+        for step in range(-ALONE, 0):
+            tokens = torch.tensor([[row[step]] for row in rows], device=model.device)
+            for got, want in zip(slots.logits(tokens)[:, -1].float(), wanted, strict=True):
+                errors.append(_error(got, want[step].float()))
+    except Exception as error:  # an architecture that cannot be run so says it in an error of its own
+        _let_pass(error)
+        return False
+    return sorted(errors)[len(errors) // 2] < _tolerance(model)
+
+
+def _error(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
 def _says(
     model: PreTrainedModel, way: Way, rows: Sequence[Sequence[int]], wanted: Sequence[Tensor], steps: int
 ) -> bool:
@@ -179,8 +205,7 @@ def _says(
         going = Rows(model, [prompt[SHORTEST if prefix else 0 :] for prompt in prompts], way, prefix)
         for step in range(steps + 1):
             for got, want in zip(going.logits().float(), wanted, strict=True):
-                expected = want[step - steps - 1].float()
-                errors.append(float((got - expected).norm() / expected.norm().clamp(min=1e-30)))
+                errors.append(_error(got, want[step - steps - 1].float()))
             going.append(torch.tensor([row[min(step - steps, -1)] for row in rows], device=model.device))
     except Exception as error:  # an architecture that cannot be run so says it in an error of its own
         _let_pass(error)
