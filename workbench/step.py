@@ -32,10 +32,12 @@ class Step(RecipeStep):
     A concrete step names its `paper` (or reference) and, through its module, its family. Its `caveat` is the reason
     given when a measurement shows that it did not get faster. An `instant` one takes no longer than a token, so that a
     panel may try it out while a knob is moved. Knobs that are `folded` matter to few, and panels show them on request.
+    One that `contends` only changes how a single request is computed, with the same tokens: `runtime.Auto` tries it.
     """
 
     paper: ClassVar[str] = ""
     instant: ClassVar[bool] = False
+    contends: ClassVar[bool] = False
     folded: ClassVar[tuple[str, ...]] = ()
 
     @classmethod

@@ -15,7 +15,7 @@ from workbench.answering.request import Generation, Piece, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
 from workbench.core.device import resolve_device
-from workbench.core.errors import Closed, InvalidInput
+from workbench.core.errors import Closed, InvalidInput, NotAvailable
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
@@ -339,12 +339,22 @@ def load(
     progress = progress or Progress()
     with memory_guard(f"Loading '{source or loading.DEFAULT_NAME}'"):
         loaded = loading.read_model(source, resolve_device(device), dtype, progress)
-        made["engine"] = made["engine"].fitted(loaded.model, loaded.tokenizer, progress)
+        engine, told = _engine(made.pop("engine"), loaded, progress)
+    notes = (*loaded.notes, *record.get("notes", ()), *trial.notes(trial.way_of(loaded.model)), *told)
     return Variant(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
         name=name or loaded.name,
         source=record.get("source", loaded.name if source is None else str(source)),
-        notes=tuple(dict.fromkeys((*loaded.notes, *record.get("notes", ()), *trial.notes(trial.way_of(loaded.model))))),
+        notes=tuple(dict.fromkeys(notes)),
+        engine=engine,
         **made,
     )
+
+
+def _engine(engine: Engine, loaded: loading.Loaded, progress: Progress) -> tuple[Engine, tuple[str, ...]]:
+    """The engine that an export names, ready for the model; where this machine lacks it the plain one, and a note."""
+    try:
+        return engine.fitted(loaded.model, loaded.tokenizer, progress), ()
+    except NotAvailable as error:
+        return Eager(), (f"It is run in the plain way here. {error}",)

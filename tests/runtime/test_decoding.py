@@ -8,10 +8,9 @@ from conftest import ARCHITECTURES
 
 import workbench as wb
 from workbench.core.errors import InvalidInput
-from workbench.runtime.decoding import Decoding, choose, draws, sample_seeds
+from workbench.runtime.decoding import Continuation, Decoding, choose, draws, sample_seeds
 from workbench.runtime.engine import Eager
 from workbench.runtime.prefix import common_length, pad_left
-from workbench.training.sequences import Continuation
 
 PROMPTS = ["What is a lobster?", "Rain", "How many seats does the boat have, and who takes one of them?", "猫 🦞"]
 

@@ -13,12 +13,11 @@ import workbench as wb
 from workbench.core.errors import InvalidInput
 from workbench.measurement import memory
 from workbench.measurement.likelihood import likelihoods
-from workbench.runtime.decoding import Decoding
+from workbench.runtime.decoding import Continuation, Decoding
 from workbench.runtime.engine import Eager
 from workbench.runtime.kvcache import GROUP, PackedLayer, new_cache, pack, unpack
 from workbench.runtime.reader import Span
 from workbench.steps import prompt, quantize
-from workbench.training.sequences import Continuation
 
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 every_width = pytest.mark.parametrize("bits", [8, 4])

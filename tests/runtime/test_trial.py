@@ -10,11 +10,10 @@ from architectures import tiny_folder
 import workbench as wb
 from workbench.core.errors import InvalidInput
 from workbench.runtime import trial
-from workbench.runtime.decoding import Decoding
+from workbench.runtime.decoding import Continuation, Decoding
 from workbench.runtime.engine import Eager
 from workbench.runtime.rows import Way
 from workbench.steps import finetune, prune, quantize
-from workbench.training.sequences import Continuation
 
 OTHERS = ("mamba", "mamba2", "bamba", "rwkv", "recurrent_gemma", "openai-gpt", "minimax", "llama4_text", "xlstm")
 AHEAD = ("xlnet", "bert", "roberta")  # without `is_decoder` they see what comes after

@@ -1,6 +1,7 @@
 """Where a model runs: device, dtype, allocated memory and the environment recorded with every number."""
 
 import contextlib
+import os
 import platform
 import resource
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ def resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torc
     if dtype not in DTYPES:
         raise InvalidInput(f"Unknown dtype '{dtype}': use one of {', '.join(DTYPES)}.")
     return DTYPES[dtype]
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What a trial on the device holds for: the environment, and what torch and oneDNN use of the processor."""
+    used = {"capability": torch.backends.cpu.get_cpu_capability(), "onednn": os.environ.get("ONEDNN_MAX_CPU_ISA", "")}
+    return environment(device) | used
 
 
 def synchronize(device: torch.device) -> None:

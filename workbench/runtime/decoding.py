@@ -1,6 +1,6 @@
 """How tokens are chosen, and who has a say in it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +52,29 @@ class Follower(Protocol):
 
     def take(self, token: int, chance: float | None = None) -> None:
         """Hear of the token that was chosen and, if it watches, how probable it was."""
+
+
+class Continuation:
+    """Tokens put behind a prompt, the end token included where one comes."""
+
+    watches = False
+
+    def __init__(self, ends: Collection[int]) -> None:
+        self.ids: list[int] = []
+        self._ends = ends
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end token came."""
+        return bool(self.ids) and self.ids[-1] in self._ends
+
+    def restrict(self, logits: Tensor) -> None:
+        """Nothing is ruled out."""
+
+    def take(self, token: int, chance: float | None = None) -> None:
+        """Add a token, unless it has ended."""
+        if not self.ended:
+            self.ids.append(token)
 
 
 def draws(seeds: Sequence[int]) -> list[torch.Generator]:

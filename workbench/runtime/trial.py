@@ -3,9 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
-from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,8 @@ from transformers import PreTrainedModel
 
 from workbench.core import files
 from workbench.core.device import device_failed
-from workbench.core.errors import InvalidInput, OutOfMemory, WorkbenchError, first_line
+from workbench.core.errors import InvalidInput, OutOfMemory, first_line
+from workbench.core.remembered import recall, remember
 from workbench.models.packed import Packed
 from workbench.runtime.forward import using
 from workbench.runtime.kvcache import is_plain, new_cache
@@ -53,23 +52,21 @@ def way_of(model: PreTrainedModel) -> Way:
 def _tried(key: str, model: PreTrainedModel) -> Way:
     with using("Trying the model"):
         way = _try(model)
-    with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
-        files.write_text(_place(key), json.dumps(asdict(way)))
+    remember("ways", _about(key), asdict(way))
     return way
 
 
 def _remembered(key: str) -> Way | None:
     try:
-        return Way(**json.loads(_place(key).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return Way(**recall("ways", _about(key)))
+    except TypeError:
         return None
 
 
-def _place(key: str) -> Path:
-    """Where a way is kept on this machine, for these versions of the libraries and of what tries it."""
+def _about(key: str) -> list[str]:
+    """A way is remembered for these versions of the libraries and of what tries it."""
     own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py", "slots.py")]
-    about = json.dumps([key, torch.__version__, transformers.__version__, own])
-    return files.cache_folder() / "ways" / f"{sha256(about.encode()).hexdigest()}.json"
+    return [key, torch.__version__, transformers.__version__, *own]
 
 
 _ran: set[tuple[str, frozenset[str]]] = set()

@@ -1,7 +1,7 @@
 """What a model learns from: token sequences, which of their tokens count, and batches of them."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from workbench.answering.request import Request
 from workbench.core.errors import InvalidInput
 from workbench.models.tokens import encode_answer
-from workbench.runtime.decoding import Decoding, sample_seeds
+from workbench.runtime.decoding import Continuation, Decoding, sample_seeds
 from workbench.runtime.prefix import common_length
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -114,29 +114,6 @@ def read_samples(variant: Variant, task: Task | Text, split: str) -> Samples:
     if len(found) < len(examples):
         notes.append(f"{len(examples) - len(found)} of them had no answer left and were skipped.")
     return Samples(tuple(found), tuple(notes))
-
-
-class Continuation:
-    """Tokens put behind a prompt, the end token included where one comes."""
-
-    watches = False
-
-    def __init__(self, ends: Collection[int]) -> None:
-        self.ids: list[int] = []
-        self._ends = ends
-
-    @property
-    def ended(self) -> bool:
-        """Whether the end token came."""
-        return bool(self.ids) and self.ids[-1] in self._ends
-
-    def restrict(self, logits: Tensor) -> None:
-        """Nothing is ruled out."""
-
-    def take(self, token: int, chance: float | None = None) -> None:
-        """Add a token, unless it has ended."""
-        if not self.ended:
-            self.ids.append(token)
 
 
 def continued(
