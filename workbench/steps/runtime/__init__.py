@@ -1,3 +1,5 @@
 """Runtime: the same weights and answers, run in another way."""
 
-__all__: list[str] = []
+from workbench.steps.runtime.caches import PrefixCache  # isort: skip  # panels keep this order
+
+__all__ = ["PrefixCache"]
