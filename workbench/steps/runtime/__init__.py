@@ -1,5 +1,6 @@
 """Runtime: the same weights and answers, run in another way."""
 
-from workbench.steps.runtime.caches import PrefixCache  # isort: skip  # panels keep this order
+from workbench.steps.runtime.caches import PrefixCache, ResponseCache  # isort: skip  # panels keep this order
+from workbench.steps.runtime.semantic import SemanticCache  # isort: skip
 
-__all__ = ["PrefixCache"]
+__all__ = ["PrefixCache", "ResponseCache", "SemanticCache"]
