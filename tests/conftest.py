@@ -143,7 +143,8 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of documents are gone after the test."""
+    """Indexes of documents, and answers that were kept, are gone after the test."""
+    monkeypatch.setattr("workbench.answering.store.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("workbench.retrieval.index.cache_folder", lambda: tmp_path / "cache")
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.answering.answers import Prepared, settings_of, streamed
-from workbench.answering.request import Generation, Piece, Request
+from workbench.answering.answers import settings_of, streamed
+from workbench.answering.request import Generation, Piece, Prepared, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
 from workbench.core.device import resolve_device
@@ -205,12 +205,13 @@ class Variant:
             )
 
     def stream(
-        self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", **decoding: Any
+        self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", *, fresh: bool = False, **decoding: Any
     ) -> Iterator[Piece]:
         """Answer token by token.
 
         Args:
             prompt: the user's text, or messages with role and content; an answer at their end is continued.
+            fresh: ask the model, even where a cache of answers knows what it said before.
             decoding: `Decoding` settings for this request: max_new_tokens, temperature, top_p, seed.
 
         Raises:
@@ -221,7 +222,7 @@ class Variant:
         request = self.rewritten(prompt)
         asked = Prepared(request, self.tokens(request))
         self.check_length(len(asked.ids), settings.max_new_tokens)
-        return streamed(self, asked, settings, started)
+        return streamed(self, asked, settings, started, fresh)
 
     def generate(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", **decoding: Any) -> Generation:
         """Answer in one piece; takes and raises what `stream` does."""

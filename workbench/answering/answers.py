@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
 
 from workbench.answering.grammar import guide
 from workbench.answering.pieces import Pieces
-from workbench.answering.request import Generation, Piece, Request
+from workbench.answering.request import Generation, Piece, Prepared, Request
 from workbench.answering.speaker import Speaker
 from workbench.answering.stage import Stage
 from workbench.core.errors import InvalidInput
@@ -32,19 +32,6 @@ class Staged(Speaker, Protocol):
 
     def check_length(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise `InvalidInput` when prompt and answer do not fit the context."""
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A request that every stage has worked on.
-
-    Attributes:
-        request: as it is asked.
-        ids: its tokens.
-    """
-
-    request: Request
-    ids: list[int]
 
 
 class Row:
@@ -171,15 +158,38 @@ def prepare(variant: Staged, requests: Sequence[Request], progress: Progress | N
     return found
 
 
-def streamed(variant: Staged, asked: Prepared, settings: Decoding, started: float) -> Iterator[Piece]:
+def known(variant: Staged, asked: Prepared, settings: Decoding, started: float) -> Generation | None:
+    """The answer, where a stage knows it before the model is asked; all of it is there at once."""
+    for stage in variant.stages:
+        if found := stage.known(variant, asked, settings):
+            return found.but(times=(time.perf_counter() - started,), spent=0)
+    return None
+
+
+def learn(variant: Staged, asked: Prepared, settings: Decoding, answer: Generation) -> Generation:
+    """Let every stage hear what the model answered; gives the answer back."""
+    for stage in variant.stages:
+        stage.learn(variant, asked, settings, answer)
+    return answer
+
+
+def streamed(
+    variant: Staged, asked: Prepared, settings: Decoding, started: float, fresh: bool = False
+) -> Iterator[Piece]:
     """Yield the pieces of a request's first sample; the last one brings the answer, once all samples have ended.
+
+    An answer that a stage knows is one piece.
 
     Args:
         variant: who answers.
         asked: what.
         settings: with what the stages want.
         started: when it was asked, for `time.perf_counter`.
+        fresh: ask the model, whatever is known.
     """
+    if not fresh and (found := known(variant, asked, settings, started)):
+        yield Piece(found.said, found.token_ids[-1], found.ttft, found)
+        return
     count = samples_of(variant)
     rows = [Row(variant, settings.max_new_tokens, started) for _ in range(count)]
     text, first = Pieces(variant), rows[0]
@@ -198,7 +208,8 @@ def streamed(variant: Staged, asked: Prepared, settings: Decoding, started: floa
                 yield piece
         if waiting:
             yield replace(piece, text="")  # the other samples go on
-    yield replace(piece, answer=finished(variant, asked.request, rows, len(asked.ids)))
+    answer = finished(variant, asked.request, rows, len(asked.ids))
+    yield replace(piece, answer=learn(variant, asked, settings, answer))
 
 
 def answers(
@@ -208,14 +219,24 @@ def answers(
     progress, started = progress or Progress(), time.perf_counter()
     settings, count = settings_of(variant, settings), samples_of(variant)
     variant.check_length(max(len(each.ids) for each in asked), settings.max_new_tokens)
-    rows = [[Row(variant, settings.max_new_tokens, started) for _ in range(count)] for _ in asked]
-    prompts = [each.ids for each in asked for _ in range(count)]
+    found = [known(variant, each, settings, started) for each in asked]
+    unknown = [each for each, answer in zip(asked, found, strict=True) if answer is None]
+    rows = [[Row(variant, settings.max_new_tokens, started) for _ in range(count)] for _ in unknown]
+    prompts = [each.ids for each in unknown for _ in range(count)]
     flat = [row for each in rows for row in each]
     progress.start(f"{variant.name}: answering", len(asked))
-    for _ in variant.engine.decode(variant.model, prompts, settings, flat, count, label=variant.name):
+    progress.advance(len(asked) - len(unknown))
+    for _ in (
+        variant.engine.decode(variant.model, prompts, settings, flat, count, label=variant.name) if unknown else ()
+    ):
         _ = variant.model  # raises `Closed` when it was closed meanwhile
-        progress.advance(sum(all(row.ended for row in each) for each in rows) - progress.done)
-    return [finished(variant, each.request, own, len(each.ids)) for each, own in zip(asked, rows, strict=True)]
+        done = sum(all(row.ended for row in each) for each in rows)
+        progress.advance(len(asked) - len(unknown) + done - progress.done)
+    fresh = (
+        learn(variant, each, settings, finished(variant, each.request, own, len(each.ids)))
+        for each, own in zip(unknown, rows, strict=True)
+    )
+    return [answer or next(fresh) for answer in found]
 
 
 def _overrides(stage: Stage, name: str) -> bool:

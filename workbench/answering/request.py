@@ -41,6 +41,7 @@ class Request:
         instruction: of the task; it stands before the last message.
         passages: documents that go with the last message.
         notes: what rewriting took away or added, in sentences.
+        salt: whose request it is, set by whoever serves several users: no other is given what was answered to one.
     """
 
     messages: tuple[Message, ...]
@@ -48,6 +49,7 @@ class Request:
     instruction: str = ""
     passages: tuple[Passage, ...] = ()
     notes: tuple[str, ...] = ()
+    salt: str = ""
 
     @classmethod
     def of(cls, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> "Request":
@@ -130,6 +132,19 @@ class Request:
         return self.asking(BREAK.join(filter(None, parts))).messages
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A request that every stage has worked on.
+
+    Attributes:
+        request: as it is asked.
+        ids: its tokens.
+    """
+
+    request: Request
+    ids: list[int]
+
+
 def turns_of(example: Example) -> tuple[Message, ...]:
     """An example as it is asked: what was said before, the prompt, and what came between it and the answer."""
     return (*example.history, Message(role="user", content=example.prompt), *example.since)
@@ -184,7 +199,8 @@ class Generation:
         said: the text before output steps worked on it.
         passages: the documents it was given.
         notes: what should be known of it, in sentences.
-        spent: tokens decoded for it, those of samples that were not chosen included.
+        spent: tokens decoded for it, those of samples that were not chosen included; none if it was known.
+        cached: what knew it before the model was asked: "exact" or "meaning"; empty when the model answered.
     """
 
     text: str
@@ -196,6 +212,7 @@ class Generation:
     passages: tuple[Passage, ...] = ()
     notes: tuple[str, ...] = ()
     spent: int = 0
+    cached: str = ""
 
     def but(self, **changes: Any) -> "Generation":
         """This answer with some parts changed."""

@@ -1,12 +1,15 @@
 """A stage works on what goes into a model or on what comes out of it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from workbench.answering.request import Generation, Request
+from workbench.answering.request import Generation, Prepared, Request
 from workbench.answering.speaker import Speaker
 from workbench.core import named
 from workbench.runtime.decoding import Decoding
+
+if TYPE_CHECKING:
+    from workbench.answering.answers import Staged
 
 STAGES: dict[str, type["Stage"]] = {}
 
@@ -54,6 +57,19 @@ class Stage(named.Named):
     def finish(self, answers: list[Generation]) -> list[Generation]:
         """What is answered instead: the samples of one request, or fewer."""
         return answers
+
+    def known(self, variant: "Staged", asked: Prepared, settings: Decoding) -> Generation | None:
+        """The answer, if it is known before the model is asked; it passes no other stage.
+
+        Args:
+            variant: who is asked.
+            asked: what, when every stage has worked on it.
+            settings: with what the stages want.
+        """
+        return None
+
+    def learn(self, variant: "Staged", asked: Prepared, settings: Decoding, answer: Generation) -> None:
+        """Hear what was answered where nothing was known."""
 
     @property
     def reads(self) -> str:

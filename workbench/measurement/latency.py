@@ -48,6 +48,7 @@ def time_request(variant: Variant, prompt: str | Request, new_tokens: int) -> Ti
     """Answer a prompt with exactly `new_tokens` greedy tokens, end tokens ignored, and time each.
 
     What the variant's stages do to the request, such as looking something up, belongs to the time to the first token.
+    The model itself is timed, never a cache of answers that knows what it would say.
     """
     settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0)
     with using(variant.name):
@@ -90,6 +91,8 @@ def answer_interleaved(
 ) -> list[list[Generation]]:
     """Real answers of every variant to the first test examples, ended as its stages want; the order reverses as above.
 
+    They are the model's own, whatever a cache of answers knows.
+
     Returns:
         One list a variant, in the order of the examples.
     """
@@ -98,7 +101,8 @@ def answer_interleaved(
     progress.start("Timing answers", (rounds + 1) * len(variants), undisturbed=True)
     for number, request in enumerate([asked[0], *asked]):
         for index in range(len(variants))[:: 1 if number % 2 else -1]:
-            answer = variants[index].generate(request, max_new_tokens=task.max_new_tokens, temperature=0.0)
+            settings = {"max_new_tokens": task.max_new_tokens, "temperature": 0.0}
+            answer = variants[index].generate(request, fresh=True, **settings)
             found[index] += [answer] if number else []  # the first round warms up
             progress.advance()
     return found

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.answering.answers import Prepared, prepare
-from workbench.answering.request import Request
+from workbench.answering.answers import prepare
+from workbench.answering.request import Prepared, Request
 from workbench.core.errors import Incomparable
 from workbench.core.progress import Progress
 from workbench.models.tokens import encode_answer, start_tokens

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.answering.answers import Prepared, answers, prepare
-from workbench.answering.request import Generation, Request
+from workbench.answering.answers import answers, prepare
+from workbench.answering.request import Generation, Prepared, Request
 from workbench.core.progress import Progress
 from workbench.measurement.likelihood import answer_span, likelihoods, prepared
 from workbench.runtime.decoding import Decoding

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +17,7 @@ from workbench.core import named
 from workbench.core.progress import Progress
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
 from workbench.runtime.forward import memory_guard, using
+from workbench.runtime.kept import kept, known_prefix
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
@@ -114,9 +116,15 @@ class Eager(Engine):
 
     Attributes:
         cache_bits: of every key and value kept of the tokens already read; 16 keeps them as the model computes them.
+        prefix_bytes: most that keys and values of earlier prompts and answers may take, for those that begin alike.
     """
 
     cache_bits: Literal[16, 8, 4] = FULL
+    prefix_bytes: int = Field(default=0, ge=0, lt=1 << 50)
+
+    def held_bytes(self, model: PreTrainedModel) -> int:
+        """Of what was read before."""
+        return kept(model, self.cache_bits).nbytes if self.prefix_bytes else 0
 
     def packs(self, model: PreTrainedModel) -> bool:
         """Whether any layer of the model keeps keys and values that are packed."""
@@ -138,7 +146,7 @@ class Eager(Engine):
         seeds = seeds or sample_seeds(settings.seed, samples) * (len(prompts) // samples)
         way = way_of(model)
         with using(label):
-            prefix = shared_prefix(model, prompts, self.cache_bits) if way.prefix else None
+            prefix = self._beginning(model, prompts) if way.prefix else None
         start = prefix.length if prefix else 0
         requests = sorted(range(0, len(prompts), samples), key=lambda index: len(prompts[index]))
         size = max(1, BATCH.get(model.device.type, BATCH["cpu"]) // samples)
@@ -147,6 +155,12 @@ class Eager(Engine):
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]
             with memory_guard(label):  # what a batch held hangs on its frame, which has ended only out here
                 yield from self._batch(model, prefix, rest, settings, chosen, [seeds[index] for index in batch], label)
+
+    def _beginning(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefix | None:
+        """What all prompts begin with, if that is worth reading apart or was read before."""
+        if not self.prefix_bytes:
+            return shared_prefix(model, prompts, self.cache_bits)
+        return known_prefix(model, prompts, self.cache_bits, self.prefix_bytes)
 
     def _batch(
         self,
@@ -162,19 +176,31 @@ class Eager(Engine):
         with using(label):
             going = self.open(model, prompts, settings.max_new_tokens, prefix)
         drawn, watched = draws(seeds), any(row.watches for row in rows)
-        for _ in range(settings.max_new_tokens):
+        ids = [*(prefix.ids if prefix else ()), *prompts[0]]
+        for left in reversed(range(settings.max_new_tokens)):
             with using(label):
                 logits = going.logits()
                 free = logits.clone() if watched else logits
                 for row, each in zip(rows, logits, strict=True):
                     row.restrict(each)
                 tokens = choose(logits, settings, drawn)
-                for row, (token, chance) in zip(rows, _heard(tokens, free if watched else None), strict=True):
+                heard = _heard(tokens, free if watched else None)
+                for row, (token, chance) in zip(rows, heard, strict=True):
                     row.take(token, chance)
                 going.append(tokens)
+                ids.append(heard[0][0])
+                over = not left or all(row.ended for row in rows)
+                if over and self.prefix_bytes:  # now, for whoever has the whole answer does not come back
+                    self._keep(model, ids, going)
             yield
-            if all(row.ended for row in rows):
+            if over:
                 return
+
+    def _keep(self, model: PreTrainedModel, ids: Sequence[int], rows: Rows) -> None:
+        """Keep what a single row has read of its prompt and answer; many would push out everything else."""
+        found = rows.kept() if way_of(model).prefix else None
+        if found is not None:
+            kept(model, self.cache_bits).keep(Prefix.of(ids, found), self.prefix_bytes)
 
     def open(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, prefix: Prefix | None = None

@@ -1,8 +1,7 @@
 """Tokens that many rows begin with, read once; and rows of unequal length side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +14,69 @@ SHORTEST = 8  # tokens; below this, reading them again is as fast
 
 
 class Prefix:
-    """Keys and values of tokens that many prompts begin with, computed once."""
+    """Keys and values of tokens that prompts begin with, computed once.
 
-    def __init__(self, model: PreTrainedModel, ids: Sequence[int], cache_bits: int = FULL) -> None:
-        self.length = len(ids)
-        self._cache = new_cache(model.config, cache_bits)
-        self._empty = partial(new_cache, model.config, cache_bits)
-        tokens = torch.tensor([list(ids)], device=model.device)
+    Args:
+        model: to be used within `using`.
+        ids: the tokens.
+        cache_bits: of every key and value kept.
+        known: what is known of their beginning; only what follows is read.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, ids: Sequence[int], cache_bits: int = FULL, known: "Prefix | None" = None
+    ) -> None:
+        self.ids = tuple(ids)
+        self._cache = known.expand(1) if known else new_cache(model.config, cache_bits)
+        tokens = torch.tensor([self.ids[known.length if known else 0 :]], device=model.device)
         model(input_ids=tokens, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+
+    @classmethod
+    def of(cls, ids: Sequence[int], cache: DynamicCache) -> "Prefix":
+        """What a cache holds of one row that began with these tokens; nobody may write into it any more."""
+        made = cls.__new__(cls)
+        made.ids, made._cache = tuple(ids), cache
+        return made.cut(min(len(ids), cache.get_seq_length()))
+
+    @property
+    def length(self) -> int:
+        """How many tokens."""
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the keys and values."""
+        return sum(keys.nbytes + values.nbytes for _, keys, values in _filled(self._cache))
+
+    def cut(self, length: int) -> "Prefix":
+        """The first tokens of it; the tensors are shared."""
+        made = copy(self)
+        made.ids = self.ids[:length]
+        return made
+
+    def alone(self) -> "Prefix":
+        """The same in memory of its own, so that what it was cut from can go."""
+        made = copy(self)
+        made._cache = self.expand(1)
+        for layer, keys, values in _filled(made._cache):
+            layer.keys, layer.values = keys.clone(), values.clone()
+        return made
 
     def expand(self, batch: int) -> DynamicCache:
         """A cache for a batch that begins with the prefix; the stored tensors are shared, not written."""
-        cache = self._empty()
-        for index, layer in enumerate(self._cache.layers):
-            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
-                grown = copy(layer)  # appending binds new tensors to it
-                grown.keys = layer.keys.expand(batch, -1, -1, -1)
-                grown.values = layer.values.expand(batch, -1, -1, -1)
-                cache.layers[index] = grown
+        cache = copy(self._cache)
+        cache.layers = [copy(layer) for layer in self._cache.layers]  # appending binds new tensors to a layer
+        for layer, keys, values in _filled(cache):
+            layer.keys = keys[:, :, : self.length].expand(batch, -1, -1, -1)
+            layer.values = values[:, :, : self.length].expand(batch, -1, -1, -1)
         return cache
+
+
+def _filled(cache: DynamicCache) -> Iterator[tuple[DynamicLayer, Tensor, Tensor]]:
+    """The layers that have read something, their keys and values ``(rows, heads, tokens, numbers)``."""
+    for layer in cache.layers:
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+            yield layer, layer.keys, layer.values
 
 
 def shared_prefix(model: PreTrainedModel, rows: Sequence[Sequence[int]], cache_bits: int = FULL) -> Prefix | None:

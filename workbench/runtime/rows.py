@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from workbench.runtime.kvcache import FULL, new_cache
 from workbench.runtime.prefix import Prefix, pad_left
@@ -89,6 +89,10 @@ class Rows:
         if self._positions is not None:
             after = self._positions[:, -1:] + 1
             self._positions = after if self._way.state else torch.cat([self._positions, after], dim=1)
+
+    def kept(self) -> DynamicCache | None:
+        """Keys and values of a single row once it has ended, written by nobody any more; None where none can be had."""
+        return self._state if isinstance(self._state, DynamicCache) and len(self._ids) == 1 else None
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 import workbench as wb
-from workbench.answering.answers import Prepared
-from workbench.answering.request import Generation
+from workbench.answering.request import Generation, Prepared
 from workbench.core.errors import InvalidInput
 from workbench.steps import prompt
 

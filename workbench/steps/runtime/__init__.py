@@ -1,5 +1,7 @@
 """Runtime: the same weights and answers, run in another way."""
 
 from workbench.steps.runtime.auto import Auto  # isort: skip  # panels keep this order
+from workbench.steps.runtime.caches import PrefixCache, ResponseCache  # isort: skip
+from workbench.steps.runtime.semantic import SemanticCache  # isort: skip
 
-__all__ = ["Auto"]
+__all__ = ["Auto", "PrefixCache", "ResponseCache", "SemanticCache"]
