@@ -25,6 +25,7 @@ from workbench.runtime import trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager, Engine
 from workbench.runtime.forward import memory_guard, using
+from workbench.runtime.running import context_length
 from workbench.tasks.task import Task, Text
 
 
@@ -118,9 +119,7 @@ class Variant:
     @property
     def context_length(self) -> int:
         """How many tokens, prompt and answer together, the model can hold."""
-        config = self.model.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-        return next((int(limit) for limit in limits if limit and limit > 0), 2048)
+        return context_length(self.model.config)
 
     def apply(self, step: RecipeStep, task: Task | Text | None = None, progress: Progress | None = None) -> "Variant":
         """Make a new variant by a step. On any error or cancel, nothing is left behind.

@@ -8,18 +8,19 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core import named
+from workbench.core.device import free_memory
 from workbench.core.progress import Progress
-from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
+from workbench.runtime.asks import Ask
+from workbench.runtime.decoding import Decoding, Follower, choose, draws, heard, sample_seeds
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
 from workbench.runtime.rows import Rows
+from workbench.runtime.running import Running
 from workbench.runtime.trial import way_of
 
 ENGINES: dict[str, type["Engine"]] = {}
@@ -47,6 +48,10 @@ class Engine(named.Named):
     def held_bytes(self, model: PreTrainedModel) -> int:
         """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
         return 0
+
+    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
+        """A batch that answers may join and leave while others go on; None if this engine has none for such a model."""
+        return None
 
     def decode(
         self,
@@ -100,13 +105,20 @@ def _groups(requests: Sequence[int], size: int, lengths: Sequence[int] | None) -
             yield alike[first : first + size]
 
 
-def _heard(tokens: Tensor, logits: Tensor | None) -> list[tuple[int, float | None]]:
-    """Tokens ``(rows,)`` and how probable each was by its logits, in one copy: a GPU is waited for once a token."""
-    if logits is None:
-        return [(token, None) for token in tokens.tolist()]
-    chances = torch.softmax(logits.float(), dim=-1).gather(-1, tokens[:, None])[:, 0]
-    both = torch.stack([tokens.double(), chances.double()], dim=1).tolist()
-    return [(int(token), chance) for token, chance in both]
+def _joined(running: Running, asks: Sequence[Ask]) -> Iterator[None]:
+    """Decode answers in a batch of their own."""
+    running.join(asks)
+    while True:
+        for ask in asks:
+            if ask.error:
+                try:
+                    raise ask.error
+                finally:
+                    ask.error = None  # an error that held itself would keep all of this in memory
+        if not running.busy:
+            return
+        running.step()
+        yield
 
 
 class Eager(Engine):
@@ -124,6 +136,22 @@ class Eager(Engine):
         layers = () if way.own or not way.state else new_cache(model.config, self.cache_bits).layers
         return any(isinstance(layer, PackedLayer) for layer in layers)
 
+    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
+        """Of as many rows as are decoded together; none where rows are opened or driven in a way of another engine."""
+        plain = type(self).open is Eager.open and type(self)._batch is Eager._batch
+        if not plain or self.cache_bits < FULL or not way_of(model).slots:
+            return None
+        return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label)
+
+    def most_rows(self, model: PreTrainedModel) -> int:
+        """Answers decoded together."""
+        return BATCH.get(model.device.type, BATCH["cpu"])
+
+    def most_bytes(self, model: PreTrainedModel) -> int | None:
+        """Bound on the keys and values of a batch that runs; None if this system does not say what is free."""
+        free = free_memory(model.device)
+        return None if free is None else free // 2
+
     def decode(
         self,
         model: PreTrainedModel,
@@ -134,14 +162,24 @@ class Eager(Engine):
         seeds: Sequence[int] = (),
         label: str = "Answering",
     ) -> Iterator[None]:
-        """Batches of similar length; the tokens that all prompts begin with are read once."""
+        """Shorter prompts first; one takes the place of another that has ended, or else they are decoded in groups.
+
+        The tokens that all prompts begin with are read once.
+        """
         seeds = seeds or sample_seeds(settings.seed, samples) * (len(prompts) // samples)
         way = way_of(model)
         with using(label):
             prefix = shared_prefix(model, prompts, self.cache_bits) if way.prefix else None
         start = prefix.length if prefix else 0
         requests = sorted(range(0, len(prompts), samples), key=lambda index: len(prompts[index]))
-        size = max(1, BATCH.get(model.device.type, BATCH["cpu"]) // samples)
+        if len(prompts) > 1 and (running := self.running(model, prefix, label)):
+            turns = [index + sample for index in requests for sample in range(samples)]
+            with memory_guard(label):
+                yield from _joined(
+                    running, [Ask(prompts[turn][start:], settings, rows[turn], seeds[turn]) for turn in turns]
+                )
+            return
+        size = max(1, self.most_rows(model) // samples)
         for group in _groups(requests, size, None if way.padded else [len(each) for each in prompts]):
             batch = [index + sample for index in group for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]
@@ -169,7 +207,7 @@ class Eager(Engine):
                 for row, each in zip(rows, logits, strict=True):
                     row.restrict(each)
                 tokens = choose(logits, settings, drawn)
-                for row, (token, chance) in zip(rows, _heard(tokens, free if watched else None), strict=True):
+                for row, (token, chance) in zip(rows, heard(tokens, free if watched else None), strict=True):
                     row.take(token, chance)
                 going.append(tokens)
             yield
