@@ -50,7 +50,7 @@ class Request:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> "Request":
+    def of(cls, prompt: "Prompt") -> "Request":
         """A request from a user's text, or from messages with role and content.
 
         Messages may be written as for OpenAI's interface: content in text parts, a "developer" for the system, what a
@@ -128,6 +128,9 @@ class Request:
         """
         parts = [self.instruction, "\n".join(map(slot, self.passages)), self.question]
         return self.asking(BREAK.join(filter(None, parts))).messages
+
+
+Prompt = str | Sequence[Message | Mapping[str, Any]] | Request  # what a request is made from
 
 
 def turns_of(example: Example) -> tuple[Message, ...]:

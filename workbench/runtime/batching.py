@@ -23,6 +23,10 @@ class Batched(Eager):
         """As many as are asked for."""
         return self.rows
 
+    def most_waiting(self) -> int:
+        """As many as are asked for."""
+        return self.waiting
+
     def most_bytes(self, model: PreTrainedModel) -> int | None:
         """As many as are asked for."""
         return 1_000_000 * self.memory or super().most_bytes(model)

@@ -25,6 +25,7 @@ from workbench.runtime.trial import way_of
 
 ENGINES: dict[str, type["Engine"]] = {}
 BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
+WAITING = 100
 
 
 class Engine(named.Named):
@@ -48,6 +49,14 @@ class Engine(named.Named):
     def held_bytes(self, model: PreTrainedModel) -> int:
         """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
         return 0
+
+    def most_rows(self, model: PreTrainedModel) -> int:
+        """Answers that go on at once: decoded together, or in turn."""
+        return BATCH.get(model.device.type, BATCH["cpu"])
+
+    def most_waiting(self) -> int:
+        """Requests that may wait behind them; further ones are refused."""
+        return WAITING
 
     def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
         """A batch that answers may join and leave while others go on; None if this engine has none for such a model."""
@@ -142,10 +151,6 @@ class Eager(Engine):
         if not plain or self.cache_bits < FULL or not way_of(model).slots:
             return None
         return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label)
-
-    def most_rows(self, model: PreTrainedModel) -> int:
-        """Answers decoded together."""
-        return BATCH.get(model.device.type, BATCH["cpu"])
 
     def most_bytes(self, model: PreTrainedModel) -> int | None:
         """Bound on the keys and values of a batch that runs; None if this system does not say what is free."""

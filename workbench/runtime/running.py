@@ -151,9 +151,8 @@ class Running:
 
     def _decode(self) -> None:
         """One token for every row."""
-        while self.going and not (slots := self._stretched()):
-            self._set_aside(1)
-        if not self.going:
+        slots = self._stretched()
+        if slots is None:
             return
         before = list(slots.lengths)
         tokens = torch.tensor([[ask.said[-1]] for ask in self.going], device=self._model.device)
@@ -181,15 +180,17 @@ class Running:
         return self._most_bytes is None or count * length * self._token_bytes <= self._most_bytes
 
     def _stretched(self) -> Slots | None:
-        """The slots with a place for one more token in every row; None if there is no memory for that."""
-        assert self._slots is not None
-        try:
-            with memory_guard(self._label):
-                return self._fit(len(self.going), max(self._slots.lengths) + 1, len(self.going))
-        except OutOfMemory as error:
-            if len(self.going) == 1:
-                self.going[0].fail(error)
-            return None
+        """The slots with a place for one more token in every row; the last rows wait until there is. None if none is."""
+        while self.going:
+            assert self._slots is not None
+            try:
+                with memory_guard(self._label):
+                    return self._fit(len(self.going), max(self._slots.lengths) + 1, len(self.going))
+            except OutOfMemory as error:
+                if len(self.going) == 1:
+                    self.going[0].fail(error)
+                self._set_aside(1)
+        return None
 
     def _fit(self, count: int, length: int, wished: int) -> Slots:
         """The slots with places for so many rows of a length at least, and for as many as are wished if they may be.
@@ -263,7 +264,9 @@ class Reading:
     @property
     def cache(self) -> DynamicCache:
         """Keys and values read so far."""
-        return self._going.cache
+        found = self._going.cache
+        assert isinstance(found, DynamicCache)
+        return found
 
     @property
     def token_bytes(self) -> int:
