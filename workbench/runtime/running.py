@@ -180,7 +180,7 @@ class Running:
         return self._most_bytes is None or count * length * self._token_bytes <= self._most_bytes
 
     def _stretched(self) -> Slots | None:
-        """The slots with a place for one more token in every row; the last rows wait until there is. None if none is."""
+        """The slots with a place for one more token in every row, for which the last may have to wait; None without rows."""
         while self.going:
             assert self._slots is not None
             try:
