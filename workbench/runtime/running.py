@@ -57,6 +57,7 @@ class Running:
         self._allowed = rows  # fewer once memory ran out, until all have left
         self._slots: Slots | None = None
         self._reading: Reading | None = None
+        self._just_read = False
         self._token_bytes = 0  # known once a prompt was read
         self.going: list[Ask] = []
         self.waiting: deque[Ask] = deque()
@@ -94,18 +95,19 @@ class Running:
         self._drop(lambda ask: ask.gone)
 
     def step(self) -> None:
-        """Read a piece of what waits, then decode one token for every row."""
+        """One pass: a piece of what waits is read, or a token is decoded for every row, in turn."""
         with using(self._label):
-            self._read()
-            self._decode()
+            self._just_read = not (self._just_read and self.going) and self._read()
+            if not self._just_read:
+                self._decode()
 
-    def _read(self) -> None:
-        """A piece of the prompts whose turn it is; with the last piece come first tokens, and a row for each."""
+    def _read(self) -> bool:
+        """Read a piece of the prompts whose turn it is; with the last come first tokens and rows. False without any."""
         reading = self._reading
         if reading is None:
             asks = self._next()
             if not asks:
-                return
+                return False
             reading = Reading(self._model, asks, self._prefix)
         self._reading = None
         try:
@@ -113,12 +115,13 @@ class Running:
                 logits = reading.logits()
         except OutOfMemory as error:
             self._short(reading.asks, error)
-            return
+            return True
         if logits is None:
             self._reading = reading
         else:
             hear(reading.asks, logits)
             self._seat(reading)
+        return True
 
     def _next(self) -> list[Ask]:
         """Who is read next: the first who waits, and those behind it that fit the same piece."""
@@ -180,7 +183,7 @@ class Running:
         return self._most_bytes is None or count * length * self._token_bytes <= self._most_bytes
 
     def _stretched(self) -> Slots | None:
-        """The slots with a place for one more token in every row, for which the last may have to wait; None without rows."""
+        """The slots with a place for one more token in every row; the last rows may have to wait. None without rows."""
         while self.going:
             assert self._slots is not None
             try:
