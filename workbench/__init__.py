@@ -9,6 +9,7 @@ from workbench.core.estimate import Estimate
 from workbench.core.jobs import Job, Worker
 from workbench.core.progress import Progress
 from workbench.layers.sensitivity import Sensitivity, sensitivity
+from workbench.measurement.batching import Batching, batching
 from workbench.measurement.comparison import Comparison, compare, measure
 from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
@@ -20,6 +21,7 @@ from workbench.training.step import curve
 from workbench.variant import Variant, load
 
 __all__ = [
+    "Batching",
     "Comparison",
     "Curve",
     "Diff",
@@ -40,6 +42,7 @@ __all__ = [
     "Verification",
     "WorkbenchError",
     "Worker",
+    "batching",
     "compare",
     "curve",
     "diff",

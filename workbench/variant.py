@@ -1,8 +1,7 @@
 """A variant answers requests: a model, its tokenizer, its decoding settings and the recipe that made it."""
 
-import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workbench.answering.answers import settings_of, streamed
-from workbench.answering.request import Generation, Piece, Prepared, Request
+from workbench.answering import concurrent
+from workbench.answering.answers import begin, streamed
+from workbench.answering.request import Generation, Piece, Prompt, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
 from workbench.core.device import resolve_device
@@ -19,12 +19,13 @@ from workbench.core.errors import Closed, InvalidInput, NotAvailable
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
-from workbench.models.tokens import Message, closing_tokens, encode_chat
+from workbench.models.tokens import closing_tokens, encode_chat
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
 from workbench.runtime import trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager, Engine
 from workbench.runtime.forward import memory_guard, using
+from workbench.runtime.running import context_length
 from workbench.tasks.task import Task, Text
 
 
@@ -118,9 +119,7 @@ class Variant:
     @property
     def context_length(self) -> int:
         """How many tokens, prompt and answer together, the model can hold."""
-        config = self.model.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-        return next((int(limit) for limit in limits if limit and limit > 0), 2048)
+        return context_length(self.model.config)
 
     def apply(self, step: RecipeStep, task: Task | Text | None = None, progress: Progress | None = None) -> "Variant":
         """Make a new variant by a step. On any error or cancel, nothing is left behind.
@@ -178,7 +177,7 @@ class Variant:
         self._life.name(other)
         return other
 
-    def rewritten(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> Request:
+    def rewritten(self, prompt: Prompt) -> Request:
         """The request once every stage has worked on it."""
         request = Request.of(prompt)
         for stage in self.stages:
@@ -192,7 +191,7 @@ class Variant:
         """
         return encode_chat(self.tokenizer, request.written())
 
-    def encode(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a request once every stage has worked on it."""
         return self.tokens(self.rewritten(prompt))
 
@@ -204,9 +203,7 @@ class Variant:
                 f"'{self.name}' holds {self.context_length}: shorten the prompt or lower max_new_tokens."
             )
 
-    def stream(
-        self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", *, fresh: bool = False, **decoding: Any
-    ) -> Iterator[Piece]:
+    def stream(self, prompt: Prompt, *, fresh: bool = False, **decoding: Any) -> Iterator[Piece]:
         """Answer token by token.
 
         Args:
@@ -217,18 +214,30 @@ class Variant:
         Raises:
             InvalidInput: an empty prompt, one longer than the context, or a setting out of range.
         """
-        settings = settings_of(self, self.decoding.but(**decoding))
-        started = time.perf_counter()
-        request = self.rewritten(prompt)
-        asked = Prepared(request, self.tokens(request))
-        self.check_length(len(asked.ids), settings.max_new_tokens)
-        return streamed(self, asked, settings, started, fresh)
+        return streamed(begin(self, prompt, decoding, fresh))
 
-    def generate(self, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request", **decoding: Any) -> Generation:
+    def generate(self, prompt: Prompt, **decoding: Any) -> Generation:
         """Answer in one piece; takes and raises what `stream` does."""
         *_, last = self.stream(prompt, **decoding)
         assert last.answer is not None
         return last.answer
+
+    def astream(self, prompt: Prompt, **decoding: Any) -> AsyncIterator[Piece]:
+        """Answer token by token beside other requests: `async for piece in variant.astream(...)`.
+
+        Requests come when they like, from any event loop or thread; who came first is answered first, and many
+        together where the engine can. What is no longer waited for, such as a cancelled task, leaves its place at once.
+
+        Raises:
+            Busy: too many requests wait already.
+            Closed: the variant was closed.
+            InvalidInput: what `stream` refuses.
+        """
+        return concurrent.stream(self, prompt, decoding)
+
+    async def agenerate(self, prompt: Prompt, **decoding: Any) -> Generation:
+        """Answer in one piece beside other requests; takes and raises what `astream` does."""
+        return await concurrent.generate(self, prompt, decoding)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""

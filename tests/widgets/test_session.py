@@ -204,7 +204,7 @@ def test_text_from_outside_is_escaped_everywhere(
     bench = Bench(wb.load(folders["llama"], device="cpu", dtype="float32", name=XSS), task)
     try:
         assert bench.add(bench.base.apply(prompt.System(text=XSS)).renamed("mine")) == "mine"
-        monkeypatch.setattr(wb.Variant, "stream", lambda *_, **__: iter([wb.Piece(XSS, 1, 0.1)]))
+        monkeypatch.setattr(wb.Variant, "decode", lambda *_: XSS)
         bench.chat.prompt.value = XSS
         bench.chat.send.click()
         pane = bench.compare

@@ -1,5 +1,7 @@
-"""Talk to several variants at once: one token of each in turn, side by side."""
+"""Talk to several variants at once: they answer side by side, in fair turns."""
 
+import contextlib
+import queue
 import time
 from dataclasses import dataclass, field
 from html import escape
@@ -9,6 +11,7 @@ import ipywidgets as ipw
 
 from widgets.parts import html
 from widgets.parts.number import Number
+from workbench.answering.concurrent import SCHEDULER, Call, Told
 from workbench.answering.request import Passage, Piece
 from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.core.jobs import Job
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from widgets.session import Session
 
 MOST_SIDE_BY_SIDE = 4
+PATIENCE = 0.05  # seconds that a cancel may wait for while nothing is said
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Answer:
     """What one variant has said so far.
 
     Attributes:
-        seconds: time spent on this answer alone; the turns of the others are left out.
+        looked_up: seconds that its stages took before the first token, such as looking something up.
+        seconds: spent on it, with those that are decoded in the same pass; the turns of the others are left out.
         first: seconds to the first token.
         sources: the documents it was given.
         notes: what should be known of it.
@@ -36,6 +41,7 @@ class Answer:
     colour: str
     text: str = ""
     tokens: int = 0
+    looked_up: float = 0.0
     seconds: float = 0.0
     first: float = 0.0
     state: str = "waiting"
@@ -43,10 +49,10 @@ class Answer:
     notes: tuple[str, ...] = ()
 
     def take(self, piece: Piece, seconds: float) -> None:
-        """Add a token that took that long."""
+        """Add a token, after which so many seconds have been spent on decoding."""
         self.text += piece.text
         self.tokens += 1
-        self.seconds += seconds
+        self.seconds = self.looked_up + seconds
         if self.tokens == 1:
             self.first = self.seconds
         self.state = "answering"
@@ -172,40 +178,49 @@ class Chat:
             self.message.value, self.live.value, self.past.value = "", "", EMPTY
 
     def _answer(self, variants: dict[str, Variant], prompt: str, settings: dict, progress: Progress) -> None:
-        """One token of each variant in turn, until all have ended; runs on the worker."""
+        """Ask all at once and show what each says as it comes, until all have ended; runs on the worker.
+
+        They are decoded in fair turns, beside whoever else asks; those of one model in one batch.
+        """
         turn = Turn(prompt, {name: Answer(name, self.bench.colour(name)) for name in variants})
         with self.bench.lock:
             past, self.turns = self.turns, [*self.turns, turn]
             self._show(past, turn)
         show = Throttle(lambda: self._show(past, turn))
         progress.start("Answering", len(variants) * settings["max_new_tokens"])
-        streams = {}
+        news: queue.SimpleQueue[tuple[str, Told]] = queue.SimpleQueue()
+        calls: dict[str, Call] = {}
         try:
             for name, variant in variants.items():
+                calls[name] = SCHEDULER.enter(variant, lambda told, name=name: news.put((name, told)))
                 started = time.perf_counter()
-                streams[name] = variant.stream(_messages(past, name, prompt), **settings)
-                turn.answers[name].seconds = time.perf_counter() - started  # of looking up and the like
-            while streams:
-                for name in list(streams):
-                    started = time.perf_counter()
-                    piece = next(streams[name], None)
-                    answer = turn.answers[name]
-                    if piece is None:
-                        answer.state = "done"
-                        del streams[name]
-                        continue
-                    answer.take(piece, time.perf_counter() - started)
-                    show()
+                calls[name].begin(_messages(past, name, prompt), settings)
+                turn.answers[name].looked_up = time.perf_counter() - started
+            for call in calls.values():
+                SCHEDULER.start(call)
+            going = set(calls)
+            while going:
+                name, told = _next(news, progress)
+                if isinstance(told, Exception):
+                    raise told
+                for piece in told:
+                    turn.answers[name].take(piece, calls[name].seconds)
                     progress.advance()
+                show()
+                if told[-1].answer:
+                    turn.answers[name].state = "done"
+                    going.remove(name)
         except Cancelled:
-            for name in streams:
-                turn.answers[name].state = "stopped"
+            for answer in turn.answers.values():
+                answer.state = answer.state if answer.state == "done" else "stopped"
             raise
         except WorkbenchError:
             for name in variants:
                 turn.answers[name].state = "no answer" if not turn.answers[name].tokens else "ended early"
             raise
         finally:
+            for call in calls.values():
+                SCHEDULER.leave(call)
             show(force=True)
 
     def _show(self, past: list[Turn], turn: Turn) -> None:
@@ -229,6 +244,14 @@ class Chat:
         said = html.help_line(f"To {', '.join(names)}." if names else "Tick a variant in the list.")
         if self.to.value != said:
             self.to.value = said
+
+
+def _next(news: "queue.SimpleQueue[tuple[str, Told]]", progress: Progress) -> tuple[str, Told]:
+    """What is said next, and by whom; raises `Cancelled` when a cancel was requested meanwhile."""
+    while True:
+        progress.check()
+        with contextlib.suppress(queue.Empty):
+            return news.get(timeout=PATIENCE)
 
 
 def _messages(past: list[Turn], name: str, prompt: str) -> list[dict[str, str]]:

@@ -1,15 +1,15 @@
 """From a request to an answer: stages in, tokens, stages out. One way for a stream, a score and a sample."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from workbench.answering.grammar import guide
 from workbench.answering.pieces import Pieces
-from workbench.answering.request import Generation, Piece, Prepared, Request
+from workbench.answering.request import Generation, Piece, Prepared, Prompt, Request
 from workbench.answering.speaker import Speaker
 from workbench.answering.stage import Stage
 from workbench.core.errors import InvalidInput
@@ -24,7 +24,15 @@ class Staged(Speaker, Protocol):
     def stages(self) -> tuple[Stage, ...]:
         """In the order of a request's way in."""
 
-    def rewritten(self, prompt: Request) -> Request:
+    @property
+    def decoding(self) -> Decoding:
+        """How tokens are chosen unless a request says otherwise."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether its memory was given back."""
+
+    def rewritten(self, prompt: Prompt) -> Request:
         """The request once every stage has worked on it."""
 
     def tokens(self, request: Request) -> list[int]:
@@ -173,43 +181,95 @@ def learn(variant: Staged, asked: Prepared, settings: Decoding, answer: Generati
     return answer
 
 
-def streamed(
-    variant: Staged, asked: Prepared, settings: Decoding, started: float, fresh: bool = False
-) -> Iterator[Piece]:
-    """Yield the pieces of a request's first sample; the last one brings the answer, once all samples have ended.
+class Answering:
+    """A request while it is answered: its samples, and the pieces of the first.
 
-    An answer that a stage knows is one piece.
-
-    Args:
+    Attributes:
         variant: who answers.
         asked: what.
         settings: with what the stages want.
+        rows: one for each sample.
+
+    Args:
         started: when it was asked, for `time.perf_counter`.
         fresh: ask the model, whatever is known.
     """
-    if not fresh and (found := known(variant, asked, settings, started)):
-        yield Piece(found.said, found.token_ids[-1], found.ttft, found)
-        return
-    count = samples_of(variant)
-    rows = [Row(variant, settings.max_new_tokens, started) for _ in range(count)]
-    text, first = Pieces(variant), rows[0]
-    steps = variant.engine.decode(variant.model, [asked.ids] * count, settings, rows, count, label=variant.name)
-    piece, heard = Piece("", 0, 0.0), 0
-    while not all(row.ended for row in rows):
-        _ = variant.model  # raises `Closed` when it was closed meanwhile
-        waiting = first.ended
-        next(steps)
-        for token, elapsed in zip(first.tokens[heard:], first.times[heard:], strict=True):
-            heard += 1
+
+    def __init__(self, variant: Staged, asked: Prepared, settings: Decoding, started: float) -> None:
+        self.variant, self.asked, self.settings = variant, asked, settings
+        self.rows = [Row(variant, settings.max_new_tokens, started) for _ in range(samples_of(variant))]
+        self._text, self._piece = Pieces(variant), Piece("", 0, 0.0)
+        self._heard, self._waiting, self._held = 0, False, False
+
+    def steps(self) -> Iterator[None]:
+        """Decode it by itself, as the variant's engine does."""
+        count, variant = len(self.rows), self.variant
+        return variant.engine.decode(
+            variant.model, [self.asked.ids] * count, self.settings, self.rows, count, label=variant.name
+        )
+
+    @property
+    def ended(self) -> bool:
+        """Whether all samples have ended."""
+        return all(row.ended for row in self.rows)
+
+    def pieces(self, last: bool = False) -> Iterator[Piece]:
+        """What came since this was asked before; the last piece brings the answer, once all samples have ended.
+
+        Args:
+            last: whether no more will come, whatever the samples want.
+        """
+        first, last = self.rows[0], last or self.ended
+        for token, elapsed in zip(first.tokens[self._heard :], first.times[self._heard :], strict=True):
+            self._heard += 1
             # The last piece brings whatever was held back in hope of the rest of a character.
-            last = first.reason is not None and heard == len(first.tokens)
-            piece = Piece(text.rest(first.text) if last else text.add(token), token, elapsed)
-            if not last:
-                yield piece
-        if waiting:
-            yield replace(piece, text="")  # the other samples go on
-    answer = finished(variant, asked.request, rows, len(asked.ids))
-    yield replace(piece, answer=learn(variant, asked, settings, answer))
+            self._held = (last or first.reason is not None) and self._heard == len(first.tokens)
+            self._piece = Piece(self._text.rest(first.text) if self._held else self._text.add(token), token, elapsed)
+            if not self._held:
+                yield self._piece
+        if last:
+            text = self._piece.text if self._held else self._text.rest(first.text)
+            answer = finished(self.variant, self.asked.request, self.rows, len(self.asked.ids))
+            yield replace(self._piece, text=text, answer=learn(self.variant, self.asked, self.settings, answer))
+        elif self._waiting:
+            yield replace(self._piece, text="")  # the other samples go on
+        self._waiting = first.ended
+
+
+def begin(variant: Staged, prompt: Prompt, decoding: Mapping[str, Any], fresh: bool = False) -> Answering | Piece:
+    """A request worked on by every stage, in tokens, with its settings; nothing is decoded yet.
+
+    Args:
+        variant: who answers.
+        prompt: what is asked.
+        decoding: settings of this request.
+        fresh: ask the model, whatever is known; otherwise an answer that a stage knows comes at once, as one piece.
+
+    Raises:
+        InvalidInput: an empty prompt, one longer than the context, or a setting out of range.
+    """
+    settings = settings_of(variant, variant.decoding.but(**decoding))
+    started = time.perf_counter()
+    request = variant.rewritten(prompt)
+    asked = Prepared(request, variant.tokens(request))
+    variant.check_length(len(asked.ids), settings.max_new_tokens)
+    if not fresh and (found := known(variant, asked, settings, started)):
+        return Piece(found.said, found.token_ids[-1], found.ttft, found)
+    return Answering(variant, asked, settings, started)
+
+
+def streamed(going: Answering | Piece) -> Iterator[Piece]:
+    """Yield the pieces of a request's first sample; the last one brings the answer, once all samples have ended."""
+    if isinstance(going, Piece):
+        yield going
+        return
+    steps = going.steps()
+    while not going.ended:
+        _ = going.variant.model  # raises `Closed` when it was closed meanwhile
+        if next(steps, steps) is steps:  # the engine gives no more
+            yield from going.pieces(last=True)
+            return
+        yield from going.pieces()
 
 
 def answers(

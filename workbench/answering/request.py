@@ -52,7 +52,7 @@ class Request:
     salt: str = ""
 
     @classmethod
-    def of(cls, prompt: "str | Sequence[Message | Mapping[str, Any]] | Request") -> "Request":
+    def of(cls, prompt: "Prompt") -> "Request":
         """A request from a user's text, or from messages with role and content.
 
         Messages may be written as for OpenAI's interface: content in text parts, a "developer" for the system, what a
@@ -143,6 +143,9 @@ class Prepared:
 
     request: Request
     ids: list[int]
+
+
+Prompt = str | Sequence[Message | Mapping[str, Any]] | Request  # what a request is made from
 
 
 def turns_of(example: Example) -> tuple[Message, ...]:

@@ -1,5 +1,6 @@
 """Every Plotly figure: built from numbers, outside text escaped, transparent when a page brings its own colours."""
 
+from workbench.display.batching import batching_figure, batching_html
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
 from workbench.display.comparison import comparison_figure
 from workbench.display.layers import ranking_figure, sensitivity_figure
@@ -10,6 +11,8 @@ from workbench.display.training import curve_data, curve_figure
 __all__ = [
     "COLOURS",
     "NEUTRAL",
+    "batching_figure",
+    "batching_html",
     "closeup_figure",
     "comparison_figure",
     "comparison_html",

@@ -106,3 +106,12 @@ def choose(logits: Tensor, settings: Decoding, draw: Sequence[torch.Generator]) 
     wanted = drawn * heights.gather(-1, last)
     at = torch.searchsorted(heights, wanted, right=True).minimum(last)
     return order.gather(-1, at).squeeze(-1)
+
+
+def heard(tokens: Tensor, logits: Tensor | None) -> list[tuple[int, float | None]]:
+    """Tokens ``(rows,)`` and how probable each was by its logits, in one copy: a GPU is waited for once a token."""
+    if logits is None:
+        return [(token, None) for token in tokens.tolist()]
+    chances = torch.softmax(logits.float(), dim=-1).gather(-1, tokens[:, None])[:, 0]
+    both = torch.stack([tokens.double(), chances.double()], dim=1).tolist()
+    return [(int(token), chance) for token, chance in both]

@@ -8,24 +8,26 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core import named
+from workbench.core.device import free_memory
 from workbench.core.progress import Progress
-from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
+from workbench.runtime.asks import Ask
+from workbench.runtime.decoding import Decoding, Follower, choose, draws, heard, sample_seeds
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kept import kept, known_prefix
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
 from workbench.runtime.rows import Rows
+from workbench.runtime.running import Running
 from workbench.runtime.trial import way_of
 
 ENGINES: dict[str, type["Engine"]] = {}
 BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
+WAITING = 100
 
 
 class Engine(named.Named):
@@ -49,6 +51,18 @@ class Engine(named.Named):
     def held_bytes(self, model: PreTrainedModel) -> int:
         """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
         return 0
+
+    def most_rows(self, model: PreTrainedModel) -> int:
+        """Answers that go on at once: decoded together, or in turn."""
+        return BATCH.get(model.device.type, BATCH["cpu"])
+
+    def most_waiting(self) -> int:
+        """Requests that may wait behind them; further ones are refused."""
+        return WAITING
+
+    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
+        """A batch that answers may join and leave while others go on; None if this engine has none for such a model."""
+        return None
 
     def decode(
         self,
@@ -102,13 +116,20 @@ def _groups(requests: Sequence[int], size: int, lengths: Sequence[int] | None) -
             yield alike[first : first + size]
 
 
-def _heard(tokens: Tensor, logits: Tensor | None) -> list[tuple[int, float | None]]:
-    """Tokens ``(rows,)`` and how probable each was by its logits, in one copy: a GPU is waited for once a token."""
-    if logits is None:
-        return [(token, None) for token in tokens.tolist()]
-    chances = torch.softmax(logits.float(), dim=-1).gather(-1, tokens[:, None])[:, 0]
-    both = torch.stack([tokens.double(), chances.double()], dim=1).tolist()
-    return [(int(token), chance) for token, chance in both]
+def _joined(running: Running, asks: Sequence[Ask]) -> Iterator[None]:
+    """Decode answers in a batch of their own."""
+    running.join(asks)
+    while True:
+        for ask in asks:
+            if ask.error:
+                try:
+                    raise ask.error
+                finally:
+                    ask.error = None  # an error that held itself would keep all of this in memory
+        if not running.busy:
+            return
+        running.step()
+        yield
 
 
 class Eager(Engine):
@@ -132,6 +153,18 @@ class Eager(Engine):
         layers = () if way.own or not way.state else new_cache(model.config, self.cache_bits).layers
         return any(isinstance(layer, PackedLayer) for layer in layers)
 
+    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
+        """Of as many rows as are decoded together; none where rows are opened or driven in a way of another engine."""
+        plain = type(self).open is Eager.open and type(self)._batch is Eager._batch
+        if not plain or self.cache_bits < FULL or not way_of(model).slots:
+            return None
+        return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label)
+
+    def most_bytes(self, model: PreTrainedModel) -> int | None:
+        """Bound on the keys and values of a batch that runs; None if this system does not say what is free."""
+        free = free_memory(model.device)
+        return None if free is None else free // 2
+
     def decode(
         self,
         model: PreTrainedModel,
@@ -142,14 +175,24 @@ class Eager(Engine):
         seeds: Sequence[int] = (),
         label: str = "Answering",
     ) -> Iterator[None]:
-        """Batches of similar length; the tokens that all prompts begin with are read once."""
+        """Shorter prompts first; one takes the place of another that has ended, or else they are decoded in groups.
+
+        The tokens that all prompts begin with are read once.
+        """
         seeds = seeds or sample_seeds(settings.seed, samples) * (len(prompts) // samples)
         way = way_of(model)
         with using(label):
             prefix = self._beginning(model, prompts) if way.prefix else None
         start = prefix.length if prefix else 0
         requests = sorted(range(0, len(prompts), samples), key=lambda index: len(prompts[index]))
-        size = max(1, BATCH.get(model.device.type, BATCH["cpu"]) // samples)
+        if len(prompts) > 1 and (running := self.running(model, prefix, label)):
+            turns = [index + sample for index in requests for sample in range(samples)]
+            with memory_guard(label):
+                yield from _joined(
+                    running, [Ask(prompts[turn][start:], settings, rows[turn], seeds[turn]) for turn in turns]
+                )
+            return
+        size = max(1, self.most_rows(model) // samples)
         for group in _groups(requests, size, None if way.padded else [len(each) for each in prompts]):
             batch = [index + sample for index in group for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]
@@ -184,11 +227,11 @@ class Eager(Engine):
                 for row, each in zip(rows, logits, strict=True):
                     row.restrict(each)
                 tokens = choose(logits, settings, drawn)
-                heard = _heard(tokens, free if watched else None)
-                for row, (token, chance) in zip(rows, heard, strict=True):
+                said = heard(tokens, free if watched else None)
+                for row, (token, chance) in zip(rows, said, strict=True):
                     row.take(token, chance)
                 going.append(tokens)
-                ids.append(heard[0][0])
+                ids.append(said[0][0])
                 over = not left or all(row.ended for row in rows)
                 if over and self.prefix_bytes:  # now, for whoever has the whole answer does not come back
                     self._keep(model, ids, going)

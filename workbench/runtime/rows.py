@@ -80,14 +80,19 @@ class Rows:
         logits: Tensor = out.logits[:, -1]
         return logits
 
+    @property
+    def cache(self) -> Any:
+        """What is kept of the tokens read so far, as the way has it."""
+        return self._state
+
     def append(self, tokens: Tensor) -> None:
-        """Go on with a token ``(rows,)`` each."""
-        column = tokens[:, None]
+        """Go on with a token ``(rows,)`` each, or with several ``(rows, tokens)``."""
+        column = tokens.reshape(len(tokens), -1)
         self._ids = column if self._way.state else torch.cat([self._ids, column], dim=1)
         if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
+            self._mask = torch.cat([self._mask, self._mask.new_ones(column.shape)], dim=1)
         if self._positions is not None:
-            after = self._positions[:, -1:] + 1
+            after = self._positions[:, -1:] + 1 + torch.arange(column.shape[1], device=column.device)
             self._positions = after if self._way.state else torch.cat([self._positions, after], dim=1)
 
     def kept(self) -> DynamicCache | None:

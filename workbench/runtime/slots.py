@@ -34,15 +34,24 @@ class SlotLayer(CacheLayerMixin):
         )
         self.is_initialized = True
 
-    def put(self, row: int, layer: DynamicLayer, index: int, length: int) -> None:
+    def put(self, row: int, layer: DynamicLayer, index: int, length: int, start: int) -> None:
         """Copy what a growing layer keeps of its row `index`, which has read so many tokens."""
         assert layer.keys is not None
         assert layer.values is not None
         if not self.is_initialized:
             self.lazy_initialization(layer.keys, layer.values)
-        first = length - layer.keys.shape[2]  # of a sliding window only the latest are there
-        self.keys[row, :, first:length] = layer.keys[index]
-        self.values[row, :, first:length] = layer.values[index]
+        kept = min(length, layer.keys.shape[2]) - start  # of a sliding window only the latest are there
+        for mine, theirs in ((self.keys, layer.keys), (self.values, layer.values)):
+            mine[row, :, :start] = theirs[index, :, :start]
+            mine[row, :, length - kept : length] = theirs[index, :, -kept:]
+
+    def resize(self, rows: int, length: int, count: int, capacity: int) -> None:
+        """Have so many places instead; of the first rows so many tokens are kept."""
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = old.new_zeros(count, old.shape[1], capacity, old.shape[3])
+            new[:rows, :, :length] = old[:rows, :, :length]
+            setattr(self, name, new)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values ``(rows, heads, tokens, head)``; gives back all that these rows may look at."""
@@ -101,12 +110,15 @@ class Slots:
         """Memory set aside."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers if layer.is_initialized)
 
-    def put(self, cache: DynamicCache, index: int, length: int) -> int:
-        """A further row, as a growing cache keeps its row `index`, which has read so many tokens; gives its number."""
+    def put(self, cache: DynamicCache, index: int, length: int, start: int = 0) -> int:
+        """A further row, as a growing cache keeps its row `index`, which has read so many tokens; gives its number.
+
+        Of these the first `start` are those of a prefix; padding of a shorter row stands behind it.
+        """
         row = len(self.lengths)
         for mine, layer in zip(self._layers, cache.layers, strict=True):
             assert isinstance(layer, DynamicLayer)
-            mine.put(row, layer, index, length)
+            mine.put(row, layer, index, length, start)
         self.lengths.append(length)
         return row
 
@@ -120,6 +132,13 @@ class Slots:
                     each[row, :, :length] = each[last, :, :length]
             self.lengths[row] = length
         self.lengths.pop()
+
+    def resize(self, count: int, capacity: int) -> None:
+        """Have places for so many rows of so many tokens instead; where memory fails, all rows are as they were."""
+        if self._layers[0].is_initialized:
+            for layer in self._layers:
+                layer.resize(len(self.lengths), max(self.lengths, default=0), count, capacity)
+        self.count, self.capacity = count, capacity
 
     def logits(self, tokens: Tensor, span: int | None = None) -> Tensor:
         """Read tokens ``(rows, tokens)`` of all rows in use: logits ``(rows, tokens, vocabulary)`` of what comes next.
