@@ -2,6 +2,7 @@
 
 from workbench import steps
 from workbench.analysis.diff import Diff, diff
+from workbench.analysis.explain import Explanation, explain
 from workbench.analysis.verification import Verification, verify_export
 from workbench.answering.request import Generation, Piece
 from workbench.core.errors import WorkbenchError
@@ -25,6 +26,7 @@ __all__ = [
     "Diff",
     "Estimate",
     "Example",
+    "Explanation",
     "Generation",
     "Job",
     "Piece",
@@ -43,6 +45,7 @@ __all__ = [
     "compare",
     "curve",
     "diff",
+    "explain",
     "load",
     "measure",
     "read_task",

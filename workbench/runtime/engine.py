@@ -6,7 +6,7 @@ of its own. What is behind them (lock, memory guard, padding, caches, what promp
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,14 @@ BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
 
 
 class Engine(named.Named):
-    """A way to run a model."""
+    """A way to run a model.
+
+    Attributes:
+        starts: how a pass begins its work: operation by operation from here, as one graph, or elsewhere, by code that
+            is not torch's. What explains a speed reads it.
+    """
+
+    starts: ClassVar[Literal["operations", "graph", "elsewhere"]] = "elsewhere"
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -116,6 +123,7 @@ class Eager(Engine):
         cache_bits: of every key and value kept of the tokens already read; 16 keeps them as the model computes them.
     """
 
+    starts: ClassVar[Literal["operations", "graph", "elsewhere"]] = "operations"
     cache_bits: Literal[16, 8, 4] = FULL
 
     def packs(self, model: PreTrainedModel) -> bool:
