@@ -14,14 +14,14 @@ from workbench.answering.answers import Prepared, settings_of, streamed
 from workbench.answering.request import Generation, Piece, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
-from workbench.core.device import resolve_device
+from workbench.core.device import resolve_device, resolve_dtype
 from workbench.core.errors import Closed, InvalidInput
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
 from workbench.models.tokens import Message, closing_tokens, encode_chat
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
-from workbench.runtime import trial
+from workbench.runtime import offload, room, trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager, Engine
 from workbench.runtime.forward import memory_guard, using
@@ -274,7 +274,7 @@ class Variant:
         made = to_record(self.recipe, self.stages, self.decoding, self.engine)
         record = {"name": self.name, "source": self.source, "notes": list(self.notes), **made}
         with using(self.name):
-            export.write_export(folder, self.model, self.tokenizer, record, overwrite)
+            export.write_export(folder, offload.whole(self.model), self.tokenizer, record, overwrite)
         return folder
 
     def close(self) -> None:
@@ -338,7 +338,10 @@ def load(
     made = from_record(record)  # what is not known is refused before any weight is read
     progress = progress or Progress()
     with memory_guard(f"Loading '{source or loading.DEFAULT_NAME}'"):
-        loaded = loading.read_model(source, resolve_device(device), dtype, progress)
+        place = resolve_device(device)
+        if source is not None:
+            room.check_loads(source, place, resolve_dtype(dtype, place), str(source)[:200])
+        loaded = loading.read_model(source, place, dtype, progress)
         made["engine"] = made["engine"].fitted(loaded.model, loaded.tokenizer, progress)
     return Variant(
         model=loaded.model,

@@ -14,7 +14,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.runtime import probe
-from workbench.runtime.footprint import kv_bytes, numbers
+from workbench.runtime.footprint import Work, kv_bytes, numbers
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class Explanation:
             reached = self.decode[0].work.weight_bytes / self.decode[0].measured.value
             return (
                 f"{whose} reads {units.size(work.weight_bytes)} at {_rate(reached)} of the "
-                f"{_rate(self.device.bandwidth)} that this device reads: {'weights are' if share > 50 else 'its own code is'} the bound."
+                f"{_rate(self.device.bandwidth)} that this device reads: "
+                f"{'weights are' if share > 50 else 'its own code is'} the bound."
             )
         if self.parts.bound == "reading":
             fewer = next((each.helps for each in self.suggestions if each.text.startswith("fewer bits")), False)
@@ -249,14 +250,7 @@ def explain(
         )
         for rows in wanted
     )
-    first = wanted[0]
-    outside = 1 if starts == "graph" else work.operations - work.product_operations
-    if starts == "elsewhere":
-        products, starting, states = points[0].measured.value, 0.0, 0.0
-    else:
-        products, states = (pace.of(each[first]).value for each in (samples.products, samples.states))
-        starting = outside * pace.of(samples.calls).value
-    parts = Parts.of(decode.by(first), products, starting, states, work.product_bytes, device)
+    parts = _parts(samples, work, points[0], device, starts)
     weights = sum(numbers(layer) for layer, _ in work.products)
     bits = 8 * work.product_bytes / max(1, weights)
     return Explanation(
@@ -279,6 +273,16 @@ def explain(
         devices=others,
         environment=environment(variant.device),
     )
+
+
+def _parts(samples: pace.Samples, work: Work, point: Point, device: Device, starts: str) -> Parts:
+    """What the time of a pass is spent on; of an engine of others only reading can be told from all else."""
+    if starts == "elsewhere":
+        return Parts.of(point.work, point.measured.value, 0.0, 0.0, work.product_bytes, device)
+    rows = point.work.rows
+    products, beside = pace.of(samples.products[rows]).value, pace.rest(samples, work, rows, device, starts).value
+    started = pace.starting(samples, work, rows, device, starts)
+    return Parts.of(point.work, products, started, beside - started, work.product_bytes, device)
 
 
 def _checked(variant: Variant, batches: Sequence[int], context: int, rounds: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.analysis.explain import Explanation
+from workbench.analysis.memory import Memory
 from workbench.core import units
 from workbench.core.drawn import HTML, draws
 from workbench.display.report import STYLE
@@ -166,10 +167,23 @@ def footnote(found: Explanation) -> str:
     """What was timed, where and how."""
     place = found.environment
     threads = f", {place['threads']} threads" if place.get("threads") else ""
+    where = f"{place.get('device', '?')}{threads}; torch {place.get('torch', '?')}."
     return (
         f"{found.variant} after {found.context} tokens; brackets are 99 % bootstrap intervals; predicted from the "
-        f"parts of a pass, never from the pass itself. {place.get('device', '?')}{threads}; torch {place.get('torch', '?')}."
+        f"parts of a pass, never from the pass itself. {where}"
     )
+
+
+@draws(Memory, HTML)
+def memory_html(found: Memory) -> str:
+    """Every holder in a row, and what is free."""
+    head = ("Variant", "On", "Weights", "Its own", "Kept elsewhere", "Engine", "A token")
+    rows = [
+        (each.name, each.device, *map(units.size, (each.weights, each.owned, each.elsewhere, each.engine, each.token)))
+        for each in found.holders
+    ]
+    said = "".join(f"<li>{escape(each)}</li>" for each in found.lines[len(found.holders) :])
+    return f'{STYLE}<div class="wb-report">{_table(head, rows)}<ul>{said}</ul></div>'
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

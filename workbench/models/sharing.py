@@ -86,6 +86,8 @@ def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield value
             elif type(value).__name__ == "QuantState":
                 yield from (item for item in vars(value).values() if isinstance(item, Tensor))
+        # What accelerate keeps elsewhere while the module holds a tensor without memory.
+        yield from (getattr(vars(module).get("_hf_hook"), "weights_map", None) or {}).values()
 
 
 def settle_tie(model: PreTrainedModel, config: PreTrainedConfig) -> None:
@@ -118,7 +120,7 @@ def _stay_wide(model: PreTrainedModel) -> set[str]:
 def storages(model: nn.Module) -> dict[int, int]:
     """Address and size in bytes of every piece of memory that the model's tensors live in, each once."""
     found = (tensor.untyped_storage() for tensor in _all_tensors(model))
-    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+    return {each.data_ptr(): each.nbytes() for each in found if each.nbytes() and each.device.type != "meta"}
 
 
 def total_bytes(models: Iterable[nn.Module]) -> int:

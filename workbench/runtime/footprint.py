@@ -30,7 +30,6 @@ class Work:
         product_bytes: those of them that belong to the products.
         weights: numbers that were multiplied by, packed ones counted as what they stand for.
         other_bytes: read and written beside weights outside the products: states, keys and values.
-        usual_bytes: of the operation that the usual one of these bytes belongs to.
         operations: started, views left out.
         product_operations: those of them inside the products.
     """
@@ -40,7 +39,6 @@ class Work:
     product_bytes: int = 0
     weights: int = 0
     other_bytes: int = 0
-    usual_bytes: float = 0.0
     operations: int = 0
     product_operations: int = 0
 
@@ -122,19 +120,13 @@ class _Counting(TorchDispatchMode):
             return found
         self.work.operations += 1
         self.work.product_operations += self._inside is not None
-        look_up, before = func._schema.name in LOOK_UPS, self.work.other_bytes
+        look_up = func._schema.name in LOOK_UPS
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, Tensor):
                 self._see(tensor, look_up, found)
         if self._inside is None:
             self.work.other_bytes += sum(_size(each) for each in tree_leaves(found) if isinstance(each, Tensor))
-            self._weigh(self.work.other_bytes - before)
         return found
-
-    def _weigh(self, size: int) -> None:
-        """An operation's bytes count as often as there are of them."""
-        whole = max(1, self.work.other_bytes)
-        self.work.usual_bytes += (size - self.work.usual_bytes) * size / whole
 
     def _see(self, tensor: Tensor, look_up: bool, found: Any) -> None:
         """Something that an operation read."""

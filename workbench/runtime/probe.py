@@ -14,12 +14,15 @@ import torch
 import torch.nn.functional as F
 import transformers
 from pydantic import Field, field_validator
-from transformers import AutoModelForCausalLM, LlamaConfig
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from workbench.core import files
 from workbench.core.device import device_failed, device_name, seeded, synchronize
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.value import Value
+from workbench.models import sharing
+from workbench.models.packed import linear_layers, replace_module
 from workbench.runtime.footprint import Work, count_pass, numbers
 from workbench.runtime.forward import using
 from workbench.runtime.room import free_bytes
@@ -214,21 +217,39 @@ class Products:
             layer(rows)
 
 
-class Copies:
-    """What moving the states of a pass takes, from copies as large as the usual one; to be used within `using`."""
+class _Given(nn.Module):
+    """Stands in for a linear layer: gives what was made before instead of multiplying."""
 
-    def __init__(self, work: Work, dtype: torch.dtype, device: torch.device, rows: int = 1) -> None:
-        size = torch.empty(0, dtype=dtype).element_size()
-        count = max(1, round(rows * work.usual_bytes / 2 / size))
-        self._parts = [torch.zeros(each, dtype=dtype, device=device) for each in (count, 1)]
-        self._device, self._times = device, rows * work.other_bytes / (2 * size * count)
+    def __init__(self, layer: nn.Module, out: int) -> None:
+        super().__init__()
+        self._out, self._layer = out, [layer]  # in a list, so that it is no part of the model
+        self._made: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def sample(self) -> float:
-        """Seconds a pass."""
-        large, small = ([each, self._parts[1]] for each in self._parts)
-        copying = sorted(seconds(lambda: torch.cat(large), self._device) for _ in range(7))[3]
-        calling = sorted(seconds(lambda: torch.cat(small), self._device) for _ in range(7))[3]
-        return self._times * max(0.0, copying - calling)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``x (..., in) -> (..., out)``, the same numbers whatever is asked."""
+        shape = (*x.shape[:-1], self._out)
+        if shape not in self._made:
+            self._made[shape] = torch.full(shape, 0.01, dtype=x.dtype, device=x.device)
+        return self._made[shape]
+
+    def __getattr__(self, name: str) -> Any:
+        """What a model looks up of its layer, such as the type of its weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattribute__("_layer")[0], name)
+
+
+def without_products(model: PreTrainedModel, work: Work) -> PreTrainedModel:
+    """A copy that shares every tensor and multiplies by none: what is left is all that a pass does besides."""
+    shared = sharing.share(model)
+    ran = {id(layer) for layer, _ in work.products}
+    for (path, layer), (_, copied) in zip(
+        list(linear_layers(model, head=True)), list(linear_layers(shared, head=True)), strict=True
+    ):
+        if id(layer) in ran:
+            replace_module(shared, path, _Given(copied, numbers(layer) // _columns(layer)))
+    return shared
 
 
 def _columns(layer: Any) -> int:

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import torch
 
 from workbench.core.device import memory_held
+from workbench.core.errors import InvalidInput, NotAvailable, OutOfMemory
+from workbench.models.headers import read_headers
 
+LEAST = 256_000_000  # bytes: a smaller model is loaded without looking at what is free
 UNLIMITED = 1 << 60  # what a control group without a limit says is about this much
 
 
@@ -28,6 +31,37 @@ def free_bytes(device: torch.device) -> Room:
     for limit, used in _groups():
         total, free = min(total, limit), min(free, max(0, limit - used))
     return Room(total, free, memory_held(torch.device("cpu")))
+
+
+def check_loads(source: str | Path, device: torch.device, dtype: torch.dtype, name: str) -> None:
+    """Refuse to load what cannot fit; what has no headers that can be read is left to whoever loads it.
+
+    Args:
+        source: a folder, a .gguf file or a hub id.
+        device: where the model shall run; it is read into CPU memory first.
+        dtype: in which it is loaded.
+        name: for people.
+
+    Raises:
+        OutOfMemory: its weights are larger than what is free.
+    """
+    try:
+        found = read_headers(source)
+    except (InvalidInput, NotAvailable, OSError, ValueError):
+        return
+    size = found.loaded(dtype.itemsize)
+    for place in dict.fromkeys((torch.device("cpu"), device)):
+        room = free_bytes(place)
+        if LEAST < size > room.free:
+            advice = (
+                "apply runtime.Offload() to it on the CPU" if place.type != "cpu" else "use a smaller or quantized one"
+            )
+            narrower = "" if dtype.itemsize < 4 or found.packed else "load it in half the bytes with dtype='bfloat16', "
+            raise OutOfMemory(
+                f"'{name}' has {size / 1e9:.3g} GB of weights in {str(dtype).removeprefix('torch.')}, and {place} has "
+                f"{room.free / 1e9:.3g} GB free of {room.total / 1e9:.3g}: {narrower}{advice}, or close a variant; "
+                "nothing was loaded."
+            )
 
 
 def _system() -> tuple[int, int]:
