@@ -61,12 +61,11 @@ def read_headers(source: str | Path) -> Headers:
     config, tensors = _config(folder), []
     for file in _weight_files(folder):
         tensors += list(_tensors(file))
-    packed = bool(config.get("quantization_config")) or (folder / "workbench.json").exists()
     return Headers(
         name=folder.name if folder == path else str(source),
         weights=sum(count for kind, count in tensors if kind in FLOATS),
         stored=sum(count * BITS[kind] // 8 for kind, count in tensors),
-        packed=packed,
+        packed=bool(config.get("quantization_config")),
         cached=_cached(config),
     )
 
@@ -224,9 +223,8 @@ def _read(opened: BinaryIO, size: int, kind: int, depth: int) -> Any:
 
 def _tensor(opened: BinaryIO, size: int) -> int:
     """How many weights the next tensor holds."""
-    _text(opened, size)
-    dims = _number(opened, "<I")
-    if dims > MOST_DIMS:
+    name, dims = _text(opened, size), _number(opened, "<I")
+    if not name or not 1 <= dims <= MOST_DIMS:
         raise ValueError("a tensor has an absurd shape")
     count = _count([_number(opened, "<Q") for _ in range(dims)])
     _skip(opened, size, 12)  # its kind and its place

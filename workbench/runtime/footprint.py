@@ -28,7 +28,6 @@ class Work:
         products: every linear layer that ran, in order, with the rows it was given.
         weight_bytes: of the weights that were read, each once; of a token embedding only the rows looked up.
         product_bytes: those of them that belong to the products.
-        weights: numbers that were multiplied by, packed ones counted as what they stand for.
         other_bytes: read and written beside weights outside the products: states, keys and values.
         operations: started, views left out.
         product_operations: those of them inside the products.
@@ -37,7 +36,6 @@ class Work:
     products: list[tuple[nn.Module, int]] = field(default_factory=list)
     weight_bytes: int = 0
     product_bytes: int = 0
-    weights: int = 0
     other_bytes: int = 0
     operations: int = 0
     product_operations: int = 0
