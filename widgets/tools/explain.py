@@ -101,6 +101,9 @@ class Explain(Tool):
         self.result = found
         self.said.value = html.explanation_of(found)
         self._offer(found)
+        if self.rows:  # numbers that were typed stay
+            self._recompute()
+            return
         self._list_devices(found)
         self.table.value = devices_html(found)
         draw(self.place, figure)
@@ -126,10 +129,7 @@ class Explain(Tool):
         return button
 
     def _list_devices(self, found: Explanation) -> None:
-        """A row of numbers a device; they stay as they were edited."""
-        if self.rows:
-            self.result = found.on(self._edited(found.devices))
-            return
+        """A row of numbers a device."""
         lines = [ipw.HTML(html.help_line("From data sheets, to be edited: what each device does at best."))]
         for device in found.devices:
             self.rows[device.name] = {

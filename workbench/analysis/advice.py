@@ -12,7 +12,7 @@ from workbench.variant import Variant
 
 HELPS = 1.1  # times as fast: below this nobody would notice
 DROPPED = 0.25  # share of the blocks that the advice on a smaller model speaks of
-FEWER = ((16, 8, quantize.Int8()), (5, 4, quantize.RTN()))  # with more bits than the first: try the second
+FEWER = ((12, 8, quantize.Int8()), (6, 4, quantize.RTN()))  # with more bits than the first: try the second
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def advise(variant: Variant, parts: Parts, bits: float, starts: str) -> tuple[Su
 
 def _bits(variant: Variant, parts: Parts, bits: float) -> Iterator[Suggestion]:
     for more, fewer, step in FEWER:
-        if bits >= more - 1:
+        if bits > more:
             gain = parts.without(parts.reading * (1 - fewer / bits))
             packed = any(isinstance(module, Packed) for module in variant.model.modules())
             where = ", from its dense parent" if packed else ""

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from workbench.models.packed import Packed
 
 PROBED = 4096  # values of a tensor that tell it from another
+ELSEWHERE = "kept_elsewhere"  # attribute of a module whose own tensors have no memory: what keeps the real ones
 CONTAINERS = (dict, OrderedDict, list, set)
 
 
@@ -86,8 +87,7 @@ def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield value
             elif type(value).__name__ == "QuantState":
                 yield from (item for item in vars(value).values() if isinstance(item, Tensor))
-        # What accelerate keeps elsewhere while the module holds a tensor without memory.
-        yield from (getattr(vars(module).get("_hf_hook"), "weights_map", None) or {}).values()
+        yield from getattr(vars(module).get(ELSEWHERE), "tensors", {}).values()
 
 
 def settle_tie(model: PreTrainedModel, config: PreTrainedConfig) -> None:

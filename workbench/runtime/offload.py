@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from workbench.core import files, units
 from workbench.core.errors import InvalidInput, WorkbenchError, first_line
-from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
@@ -43,7 +42,7 @@ def offloaded(
     """A copy of a model that runs on a device, of whose blocks all but the first bytes are kept elsewhere.
 
     On a CPU, what is on disk is mapped into memory: the system reads a page when it is used, and drops it again when
-    memory gets short. On a GPU, hooks of accelerate copy each layer there and back for every pass.
+    memory gets short. On a GPU, each layer is copied there for every pass and dropped after it.
 
     Args:
         model: left as it is; what is not moved is shared with it where it is on the device already.
@@ -57,11 +56,14 @@ def offloaded(
 
     Raises:
         InvalidInput: there is nothing to move, or it is there already.
-        NotAvailable: accelerate is not installed.
         WorkbenchError: the disk has too little room, or cannot be written.
     """
     if to == "cpu" and device.type == "cpu":
         raise InvalidInput("This model runs on the CPU, so its weights are in CPU memory already: keep them on disk.")
+    if device.type != model.device.type and any(isinstance(module, Packed) for module in model.modules()):
+        raise InvalidInput(
+            "Packed layers are laid out for the device that they were packed on: move their dense parent."
+        )
     copied = sharing.share(model)
     left, moved = keep_bytes, []
     for path, module, size in movable(copied):
@@ -83,32 +85,54 @@ def offloaded(
             hook(module, elsewhere, device)
         else:
             for name, tensor in elsewhere.items():
-                _put(module, name, tensor)
+                put(module, name, tensor)
     if hooked:
         _to_device(copied, hooked, device)
     return copied, total
 
 
-def hook(module: nn.Module, elsewhere: dict[str, Tensor], device: torch.device) -> None:
-    """Have a module's tensors copied to a device for each of its passes, and dropped again."""
-    hooks = library("accelerate.hooks", "Keeping weights elsewhere")
-    aligned = hooks.AlignDevicesHook(execution_device=device, offload=True, offload_buffers=True, weights_map=elsewhere)
-    hooks.add_hook_to_module(module, aligned)
+class Elsewhere:
+    """Tensors of one module that come to the device for each of its passes, and leave it again.
+
+    Accelerate's hooks do the same, but write into what parameters that other variants share know of themselves.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
+        self.tensors, self.device = tensors, device
+
+    def bring(self, module: nn.Module, args: Any) -> None:
+        """Before a pass."""
+        for name, tensor in self.tensors.items():
+            put(module, name, tensor.to(self.device))
+
+    def drop(self, module: nn.Module, *_: Any) -> None:
+        """After it: what stands for a tensor says its shape and takes no memory."""
+        for name, tensor in self.tensors.items():
+            put(module, name, torch.empty_like(tensor, device="meta"))
+
+
+def hook(module: nn.Module, tensors: dict[str, Tensor], device: torch.device) -> None:
+    """Have a module's tensors kept elsewhere, and copied to a device for each of its passes."""
+    kept = Elsewhere(tensors, device)
+    vars(module)[sharing.ELSEWHERE] = kept
+    kept.drop(module)
+    module.register_forward_pre_hook(kept.bring)
+    module.register_forward_hook(kept.drop)
 
 
 def whole(model: PreTrainedModel) -> PreTrainedModel:
     """The model with every tensor in its place again, on the CPU where it was kept elsewhere; itself if all are."""
-    if not any(hasattr(module, "_hf_hook") for module in model.modules()):
+    if not any(sharing.ELSEWHERE in vars(module) for module in model.modules()):
         return model
-    hooks = library("accelerate.hooks", "Keeping weights elsewhere")
     copied = sharing.share(model)
     for module in copied.modules():
-        if (found := getattr(module, "_hf_hook", None)) is not None:
-            elsewhere = dict(found.weights_map)
-            found.offload = False
-            hooks.remove_hook_from_module(module)
-            for name, tensor in elsewhere.items():
-                _put(module, name, tensor)
+        kept = vars(module).pop(sharing.ELSEWHERE, None)
+        if kept is not None:
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, each in hooks.items() if getattr(each, "__self__", None) is kept]:
+                    del hooks[key]
+            for name, tensor in kept.tensors.items():
+                put(module, name, tensor)
     return copied
 
 
@@ -116,7 +140,7 @@ def bytes_elsewhere(model: nn.Module) -> int:
     """Bytes of a model's tensors that are kept on disk, or by hooks in CPU memory."""
     held = {}
     for module in model.modules():
-        for tensor in getattr(getattr(module, "_hf_hook", None), "weights_map", {}).values():
+        for tensor in getattr(vars(module).get(sharing.ELSEWHERE), "tensors", {}).values():
             held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     for address, size in sharing.storages(model).items():
         if (known := _mapped.get(address)) is not None and not known.expired():
@@ -130,7 +154,7 @@ def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(recurse=False)
 
 
-def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+def put(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Replace a tensor of a module; the one that was there is left as it is."""
     if name in module._parameters:
         module._parameters[name] = nn.Parameter(tensor, requires_grad=False)

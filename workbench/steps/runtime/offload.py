@@ -43,7 +43,6 @@ class Offload(Step):
 
         Raises:
             InvalidInput: there is nothing to move, or no such device.
-            NotAvailable: accelerate, which does it on a GPU, is not installed.
             WorkbenchError: the disk has too little room.
         """
         device = variant.device if self.device == "same" else resolve_device(self.device)
