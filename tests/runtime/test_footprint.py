@@ -6,7 +6,10 @@ import pytest
 import torch
 
 import workbench as wb
+from workbench.models import sharing
+from workbench.runtime import footprint, offload
 from workbench.runtime.footprint import count_pass, kv_bytes
+from workbench.runtime.room import Room
 from workbench.steps import finetune, quantize
 
 # A tiny Llama: width 64, inner width 128, two blocks, four heads of 16, two of them for keys and values.
@@ -71,10 +74,53 @@ def test_adapters_are_two_more_products_inside_their_layer(base: wb.Variant, tin
     assert len(found.products) == len(dense.products)
 
 
+def test_what_is_kept_elsewhere_is_read_all_the_same(base: wb.Variant) -> None:
+    moved = sharing.share(base.model)
+    for _, module, _ in offload.movable(moved):
+        offload.hook(module, dict(offload._own(module)), torch.device("cpu"))
+    found, wanted = count_pass(moved, 1, 16), count_pass(base.model, 1, 16)
+    assert (found.product_bytes, found.weight_bytes) == (wanted.product_bytes, wanted.weight_bytes)
+    assert found.flops == wanted.flops
+
+
 @pytest.mark.parametrize(("bits", "size"), [(16, 64), (8, 20), (4, 12)])
 def test_keys_and_values_by_hand(base: wb.Variant, bits: int, size: int) -> None:
     """Two blocks, keys and values, two heads of 16 numbers; packed ones have a scale and a least value of 16 bits."""
     assert kv_bytes(base.model, bits) == 2 * 2 * 2 * size
+
+
+def test_a_batch_shrinks_to_what_is_free(base: wb.Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = footprint.rows_that_fit
+    assert rows(base.model, 16, 100) == 16  # too little to look at what is free
+    assert rows(base.model, 16, 1 << 14) == 16
+    monkeypatch.setattr(footprint, "free_bytes", lambda device: Room(10**9, 4 * 512 * (1 << 14), 0))
+    assert rows(base.model, 16, 1 << 14) == 2  # four would fill all that is free
+    monkeypatch.setattr(footprint, "free_bytes", lambda device: Room(10**9, 0, 0))
+    assert rows(base.model, 16, 1 << 14) == 1
+    monkeypatch.setattr(footprint, "MANY", 0)  # answers are the same, one after another
+    many = ["Rain", "What is a lobster?", "Tides"]
+    prompts = [base.encode(each) for each in many]
+    taken = [[] for _ in many]
+
+    class Row:
+        watches = ended = False
+
+        def __init__(self, tokens: list[int]) -> None:
+            self.tokens = tokens
+
+        def restrict(self, logits: torch.Tensor) -> None:
+            pass
+
+        def take(self, token: int, chance: float | None = None) -> None:
+            self.tokens.append(token)
+
+    for _ in base.engine.decode(base.model, prompts, base.decoding.but(max_new_tokens=3), [*map(Row, taken)]):
+        pass
+    ends = base.end_tokens
+    for text, found in zip(many, taken, strict=True):
+        alone = base.generate(text, max_new_tokens=3).token_ids
+        assert tuple(found[: len(alone)]) == tuple(alone)
+        assert len(alone) == 3 or found[len(alone)] in ends
 
 
 def test_counting_leaves_no_hook_and_no_number_changed(base: wb.Variant) -> None:

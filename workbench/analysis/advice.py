@@ -96,7 +96,7 @@ def advise(variant: Variant, parts: Parts, bits: float, starts: str) -> tuple[Su
         bits: stored for each weight of the products.
         starts: how its engine begins its work.
     """
-    found = [*_bits(variant, parts, bits), _sparsity(parts), _smaller(parts), *_engines(parts, starts)]
+    found = [*_bits(variant, parts, bits), _sparsity(parts), _smaller(parts), *_engines(variant, parts, starts)]
     return tuple(sorted(found, key=lambda each: (not each.helps, -(each.gain or 1.0))))
 
 
@@ -128,15 +128,16 @@ def _smaller(parts: Parts) -> Suggestion:
     return Suggestion(_said(f"fewer weights ({DROPPED:.0%} of the blocks left out)", gain), gain >= HELPS, gain, step)
 
 
-def _engines(parts: Parts, starts: str) -> Iterator[Suggestion]:
+def _engines(variant: Variant, parts: Parts, starts: str) -> Iterator[Suggestion]:
     """Ways to run the same weights; only those that are there are named by a step."""
     if starts != "operations":
         return
     gain = parts.without(parts.starting)
     yield Suggestion(_said("compiling, which starts a pass as one graph", gain), gain >= HELPS, gain, _step("Compile"))
-    gain = parts.without(parts.starting + parts.kernel)
-    text = _said("an engine with products of its own, such as llama.cpp", gain)
-    yield Suggestion(text, gain >= HELPS, gain, _step("LlamaCpp"))
+    if variant.device.type == "cpu":
+        gain = parts.without(parts.starting + parts.kernel)
+        text = _said("an engine with products of its own, such as llama.cpp", gain)
+        yield Suggestion(text, gain >= HELPS, gain, _step("LlamaCpp"))
     if parts.share("reading") > parts.share("computing"):
         text = "speculating: several tokens a pass read the weights once, where the next ones can be guessed."
         yield Suggestion(text, helps=parts.share("reading") > 0.3, step=_step("Speculate"))

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.core import named
 from workbench.core.progress import Progress
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, sample_seeds
+from workbench.runtime.footprint import rows_that_fit
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
@@ -150,6 +151,8 @@ class Eager(Engine):
         start = prefix.length if prefix else 0
         requests = sorted(range(0, len(prompts), samples), key=lambda index: len(prompts[index]))
         size = max(1, BATCH.get(model.device.type, BATCH["cpu"]) // samples)
+        longest = max(map(len, prompts), default=0) + settings.max_new_tokens
+        size = max(1, rows_that_fit(model, size * samples, longest, self.cache_bits) // samples)
         for group in _groups(requests, size, None if way.padded else [len(each) for each in prompts]):
             batch = [index + sample for index in group for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]

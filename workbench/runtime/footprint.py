@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from workbench.models import sharing
 from workbench.models.packed import Conv1D, Packed, PackedLinear, is_adapted
 from workbench.runtime.forward import using
 from workbench.runtime.kvcache import FULL, new_cache
+from workbench.runtime.room import free_bytes
 from workbench.runtime.rows import Rows
 from workbench.runtime.trial import some_tokens, way_of
 
+MANY = 1 << 15  # tokens of all rows, below which keys and values are small beside any model
+USABLE = 0.7  # of what is free: a layer is there twice while a token is appended, and logits come on top
 LOOK_UPS = ("aten::embedding", "aten::index", "aten::index_select", "aten::gather")
 
 
@@ -106,6 +111,9 @@ class _Counting(TorchDispatchMode):
         if self._inside is None and is_product(module) and args and isinstance(args[0], Tensor):
             self._inside = module
             self.work.products.append((module, args[0].numel() // max(1, args[0].shape[-1])))
+            kept = getattr(vars(module).get(sharing.ELSEWHERE), "tensors", {}).values()  # brought for this pass
+            self.work.weight_bytes += sum(map(_size, kept))
+            self.work.product_bytes += sum(map(_size, kept))
 
     def _left(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._inside is module:
@@ -165,6 +173,26 @@ def kv_bytes(model: PreTrainedModel, cache_bits: int = FULL) -> int:
 
     Counted on the model itself, so that what an architecture shares or compresses is as it is.
     """
+    known = _token_bytes.setdefault(model, {})
+    if cache_bits not in known:
+        known[cache_bits] = _kv_bytes(model, cache_bits)
+    return known[cache_bits]
+
+
+def rows_that_fit(model: PreTrainedModel, rows: int, tokens: int, cache_bits: int = FULL) -> int:
+    """How many rows of so many tokens each may be read side by side: fewer where their keys and values are too large.
+
+    One at least: whether that fits, its own passes find out.
+    """
+    if rows * tokens < MANY or not (size := kv_bytes(model, cache_bits)):
+        return rows
+    return max(1, min(rows, int(USABLE * free_bytes(model.device).free) // (size * tokens)))
+
+
+_token_bytes: "WeakKeyDictionary[PreTrainedModel, dict[int, int]]" = WeakKeyDictionary()
+
+
+def _kv_bytes(model: PreTrainedModel, cache_bits: int) -> int:
     way = way_of(model)
     if not way.state or way.own:
         return 0
