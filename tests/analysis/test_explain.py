@@ -182,7 +182,15 @@ def test_parts_of_a_pass_add_up_to_the_prediction() -> None:
 class _Foreign(Eager):
     """An engine that hides how it works."""
 
-    starts = "elsewhere"
+    def starts(self, model, rows):
+        return "elsewhere"
+
+
+class _Compiled(Eager):
+    """An engine that starts one row as a graph, and more as usual."""
+
+    def starts(self, model, rows):
+        return "graph" if rows == 1 else "operations"
 
 
 @pytest.mark.usefixtures("quick")
@@ -218,6 +226,15 @@ def test_another_engine_is_explained(base: wb.Variant) -> None:
     assert "that this device reads" in found.sentence
     assert found.decode[0].work.operations == 1
     assert not any(each.step and each.step.family() == "runtime" for each in found.suggestions)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_compiled_row_starts_one_operation(base: wb.Variant) -> None:
+    found = explain(replace(base, engine=_Compiled()), 1, 4, context=16, rounds=2, devices=[])
+    plain = explain(base, 1, 4, context=16, rounds=1, devices=[])
+    assert [each.work.operations for each in found.decode] == [1, plain.decode[1].work.operations]
+    assert found.prefill.work == plain.prefill.work
+    assert not any("compiling" in each.text for each in found.suggestions)
 
 
 @pytest.mark.usefixtures("quick")

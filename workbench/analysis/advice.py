@@ -137,7 +137,7 @@ def _engines(variant: Variant, parts: Parts, starts: str) -> Iterator[Suggestion
     if variant.device.type == "cpu":
         gain = parts.without(parts.starting + parts.kernel)
         text = _said("an engine with products of its own, such as llama.cpp", gain)
-        yield Suggestion(text, gain >= HELPS, gain, _step("LlamaCpp"))
+        yield Suggestion(text, gain >= HELPS, gain, _step("LlamaCpp") or _step("Auto"))
     if parts.share("reading") > parts.share("computing"):
         text = "speculating: several tokens a pass read the weights once, where the next ones can be guessed."
         yield Suggestion(text, helps=parts.share("reading") > 0.3, step=_step("Speculate"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.analysis import pace, roofline
@@ -63,7 +64,7 @@ class Explanation:
         bits: stored for each weight of the products.
         product_bytes: of the weights that products read.
         cache_bytes: of keys and values that a row reads a token at this context.
-        starts: how the engine begins its work.
+        starts: how the engine begins the first of the passes.
         suggestions: what to try, then what will not help.
         devices: others to compare with.
         environment: of this machine.
@@ -234,23 +235,26 @@ def explain(
     """
     wanted, others = _checked(variant, batches, context, rounds), roofline.rows_of(devices)
     progress = progress or Progress()
-    device, starts = probe.this_device(variant.device), variant.engine.starts
+    device, starts = probe.this_device(variant.device), partial(variant.engine.starts, variant.model)
     work, prompt = pace.counted(variant, context)
     samples = pace.sampled(variant, work, prompt, wanted, context, rounds, progress)
     kind = str(variant.dtype).removeprefix("torch.")
     decode, prefill = Pass.of(work, kind), Pass.of(prompt, kind)
-    if starts != "operations":
-        decode, prefill = replace(decode, operations=1), replace(prefill, operations=1)
-    points = tuple(
-        Point(
-            work=decode.by(rows),
-            least=decode.by(rows).least(device),
-            predicted=pace.predicted(samples, work, rows, device, starts, context),
+    first = starts(wanted[0])
+    if first == "elsewhere":
+        prefill = replace(prefill, operations=1)
+
+    def point(rows: int) -> Point:
+        done = decode.by(rows) if starts(rows) == "operations" else replace(decode.by(rows), operations=1)
+        return Point(
+            work=done,
+            least=done.least(device),
+            predicted=pace.predicted(samples, work, rows, device, starts(rows), context),
             measured=pace.of(samples.passes[rows, context]),
         )
-        for rows in wanted
-    )
-    parts = _parts(samples, work, points[0], device, starts)
+
+    points = tuple(map(point, wanted))
+    parts = _parts(samples, work, points[0], device, first)
     weights = sum(numbers(layer) for layer, _ in work.products)
     bits = 8 * work.product_bytes / max(1, weights)
     return Explanation(
@@ -262,14 +266,14 @@ def explain(
         prefill=Point(
             work=prefill,
             least=prefill.least(device),
-            predicted=pace.predicted_prompt(samples, prompt, device, starts, context),
+            predicted=pace.predicted_prompt(samples, prompt, device, first, context),
             measured=pace.of(samples.prompts[context]),
         ),
         bits=bits,
         product_bytes=work.product_bytes,
         cache_bytes=context * kv_bytes(variant.model, getattr(variant.engine, "cache_bits", 16)),
-        starts=starts,
-        suggestions=advise(variant, parts, bits, starts),
+        starts=first,
+        suggestions=advise(variant, parts, bits, first),
         devices=others,
         environment=environment(variant.device),
     )

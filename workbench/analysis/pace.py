@@ -89,14 +89,14 @@ def sampled(
     variant: Variant, work: Work, prompt: Work, batches: Sequence[int], context: int, rounds: int, progress: Progress
 ) -> Samples:
     """Everything that is timed, interleaved, so that a machine that gets busier does so for all of it alike."""
-    found, starts = Samples(), variant.engine.starts
-    ours = starts != "elsewhere"
+    found = Samples()
+    ours = variant.engine.starts(variant.model, min(batches)) != "elsewhere"
     places = [(rows, context) for rows in batches] + ([] if ours else _elsewhere(batches, context))
     progress.start("Timing passes", (rounds + 1) * len(places), undisturbed=True)
     products: dict[int, Products] = {}
     with using(variant.name):
         calls = Calls(variant.device)
-        empty = without_products(variant.model, work) if starts == "operations" else None
+        empty = without_products(variant.model, work) if ours else None
         if ours:
             products = {rows: Products(work, variant.dtype, variant.device, rows) for rows in batches}
             products[0] = Products(prompt, variant.dtype, variant.device)
@@ -144,8 +144,7 @@ def predicted_prompt(samples: Samples, prompt: Work, device: Device, starts: str
     """Seconds to read a prompt, from its parts; of an engine of others, from prompts of other lengths."""
     if starts == "elsewhere":
         return _between(samples.prompts, context)
-    beside = of(samples.rest[0]) if starts == "operations" else rest(samples, prompt, 1, device, "graph")
-    return _added(samples.products[0], beside, samples, prompt, 1, device)
+    return _added(samples.products[0], of(samples.rest[0]), samples, prompt, 1, device)
 
 
 def rest(samples: Samples, work: Work, rows: int, device: Device, starts: str) -> Estimate:
@@ -164,9 +163,10 @@ def starting(samples: Samples, work: Work, rows: int, device: Device, starts: st
     """Seconds of that which do not grow with the rows."""
     whole = rest(samples, work, rows, device, starts).value
     counts = sorted(count for count in samples.rest if count)
-    outside = 1 if starts == "graph" else work.operations - work.product_operations
-    if starts == "graph" or len(counts) < 2:
-        return min(whole, outside * of(samples.calls).value)
+    if starts == "graph":
+        return min(whole, of(samples.calls).value)
+    if len(counts) < 2:
+        return min(whole, (work.operations - work.product_operations) * of(samples.calls).value)
     fewest, most = (of(samples.rest[count]).value for count in (counts[0], counts[-1]))
     return min(whole, max(0.0, fewest - max(0.0, most - fewest) * counts[0] / (counts[-1] - counts[0])))
 

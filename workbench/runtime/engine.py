@@ -6,7 +6,7 @@ of its own. What is behind them (lock, memory guard, padding, caches, what promp
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,18 +24,12 @@ from workbench.runtime.rows import Rows
 from workbench.runtime.trial import way_of
 
 ENGINES: dict[str, type["Engine"]] = {}
+Starts = Literal["operations", "graph", "elsewhere"]  # elsewhere: by code that is not torch's
 BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
 
 
 class Engine(named.Named):
-    """A way to run a model.
-
-    Attributes:
-        starts: how a pass begins its work: operation by operation from here, as one graph, or elsewhere, by code that
-            is not torch's. What explains a speed reads it.
-    """
-
-    starts: ClassVar[Literal["operations", "graph", "elsewhere"]] = "elsewhere"
+    """A way to run a model."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -51,6 +45,10 @@ class Engine(named.Named):
             NotAvailable: what it needs is not on this machine.
         """
         return self
+
+    def starts(self, model: PreTrainedModel, rows: int) -> Starts:
+        """How a pass of so many rows begins its work; what explains a speed asks."""
+        return "elsewhere"
 
     def held_bytes(self, model: PreTrainedModel) -> int:
         """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
@@ -124,8 +122,11 @@ class Eager(Engine):
         cache_bits: of every key and value kept of the tokens already read; 16 keeps them as the model computes them.
     """
 
-    starts: ClassVar[Literal["operations", "graph", "elsewhere"]] = "operations"
     cache_bits: Literal[16, 8, 4] = FULL
+
+    def starts(self, model: PreTrainedModel, rows: int) -> Starts:
+        """From here, one operation after another."""
+        return "operations"
 
     def packs(self, model: PreTrainedModel) -> bool:
         """Whether any layer of the model keeps keys and values that are packed."""
