@@ -13,6 +13,7 @@ from widgets.parts import html
 from widgets.parts.style import close_tree, framed
 from widgets.session import Session
 from workbench.recipe import Recipe
+from workbench.step import Step
 from workbench.steps import families
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -66,6 +67,11 @@ class Bench(Session):
             InvalidInput: a knob is out of range.
         """
         return self.family_panels[self._open_family].recipe
+
+    def turn_to(self, step: Step) -> None:
+        """Set the panel of a step's family to it, and open its tab."""
+        super().turn_to(step)
+        self.tabs.selected_index = list(self.family_panels).index(step.family())
 
     def close(self) -> None:
         """Stop the worker, take everything off the page and let go of the variants."""

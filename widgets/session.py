@@ -15,6 +15,7 @@ from workbench.core.progress import Progress, Throttle
 from workbench.display import COLOURS
 from workbench.layers.sensitivity import Sensitivity
 from workbench.measurement.comparison import Comparison
+from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -142,6 +143,12 @@ class Session:
         path = self[name].save(files.inside(EXPORTS, folder_name.strip()))
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
+
+    def turn_to(self, step: Step) -> None:
+        """Set the panels of a step's family to it."""
+        for panel in self.panels:
+            if panel.family == step.family():
+                panel.set(step)
 
     def watch(self, changed: Callable[[], None]) -> None:
         """Call this whenever the list of variants, or what is chosen, has changed."""

@@ -2,6 +2,8 @@
 
 from workbench import steps
 from workbench.analysis.diff import Diff, diff
+from workbench.analysis.explain import Explanation, explain
+from workbench.analysis.memory import Fit, Memory, fits, memory
 from workbench.analysis.verification import Verification, verify_export
 from workbench.answering.request import Generation, Piece
 from workbench.core.errors import WorkbenchError
@@ -27,8 +29,11 @@ __all__ = [
     "Diff",
     "Estimate",
     "Example",
+    "Explanation",
+    "Fit",
     "Generation",
     "Job",
+    "Memory",
     "Piece",
     "Progress",
     "Recipe",
@@ -46,8 +51,11 @@ __all__ = [
     "compare",
     "curve",
     "diff",
+    "explain",
+    "fits",
     "load",
     "measure",
+    "memory",
     "read_task",
     "read_text",
     "sensitivity",

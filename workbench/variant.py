@@ -14,14 +14,14 @@ from workbench.answering.answers import begin, streamed
 from workbench.answering.request import Generation, Piece, Prompt, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
-from workbench.core.device import resolve_device
+from workbench.core.device import resolve_device, resolve_dtype
 from workbench.core.errors import Closed, InvalidInput, NotAvailable
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
 from workbench.models.tokens import closing_tokens, encode_chat
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
-from workbench.runtime import trial
+from workbench.runtime import offload, room, trial
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.engine import Eager, Engine
 from workbench.runtime.forward import memory_guard, using
@@ -284,7 +284,7 @@ class Variant:
         made = to_record(self.recipe, self.stages, self.decoding, self.engine)
         record = {"name": self.name, "source": self.source, "notes": list(self.notes), **made}
         with using(self.name):
-            export.write_export(folder, self.model, self.tokenizer, record, overwrite)
+            export.write_export(folder, offload.whole(self.model), self.tokenizer, record, overwrite)
         return folder
 
     def close(self) -> None:
@@ -348,7 +348,10 @@ def load(
     made = from_record(record)  # what is not known is refused before any weight is read
     progress = progress or Progress()
     with memory_guard(f"Loading '{source or loading.DEFAULT_NAME}'"):
-        loaded = loading.read_model(source, resolve_device(device), dtype, progress)
+        place = resolve_device(device)
+        if source is not None:
+            room.check_loads(source, place, resolve_dtype(dtype, place), str(source)[:200])
+        loaded = loading.read_model(source, place, dtype, progress)
         engine, told = _engine(made.pop("engine"), loaded, progress)
     notes = (*loaded.notes, *record.get("notes", ()), *trial.notes(trial.way_of(loaded.model)), *told)
     return Variant(

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from workbench.analysis.diff import Matrix
+from workbench.analysis.explain import Explanation
 from workbench.analysis.preview import Preview
 from workbench.core import units
 from workbench.core.jobs import Job
@@ -149,6 +150,17 @@ def preview(found: Preview, name: str, step: str, task: str) -> str:
         for who, said in ((name, found.base_text), (step, found.text))
     )
     return f'<div class="wb-numbers">{facts}</div>{help_line(scored)}<div class="wb-answers">{answers}</div>'
+
+
+def explanation_of(found: Explanation) -> str:
+    """Why a variant is slow: the sentence, and the facts and numbers behind it on a click."""
+    rows = [
+        (name, *(f"{1e3 * each[kind]:.3g}" for kind in ("least", "predicted", "measured")), f"{each['error']:+.0%}")
+        for name, each in found.table().iterrows()
+    ]
+    facts = "".join(f"<li>{escape(each)}</li>" for each in found.lines)
+    table = folded_table("Predicted and measured", ("Pass", "At least (ms)", "Predicted", "Measured", "Off by"), rows)
+    return f'<p><b>{escape(found.sentence)}</b></p><ul class="wb-help">{facts}</ul>{table}'
 
 
 def excluded(layers: Sequence[str], total: int) -> str:

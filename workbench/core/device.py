@@ -77,15 +77,6 @@ def memory_held(device: torch.device) -> int:
     return int(pages.read_text().split()[1]) * resource.getpagesize() if pages.exists() else 0
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that could be had now, or None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error is one of the ways to run out of memory."""
     text = str(error)

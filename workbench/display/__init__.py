@@ -5,6 +5,7 @@ from workbench.display.changes import closeup_figure, diff_figure, histogram_fig
 from workbench.display.comparison import comparison_figure
 from workbench.display.layers import ranking_figure, sensitivity_figure
 from workbench.display.report import comparison_html
+from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
 from workbench.display.training import curve_data, curve_figure
 
@@ -18,10 +19,13 @@ __all__ = [
     "comparison_html",
     "curve_data",
     "curve_figure",
+    "devices_html",
     "diff_figure",
+    "explanation_html",
     "histogram_figure",
     "plain",
     "ranking_figure",
+    "roofline_figure",
     "sensitivity_figure",
     "styled",
 ]

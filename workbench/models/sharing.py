@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from workbench.models.packed import Packed
 
 PROBED = 4096  # values of a tensor that tell it from another
+ELSEWHERE = "kept_elsewhere"  # attribute of a module whose own tensors have no memory: what keeps the real ones
 CONTAINERS = (dict, OrderedDict, list, set)
 
 
@@ -86,6 +87,7 @@ def _all_tensors(model: nn.Module) -> Iterator[Tensor]:
                 yield value
             elif type(value).__name__ == "QuantState":
                 yield from (item for item in vars(value).values() if isinstance(item, Tensor))
+        yield from getattr(vars(module).get(ELSEWHERE), "tensors", {}).values()
 
 
 def settle_tie(model: PreTrainedModel, config: PreTrainedConfig) -> None:
@@ -118,7 +120,7 @@ def _stay_wide(model: PreTrainedModel) -> set[str]:
 def storages(model: nn.Module) -> dict[int, int]:
     """Address and size in bytes of every piece of memory that the model's tensors live in, each once."""
     found = (tensor.untyped_storage() for tensor in _all_tensors(model))
-    return {storage.data_ptr(): storage.nbytes() for storage in found if storage.nbytes()}
+    return {each.data_ptr(): each.nbytes() for each in found if each.nbytes() and each.device.type != "meta"}
 
 
 def total_bytes(models: Iterable[nn.Module]) -> int:

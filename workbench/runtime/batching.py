@@ -27,6 +27,6 @@ class Batched(Eager):
         """As many as are asked for."""
         return self.waiting
 
-    def most_bytes(self, model: PreTrainedModel) -> int | None:
+    def most_bytes(self, model: PreTrainedModel) -> int:
         """As many as are asked for."""
         return 1_000_000 * self.memory or super().most_bytes(model)

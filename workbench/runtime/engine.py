@@ -12,20 +12,22 @@ from pydantic import Field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core import named
-from workbench.core.device import free_memory
 from workbench.core.progress import Progress
 from workbench.runtime.asks import Ask
 from workbench.runtime.decoding import Decoding, Follower, choose, draws, heard, sample_seeds
+from workbench.runtime.footprint import rows_that_fit
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kept import kept, known_prefix
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
+from workbench.runtime.room import free_bytes
 from workbench.runtime.rows import Rows
 from workbench.runtime.running import Running
 from workbench.runtime.trial import way_of
 
 ENGINES: dict[str, type["Engine"]] = {}
+Starts = Literal["operations", "graph", "elsewhere"]  # elsewhere: by code that is not torch's
 BATCH = {"cpu": 16, "cuda": 64}  # answers decoded together
 WAITING = 100
 
@@ -47,6 +49,10 @@ class Engine(named.Named):
             NotAvailable: what it needs is not on this machine.
         """
         return self
+
+    def starts(self, model: PreTrainedModel, rows: int) -> Starts:
+        """How a pass of so many rows begins its work; what explains a speed asks."""
+        return "elsewhere"
 
     def held_bytes(self, model: PreTrainedModel) -> int:
         """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
@@ -147,6 +153,10 @@ class Eager(Engine):
         """Of what was read before."""
         return kept(model, self.cache_bits).nbytes if self.prefix_bytes else 0
 
+    def starts(self, model: PreTrainedModel, rows: int) -> Starts:
+        """From here, one operation after another."""
+        return "operations"
+
     def packs(self, model: PreTrainedModel) -> bool:
         """Whether any layer of the model keeps keys and values that are packed."""
         way = way_of(model)
@@ -160,10 +170,9 @@ class Eager(Engine):
             return None
         return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label)
 
-    def most_bytes(self, model: PreTrainedModel) -> int | None:
-        """Bound on the keys and values of a batch that runs; None if this system does not say what is free."""
-        free = free_memory(model.device)
-        return None if free is None else free // 2
+    def most_bytes(self, model: PreTrainedModel) -> int:
+        """Bound on the keys and values of a batch that runs: half of what is free."""
+        return free_bytes(model.device).free // 2
 
     def decode(
         self,
@@ -193,6 +202,8 @@ class Eager(Engine):
                 )
             return
         size = max(1, self.most_rows(model) // samples)
+        longest = max(map(len, prompts), default=0) + settings.max_new_tokens
+        size = max(1, rows_that_fit(model, size * samples, longest, self.cache_bits) // samples)
         for group in _groups(requests, size, None if way.padded else [len(each) for each in prompts]):
             batch = [index + sample for index in group for sample in range(samples)]
             rest, chosen = [prompts[index][start:] for index in batch], [rows[index] for index in batch]

@@ -145,6 +145,10 @@ class QLoRA(LoRA):
         given = sharing.total_bytes(dense)
         return Forecast(adapter.owned_bytes + packed, adapter.weight_bytes - given + packed, None)
 
+    def trained_bytes(self, variant: Variant) -> int:
+        """The adapter alone."""
+        return super().forecast(variant).owned_bytes
+
     def quantize(self, model: PreTrainedModel) -> None:
         """Pack the layers of the blocks."""
         root, blocks = decoder_blocks(model)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from workbench.step import Step
 from workbench.training.sequences import Sample
+from workbench.variant import Variant
 
 
 class TrainingKnobs(Step):
@@ -51,6 +52,10 @@ class TrainingKnobs(Step):
         default="best", description="The weights that were best on the calibration split, or the last."
     )
     seed: int = Field(default=0, ge=0, lt=2**31, description="Of the order of examples, of dropout and of new weights.")
+
+    def trained_bytes(self, variant: Variant) -> int:
+        """Bytes of what is trained; by default all that the step makes."""
+        return self.forecast(variant).owned_bytes
 
     @property
     def neutral(self) -> bool:

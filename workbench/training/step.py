@@ -17,6 +17,7 @@ from workbench.tasks.task import Task, Text
 from workbench.training import checkpoint
 from workbench.training.curve import Curve
 from workbench.training.loss import LIKELIHOOD, Objective
+from workbench.training.room import check_room
 from workbench.training.sequences import Sample, Samples, digest, overlap_note, read_samples
 from workbench.training.settings import TrainingKnobs, shuffled
 from workbench.training.trainer import ANSWER, Run
@@ -68,6 +69,7 @@ class TrainingStep(TrainingKnobs):
             )
         if self.checkpointing and not variant.model.supports_gradient_checkpointing:
             raise InvalidInput(f"{kind} cannot compute activations twice: leave checkpointing off.")
+        check_room(variant, self)
         samples, watched = self.samples(variant, task, progress), read_samples(variant, task, "calibration")
         model = self.prepare(variant)
         # Before the new variant is known by its name, so that it cannot be found as its own teacher.
