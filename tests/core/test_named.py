@@ -45,7 +45,7 @@ def test_stages_are_named_as_steps_are() -> None:
     assert template.to_json()["step"] == stage_to_json(template)["stage"] == "prompt.Template"
     assert {"prompt.Shots", "retrieve.Lookup"} <= STAGES.keys()
     assert retrieve.Lookup.full_name() == "retrieve.Lookup"
-    assert named.to_json(Eager(cache_bits=8), "engine") == {"engine": "runtime.Eager", "cache_bits": 8}
+    assert named.to_json(Eager(cache_bits=8), "engine").items() >= {"engine": "runtime.Eager", "cache_bits": 8}.items()
 
 
 @pytest.mark.parametrize("name", ["prompt.Template", "steps.prompt.wording.Template"])

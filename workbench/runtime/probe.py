@@ -1,25 +1,21 @@
 """What this device can do, tried in under a second: bytes read, arithmetic by type, the price of an operation."""
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from pydantic import Field, field_validator
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from workbench.core import files
-from workbench.core.device import device_failed, device_name, seeded, synchronize
+from workbench.core.device import device_failed, device_name, machine, seeded, synchronize
 from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.remembered import recall, remember
 from workbench.core.value import Value
 from workbench.models import sharing
 from workbench.models.packed import linear_layers, replace_module
@@ -89,39 +85,25 @@ def this_device(device: torch.device, again: bool = False) -> Device:
     Raises:
         OutOfMemory: the device has too little memory.
     """
-    key = _key(device)
-    place = files.cache_folder() / "devices" / f"{key}.json"
+    about = [str(device), machine(device), files.sha256(Path(__file__))]
+    key = str(about)
     if again or key not in _found:
-        found = None if again else _remembered(place)
+        found = None if again else _read(recall("devices", about))
         if found is None:
             with using("Trying what this device can do"):
                 found = _tried(device)
-            with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
-                files.write_text(place, found.model_dump_json())
+            remember("devices", about, found.model_dump(mode="json"))
         _found[key] = found
     return _found[key]
 
 
-def _key(device: torch.device) -> str:
-    capability = torch.backends.cpu.get_cpu_capability()
-    about = [
-        device_name(device),
-        str(device),
-        torch.get_num_threads(),
-        capability,
-        os.environ.get("ONEDNN_MAX_CPU_ISA"),
-    ]
-    versions = [torch.__version__, transformers.__version__, files.sha256(Path(__file__))]
-    return sha256(json.dumps([*about, *versions]).encode()).hexdigest()[:32]
-
-
-def _remembered(place: Path) -> Device | None:
-    """What was found before; nothing where the file is not there, cut off, or not ours."""
+def _read(found: Any) -> Device | None:
+    """What was remembered; nothing where it is not ours."""
     try:
-        found = Device(**json.loads(place.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, WorkbenchError):
+        read = Device(**found)
+    except (TypeError, WorkbenchError):
         return None
-    return found if found.source == MEASURED else None
+    return read if read.source == MEASURED else None
 
 
 def _tried(device: torch.device) -> Device:
