@@ -6,6 +6,7 @@ Source: https://github.com/ggml-org/llama.cpp/blob/master/convert_hf_to_gguf.py.
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,25 @@ def write(
                 writer.add_description(" ".join(notes))
             for key, each in tensors.items():
                 writer.add_tensor(key, each.data, raw_dtype=gguf.GGMLQuantizationType[each.kind])
-            writer.write_header_to_file(temporary)
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-            writer.close()
+            _put(writer, temporary)
     except (OSError, ValueError) as error:
         if isinstance(error, InvalidInput):
             raise
         raise files.write_refused(path, error) from None
     return notes
+
+
+def _put(writer: Any, path: Path) -> None:
+    """Write all to a file, which is closed whatever happens."""
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.flush()
+    finally:
+        for file in writer.fout or ():
+            with suppress(OSError):
+                file.close()
 
 
 def check(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
