@@ -86,7 +86,7 @@ def test_a_scale_beyond_float16_leaves_the_layer_dense(base: wb.Variant, tmp_pat
 
 
 def test_an_adapter_is_fused(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path) -> None:
-    tuned = base.apply(finetune.LoRA(steps=2, learning_rate=0.01), tiny_task)
+    tuned = base.apply(finetune.LoRA(learning_rate=0.01), tiny_task)
     file = held(tuned.save(tmp_path / "a.gguf"))
     layer = tuned.model.get_submodule("model.layers.0.self_attn.v_proj")
     assert torch.equal(file["blk.0.attn_v.weight"].values, dense_weight(layer))
@@ -121,9 +121,11 @@ def test_plain_transformers_reads_the_same_model(kind: str, tokenizer, tmp_path:
     assert (words.bos_token, words.eos_token) == (tokenizer.bos_token, tokenizer.eos_token)
 
 
-def test_load_reads_what_save_wrote(base: wb.Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_reads_what_save_wrote(
+    base: wb.Variant, tiny_text: wb.Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    pruned = base.apply(prune.Width(mlp=0.5), wb.Text(name="a", text="The tide comes in. " * 400, window=32))
+    pruned = base.apply(prune.Width(mlp=0.5), tiny_text)
     again = wb.load(pruned.save(tmp_path / "a.gguf"), device="cpu")
     assert again.generate("Rain", max_new_tokens=6).token_ids == pruned.generate("Rain", max_new_tokens=6).token_ids
 
