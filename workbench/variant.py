@@ -19,6 +19,7 @@ from workbench.core.errors import Closed, InvalidInput, NotAvailable
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
+from workbench.models.interchange import gguf
 from workbench.models.tokens import closing_tokens, encode_chat
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
 from workbench.runtime import offload, room, trial
@@ -275,12 +276,20 @@ class Variant:
         layers that their library does not replace; in 8-bit codes zero points between integers, rounded. Steps that
         rewrite requests are recorded, but only the workbench applies them. `verify_export` checks the result.
 
+        A path that ends in .gguf becomes one file for llama.cpp instead: codes of 8 and 4 bits as they are where its
+        layout has them, adapters fused in, without the recipe; it says itself what was rounded.
+
         Raises:
-            InvalidInput: the folder holds something that is not an export, and `overwrite` is False.
+            InvalidInput: something that is not an export is there, and `overwrite` is False; or llama.cpp cannot run
+                such a model.
             WorkbenchError: the disk is full, the folder cannot be written, or what was written could not be loaded
                 again; an older export there is intact.
         """
         folder = files.home(path)
+        if folder.suffix == ".gguf":
+            with using(self.name):
+                gguf.save(folder, self.model, self.tokenizer, self.name, overwrite)
+            return folder
         made = to_record(self.recipe, self.stages, self.decoding, self.engine)
         record = {"name": self.name, "source": self.source, "notes": list(self.notes), **made}
         with using(self.name):

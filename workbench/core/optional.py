@@ -17,13 +17,14 @@ def imported(module: str) -> Any:
     return None if getattr(getattr(found, "__spec__", None), "_initializing", False) else found
 
 
-def library(module: str, purpose: str, package: str = "") -> Any:
+def library(module: str, purpose: str, package: str = "", extra: str = "") -> Any:
     """A module of a library that is not needed for everything.
 
     Args:
         module: what is imported, such as ``llguidance.hf``.
         purpose: what the user asked for, such as "Constraining answers"; it begins the sentence.
         package: what pip calls it, where that is not the module's first name.
+        extra: of the workbench's own extras, the one that brings it.
 
     Raises:
         NotAvailable: it is not installed, or cannot be imported.
@@ -36,4 +37,5 @@ def library(module: str, purpose: str, package: str = "") -> Any:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == root
         reason = "which is not installed" if missing else f"which cannot be imported ({first_line(error)})"
-        raise NotAvailable(f"{purpose} is done by {package}, {reason}: run `pip install {package}`.") from None
+        advice = f"pip install 'llm-optimization-workbench[{extra}]'" if extra else f"pip install {package}"
+        raise NotAvailable(f"{purpose} is done by {package}, {reason}: run `{advice}`.") from None
