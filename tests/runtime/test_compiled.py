@@ -3,7 +3,6 @@
 import gc
 import stat
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,9 +37,9 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "own"))
-    yield tmp_path / "own" / "compiled"
+    return tmp_path / "own" / "compiled"
 
 
 def best(variant: wb.Variant, question: str, n: int) -> list[int]:

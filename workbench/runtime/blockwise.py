@@ -7,34 +7,30 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 
-from workbench.models.blocks import POSITIONS, decoder_blocks
+from workbench.models.blocks import POSITIONS
 from workbench.runtime import graphs
 from workbench.runtime.slots import SlotLayer, Slots
 
 Codes = dict[Any, Callable[..., Any]]
 
 
-def in_blocks(model: PreTrainedModel, slots: Slots, span: int, flags: str) -> Callable[[Slots, Tensor, Tensor], Tensor]:
-    """A token read a block at a time, everything around the blocks as it is; the model's blocks are replaced.
+def in_blocks(blocks: nn.ModuleList, slots: Slots, span: int, flags: str) -> Callable[[Slots, Tensor, Tensor], Tensor]:
+    """A token read a block at a time, everything around the blocks as it is; the blocks of the list are replaced.
 
     Raises:
-        InvalidInput: the model has no list of blocks.
         NotImplementedError: a block is more than a function of its inputs, weights, keys and values.
     """
-    _, blocks = decoder_blocks(model)
     codes: Codes = next((each.codes for each in blocks if isinstance(each, Block)), {})
-    for index, block in enumerate(blocks):
-        if not isinstance(block, Block):
-            blocks[index] = Block(block, codes)
-        blocks[index].making = flags
+    made = [block if isinstance(block, Block) else Block(block, codes) for block in blocks]
+    for index, block in enumerate(made):
+        blocks[index], block.making = block, flags
     try:
-        zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        zero = torch.zeros(1, 1, dtype=torch.long, device=slots.tensors[0].device)
         slots.forward(zero, zero.clone(), span)
     finally:
-        for block in blocks:
-            assert isinstance(block, Block)
+        for block in made:
             block.making = None
     return lambda slots, token, place: slots.forward(token, place, span)[:, -1]
 
@@ -49,8 +45,8 @@ class Block(nn.Module):
 
     def __init__(self, block: nn.Module, codes: Codes) -> None:
         super().__init__()
-        self.block, self.codes, self.making = block, codes, None  # type: ignore[assignment]
-        self.making: str | None
+        self.block, self.codes = block, codes
+        self.making: str | None = None
         self._about = _about(block)
         self._own = dict(block.named_parameters()) | dict(block.named_buffers())
         self._index = next(

@@ -9,13 +9,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core.device import device_failed
 from workbench.core.errors import Cancelled, InvalidInput, OutOfMemory, WorkbenchError, first_line
 from workbench.core.progress import Progress
 from workbench.models import sharing
+from workbench.models.blocks import decoder_blocks
 from workbench.models.packed import Packed
 from workbench.runtime import graphs
 from workbench.runtime.blockwise import in_blocks
@@ -258,13 +259,17 @@ class _Differs(Exception):
 def _made_of(
     shared: PreTrainedModel, model: PreTrainedModel, how: How, flags: str, spans: Sequence[int], progress: Progress
 ) -> Graphs:
-    made, make = Graphs(shared, how, flags), {"whole": whole, "blocks": in_blocks}[how]
+    made = Graphs(shared, how, flags)
+    blocks = shared.get_submodule(decoder_blocks(model)[0]) if how == "blocks" else None
     for span in spans:
         progress.check()
         with using("Compiling"):
             slots = Slots(shared, 1, spans[-1])
             slots.set_aside()
-            made.steps[span] = make(shared, slots, span, flags)
+            if isinstance(blocks, nn.ModuleList):
+                made.steps[span] = in_blocks(blocks, slots, span, flags)
+            else:
+                made.steps[span] = whole(shared, slots, span, flags)
             made.pace = _compared(model, made, span)
         progress.advance()
     return made

@@ -2,6 +2,7 @@
 
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,17 +52,18 @@ def built(graph: GraphModule, inputs: Sequence[Tensor], flags: str) -> Code:
         NotAvailable: there is no C++ compiler, or the private folder cannot be used.
         Exception: what Inductor says.
     """
-    from torch._inductor import compile as inductor  # takes a second to import
-    from torch._inductor import config
+    with warnings.catch_warnings(), private_folder():
+        warnings.simplefilter("ignore")  # what torch says of itself
+        from torch._inductor import compile as inductor  # takes a second to import
+        from torch._inductor import config
 
-    if inputs[0].device.type == "cpu":
-        check_compiler()
-    graphs_on_gpu = {"triton.cudagraphs": inputs[0].device.type == "cuda"}
-    # One thread: more would be processes that stay.
-    options = {"compile_threads": 1, "size_asserts": False, **graphs_on_gpu, **FLAGS[flags]}
-    with private_folder(), config.patch(options):
-        code: Code = inductor(graph, list(inputs))
-        code(*inputs)  # the last of the work is done by the first call
+        if inputs[0].device.type == "cpu":
+            check_compiler()
+        # One thread: more would be processes that stay.
+        options = {"compile_threads": 1, "size_asserts": False, "triton.cudagraphs": inputs[0].device.type == "cuda"}
+        with config.patch(options | FLAGS[flags]):
+            code: Code = inductor(graph, list(inputs))
+            code(*inputs)  # the last of the work is done by the first call
     return code
 
 
@@ -124,7 +126,7 @@ def readied(model: PreTrainedModel, grouped: bool = True) -> PreTrainedModel:
         replace_module(shared, path, Opaque(layer))
     if grouped:
         for module in shared.modules():
-            config = getattr(module, "config", None)
+            config: Any = getattr(module, "config", None)
             if getattr(config, "_attn_implementation", None) in ("sdpa", "eager"):
                 config._attn_implementation_internal = GROUPED
     return shared
@@ -184,19 +186,17 @@ class Opaque(nn.Module):
         product: Tensor = torch.ops.workbench.packed(x, self.number, self._held[0].out_features)
         return product
 
-    def extra_repr(self) -> str:
-        return f"{self._held[0]!r}"
-
 
 def _packed(x: Tensor, number: Tensor, out: int) -> Tensor:
-    return _layers[int(number)](x).contiguous()
+    product: Tensor = _layers[int(number)](x)
+    return product.contiguous()
 
 
 def _packed_shape(x: Tensor, number: Tensor, out: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], out)
 
 
-_operations = torch.library.Library("workbench", "FRAGMENT")
+_operations: Any = torch.library.Library("workbench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _operations.define("packed(Tensor x, Tensor number, int out) -> Tensor")
 _operations.impl("packed", _packed, "CompositeExplicitAutograd")
 torch.library.register_fake("workbench::packed", _packed_shape, lib=_operations)

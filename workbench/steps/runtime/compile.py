@@ -22,7 +22,7 @@ class Compile(Step):
     Run operation by operation, a model of hundreds of small operations spends much of each token on starting them, and
     writes what it computes to memory in between. Compiled once, for any prompt, sampling setting and answer, they
     become a few loops; keys and values are written in place. It pays with small models, many layers and long answers.
-    It takes up to a minute or two, less a second time; the note of the variant says after how many tokens it pays back. It
+    It takes up to a minute or two, less a second time; the variant's note says after how many tokens it pays back. It
     does not help where reading the weights already is the bound, nor prompts, nor several answers side by side, which
     are read as before. What cannot be compiled here, or says something else then, answers as before, and a note says
     why. A CPU needs a C++ compiler (g++). Weights are shared with the parent.
@@ -35,7 +35,7 @@ class Compile(Step):
     folded: ClassVar[tuple[str, ...]] = ("search",)
     how: Literal["auto", "whole", "blocks"] = Field(
         default="auto",
-        description="The whole model at once, one block that all share (compiles in seconds), or the faster when tried.",
+        description="The whole model at once; one block, whose code all share (in seconds); or the faster when tried.",
     )
     longest: int = Field(
         default=SHORTEST,
