@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 import workbench as wb
 from workbench.core import files
 from workbench.core.errors import Cancelled, InvalidInput, NotAvailable
-from workbench.runtime import compiled, graphs
+from workbench.runtime import compiling, graphs
 from workbench.runtime.compiled import Compile as Engine
 from workbench.runtime.decoding import Decoding
 from workbench.steps import prompt, quantize
@@ -46,7 +46,7 @@ def said(variant: wb.Variant, question: str, n: int) -> list[int]:
     return list(variant.generate(question, max_new_tokens=n).token_ids)
 
 
-def graphs_of(variant: wb.Variant) -> compiled.Graphs:
+def graphs_of(variant: wb.Variant) -> compiling.Graphs:
     assert isinstance(variant.engine, Engine)
     made = variant.engine.graphs(variant.model)
     assert made is not None, variant.notes
@@ -101,9 +101,10 @@ def test_several_answers_and_shared_beginnings(base: wb.Variant) -> None:
 
 
 @pytest.mark.compiles
-def test_made_once_by_inductor_and_gone_with_its_variant(base: wb.Variant) -> None:
+@pytest.mark.parametrize("how", HOWS)
+def test_made_once_by_inductor_and_gone_with_its_variant(base: wb.Variant, how: str) -> None:
     counters.clear()
-    child = base.apply(Compile(how="blocks", longest=64))
+    child = base.apply(Compile(how=how, longest=64))
     made = graphs_of(child)
     assert "pays back" in child.notes[-1] or "no gain" in child.notes[-1]
     assert counters["aot_autograd"]["total"] == 1
@@ -191,8 +192,8 @@ def test_new_weights_are_compiled_anew_and_exports_too(base: wb.Variant, tmp_pat
 
 
 def test_lengths_are_few(base: wb.Variant) -> None:
-    assert compiled.lengths(base.model, 131072) == [512]  # all that the tiny model holds
-    assert compiled.lengths(base.model, 100) == [100]
+    assert compiling.lengths(base.model, 131072) == [512]  # all that the tiny model holds
+    assert compiling.lengths(base.model, 100) == [100]
 
 
 def test_never_asked_it_answers_plainly(base: wb.Variant) -> None:

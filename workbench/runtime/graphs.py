@@ -2,6 +2,7 @@
 
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,9 @@ FLAGS: Final[dict[str, dict[str, Any]]] = {  # of Inductor: which help is found 
 COPIES: Final = "freezing"  # puts the weights into the code's own layout: a second copy of them
 
 
+_compiling = threading.Lock()  # Inductor's settings and its folder are the process's
+
+
 def traced(work: Code, inputs: Sequence[Tensor]) -> GraphModule:
     """The operations that a function does to tensors, whatever their values; other tensors it uses are constants.
 
@@ -52,7 +56,7 @@ def built(graph: GraphModule, inputs: Sequence[Tensor], flags: str) -> Code:
         NotAvailable: there is no C++ compiler, or the private folder cannot be used.
         Exception: what Inductor says.
     """
-    with warnings.catch_warnings(), private_folder():
+    with _compiling, warnings.catch_warnings(), private_folder():
         warnings.simplefilter("ignore")  # what torch says of itself
         from torch._inductor import compile as inductor  # takes a second to import
         from torch._inductor import config

@@ -7,8 +7,8 @@ from pydantic import Field
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.models import sharing
-from workbench.runtime.compiled import SHORTEST, check_fits
 from workbench.runtime.compiled import Compile as Engine
+from workbench.runtime.compiling import SHORTEST, check_fits
 from workbench.runtime.engine import Eager
 from workbench.runtime.kvcache import FULL
 from workbench.step import Forecast, Step
