@@ -148,6 +148,20 @@ def _indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("workbench.retrieval.index.cache_folder", lambda: tmp_path / "cache")
 
 
+@pytest.fixture(autouse=True)
+def graphs_built(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Graphs run as they were traced, but in a test marked `compiles`; gives the size of each."""
+    sizes: list[int] = []
+
+    def as_traced(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], flags: str) -> torch.fx.GraphModule:
+        sizes.append(len(graph.graph.nodes))
+        return graph
+
+    if request.node.get_closest_marker("compiles") is None:
+        monkeypatch.setattr("workbench.runtime.graphs.built", as_traced)
+    return sizes
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return _train_tokenizer()

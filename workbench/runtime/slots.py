@@ -1,5 +1,7 @@
 """Keys and values of several rows in memory set aside once: for compiled steps, and for rows that come and go."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,12 +26,12 @@ class SlotLayer(CacheLayerMixin):
 
     def __init__(self, slots: "Slots") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._slots = slots
+        self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Set the memory aside."""
         self.keys, self.values = (
-            each.new_zeros(self._slots.count, each.shape[1], self._slots.capacity, each.shape[3])
+            each.new_zeros(self.slots.count, each.shape[1], self.slots.capacity, each.shape[3])
             for each in (key_states, value_states)
         )
         self.is_initialized = True
@@ -56,7 +58,7 @@ class SlotLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write keys and values ``(rows, heads, tokens, head)``; gives back all that these rows may look at."""
         rows, _, tokens, _ = key_states.shape
-        places, span = self._slots.places, self._slots.span
+        places, span = self.slots.places, self.slots.span
         if rows == 1:
             self.keys[:1].index_copy_(2, places[0], key_states)
             self.values[:1].index_copy_(2, places[0], value_states)
@@ -68,7 +70,7 @@ class SlotLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """How many tokens are looked at, and from where on."""
-        return self._slots.span, 0
+        return self.slots.span, 0
 
     def get_seq_length(self) -> int:
         """Places are told with every pass."""
@@ -76,7 +78,7 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Tokens a row may have."""
-        return self._slots.capacity
+        return self.slots.capacity
 
 
 class Slots:
@@ -109,6 +111,43 @@ class Slots:
     def held_bytes(self) -> int:
         """Memory set aside."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers if layer.is_initialized)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Keys and values of every layer in turn."""
+        return [each for layer in self._layers for each in (layer.keys, layer.values)]
+
+    def set_aside(self) -> None:
+        """Set the memory aside before there is a row."""
+        cache = DynamicCache(config=self._model.config)
+        tokens = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
+        self._model(**accepted(self._model, {"input_ids": tokens, KEYS_AND_VALUES: cache, "use_cache": True}))
+        self.put(cache, 0, 1)
+        self.drop(0)
+
+    @contextmanager
+    def holding(self, tensors: Sequence[Tensor]) -> Iterator[None]:
+        """Use other keys and values for a while, such as those that a graph will be given; then the own again."""
+        own = self.tensors
+        try:
+            self._hold(tensors)
+            yield
+        finally:
+            self._hold(own)
+
+    def _hold(self, tensors: Sequence[Tensor]) -> None:
+        for layer, keys, values in zip(self._layers, tensors[::2], tensors[1::2], strict=True):
+            layer.keys, layer.values = keys, values
+
+    def grown(self, capacity: int) -> "Slots":
+        """The same rows with room for more tokens."""
+        other = Slots(self._model, self.count, capacity)
+        for mine, layer in zip(self._layers, other._layers, strict=True):
+            layer.lazy_initialization(mine.keys, mine.values)
+            layer.keys[:, :, : self.capacity] = mine.keys
+            layer.values[:, :, : self.capacity] = mine.values
+        other.lengths = list(self.lengths)
+        return other
 
     def put(self, cache: DynamicCache, index: int, length: int, start: int = 0) -> int:
         """A further row, as a growing cache keeps its row `index`, which has read so many tokens; gives its number.

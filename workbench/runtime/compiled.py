@@ -1,0 +1,75 @@
+"""Our own decode step, compiled once for each length, on keys and values that are written in place."""
+
+from collections.abc import Sequence
+from typing import Literal
+from weakref import WeakKeyDictionary
+
+from pydantic import Field
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from workbench.core.progress import Progress
+from workbench.runtime.compiling import SHORTEST, CompiledRows, Graphs, How, compile_steps
+from workbench.runtime.engine import Eager
+from workbench.runtime.graphs import FLAGS
+from workbench.runtime.kvcache import FULL
+from workbench.runtime.prefix import Prefix
+from workbench.runtime.rows import Rows
+
+
+class Compile(Eager):
+    """The plain way, but that each further token of one answer is read by a graph compiled beforehand.
+
+    Prompts, and several answers side by side, are read operation by operation.
+
+    Attributes:
+        how: the whole model as one graph, a graph for blocks alike, or the faster of both.
+        longest: tokens, prompt and answer, that graphs are made for.
+        search: whether Inductor's freezing and C++ wrapper are tried, too.
+    """
+
+    how: Literal["auto", "whole", "blocks"] = "auto"
+    longest: int = Field(default=SHORTEST, ge=64, le=131072)
+    search: bool = False
+
+    def packs(self, model: PreTrainedModel) -> bool:
+        """Keys and values are written in place, as they are computed."""
+        return False
+
+    def fitted(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> "Compile":
+        """Compile at once, so that no answer waits for it; what cannot be compiled answers as before."""
+        found = _made.setdefault(model, {})
+        if not isinstance(found.get(self), Graphs):
+            hows: Sequence[How] = ("blocks", "whole") if self.how == "auto" else (self.how,)
+            flags = list(FLAGS) if self.search else list(FLAGS)[:1]
+            found[self] = compile_steps(model, hows, flags, self.longest, progress)
+        return self
+
+    def graphs(self, model: PreTrainedModel) -> Graphs | None:
+        """The compiled steps of a model, if there are any."""
+        found = _made.get(model, {}).get(self)
+        return found if isinstance(found, Graphs) else None
+
+    def state(self, model: PreTrainedModel) -> str:
+        """What it runs on, in a sentence."""
+        found = _made.get(model, {}).get(self)
+        if found is None:
+            return "Not compiled yet: it answers operation by operation."
+        return found if isinstance(found, str) else str(found)
+
+    def held_bytes(self, model: PreTrainedModel) -> int:
+        """Memory for keys and values, and copies of weights."""
+        made = self.graphs(model)
+        return made.held_bytes if made else 0
+
+    def open(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, prefix: Prefix | None = None
+    ) -> Rows:
+        """One prompt goes on compiled; several go on side by side as they do without."""
+        made = self.graphs(model)
+        length = len(prompts[0]) + (prefix.length if prefix else 0)
+        if made is None or len(prompts) > 1 or length >= made.longest or self.cache_bits < FULL:
+            return super().open(model, prompts, new_tokens, prefix)
+        return CompiledRows(model, prompts[0], prefix, made)
+
+
+_made: "WeakKeyDictionary[PreTrainedModel, dict[Compile, Graphs | str]]" = WeakKeyDictionary()
