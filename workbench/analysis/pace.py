@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from workbench.core.estimate import Estimate, median
 from workbench.core.progress import Progress
+from workbench.runtime import probe
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.footprint import Work, count_pass
 from workbench.runtime.forward import using
@@ -21,6 +22,7 @@ from workbench.variant import Variant
 
 TOKENS = 5  # of an answer; the first belongs to reading the prompt
 KNOTS = (3, 12, 48)  # rows at which an engine of others is timed, to predict it at others
+MOST_ROWS = 1 << 20
 APART = 0.5  # of the context: the other lengths at which it is timed
 Seconds = list[float]
 
@@ -223,6 +225,13 @@ def _line(knots: dict[int, Estimate], at: int) -> Estimate:
 
 def _scaled(found: Estimate, factor: float) -> dict[str, float]:
     return {name: factor * getattr(found, name) for name in ("value", "low", "high")}
+
+
+def reads_faster(samples: Samples, work: Work, device: Device) -> bool:
+    """Whether products read weights, too many for a cache, clearly faster than the device was found to read."""
+    fewest = samples.products.get(min(samples.products, key=lambda rows: rows or MOST_ROWS, default=0), [])
+    large = work.product_bytes >= probe.LARGEST // 2
+    return bool(fewest) and large and work.product_bytes / min(fewest) > 1.1 * device.bandwidth
 
 
 def counted(variant: Variant, context: int) -> tuple[Work, Work]:
