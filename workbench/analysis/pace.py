@@ -63,15 +63,15 @@ class _Silent:
 
 
 def time_passes(
-    variant: Variant, rows: int, context: int, seed: int, model: PreTrainedModel | None = None
+    variant: Variant, rows: int, context: int, model: PreTrainedModel | None = None
 ) -> tuple[float, Seconds]:
-    """Seconds to read a prompt of its own, and then for every row to get one more token, several times.
+    """Seconds to read a prompt that no cache can know, and then for every row to get one more token, several times.
 
     The rows are answers to one request, so that the engine reads the prompt once and then runs them side by side.
     """
     model = variant.model if model is None else model
     known = sorted(set(some_tokens(model, 512)))
-    prompt = random.Random(seed).choices(known, k=context)
+    prompt = random.Random().choices(known, k=context)
     followers = [_Silent() for _ in range(rows)]
     clock, taken = [time.perf_counter()], [0]
     settings = Decoding(max_new_tokens=TOKENS)
@@ -111,11 +111,11 @@ def sampled(
             with using(variant.name):
                 kept.calls.append(calls.sample())
             if empty is not None and rows in (min(batches), max(batches)):
-                first, spent = time_passes(variant, rows, length, 1000 * number + rows, empty)
+                first, spent = time_passes(variant, rows, length, empty)
                 kept.rest.setdefault(rows, []).extend(spent)
                 if rows == min(batches):
                     kept.rest.setdefault(0, []).append(first)
-            first, spent = time_passes(variant, rows, length, 1000 * number + rows)
+            first, spent = time_passes(variant, rows, length)
             kept.passes.setdefault((rows, length), []).extend(spent)
             if rows == min(batches):
                 kept.prompts.setdefault(length, []).append(first)
