@@ -50,10 +50,10 @@ def row(found: wb.Explanation) -> dict[str, Any]:
     table = found.table()
     passes = {
         name: {
-            "predicted_ms": [round(1e3 * each[f"predicted{end}"], 2) for end in ("", "_low", "_high")],
-            "measured_ms": [round(1e3 * each[f"measured{end}"], 2) for end in ("", "_low", "_high")],
-            "at_least_ms": round(1e3 * each["least"], 2),
-            "off_by": round(each["error"], 3),
+            "predicted_ms": [round(1e3 * float(each[f"predicted{end}"]), 2) for end in ("", "_low", "_high")],
+            "measured_ms": [round(1e3 * float(each[f"measured{end}"]), 2) for end in ("", "_low", "_high")],
+            "at_least_ms": round(1e3 * float(each["least"]), 2),
+            "off_by": round(float(each["error"]), 3),
         }
         for name, each in table.iterrows()
     }

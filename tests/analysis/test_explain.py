@@ -15,7 +15,7 @@ from workbench.core.progress import Progress
 from workbench.runtime import probe
 from workbench.runtime.engine import Eager
 from workbench.runtime.footprint import Work
-from workbench.steps import prune, quantize
+from workbench.steps import prune, quantize, runtime
 
 DEVICE = Device(name="mine", bandwidth=1e9, flops={"float32": 1e10}, call=1e-6, overlaps=False)
 PASS = Pass(weight_bytes=500_000_000, other_bytes=1_000_000, flops=2.5e8, operations=900, kind="float32")
@@ -211,7 +211,7 @@ def test_a_variant_is_explained(base: wb.Variant) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("step", [quantize.RTN(), quantize.KVCache(), prune.Magnitude()], ids=repr)
+@pytest.mark.parametrize("step", [quantize.RTN(), quantize.KVCache(), prune.Magnitude(), runtime.Offload()], ids=repr)
 def test_packed_and_pruned_variants_are_explained(base: wb.Variant, step: wb.Step) -> None:
     found = explain(base.apply(step), 2, context=16, rounds=1, devices=[])
     assert found.decode[0].work.rows == 2

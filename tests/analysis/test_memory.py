@@ -21,7 +21,7 @@ def test_who_holds_what(base: wb.Variant) -> None:
     assert held["RTN"].owned == small.owned_bytes
     assert held["RTN"].shared == small.total_bytes - small.owned_bytes
     assert held["Offload"].elsewhere == moved.owned_bytes
-    assert {each.token for each in held.values()} == {512}
+    assert {held[name].token for name in (base.name, "RTN", "Offload")} == {512}
     assert found.known("cpu") == sum(each.owned - each.elsewhere for each in found.holders) + found.statistics
     assert found.slack("cpu") == found.room["cpu"].held - found.known("cpu")
     assert list(found.table().index) == [each.name for each in found.holders]
@@ -48,7 +48,9 @@ def test_an_answer_by_hand(base: wb.Variant) -> None:
 
 
 def test_a_step_and_a_training(base: wb.Variant) -> None:
-    assert wb.fits(base, step=quantize.RTN()).parts == {"weights": quantize.RTN().forecast(base).owned_bytes}
+    both = wb.fits(base, step=quantize.RTN(), tokens=10).parts
+    assert both["weights"] == quantize.RTN().forecast(base).owned_bytes
+    assert both["keys and values"] == 10 * 512
     found = wb.fits(base, step=finetune.Full(batch_size=4, accumulation=2), tokens=10).parts
     weights = base.total_bytes
     assert {name: found[name] for name in ("weights", "gradients", "optimizer", "best weights")} == {
@@ -57,6 +59,9 @@ def test_a_step_and_a_training(base: wb.Variant) -> None:
         "optimizer": 2 * weights,
         "best weights": weights,
     }
+    # Two rows of ten tokens: what two blocks keep for the way back, and the logits and their gradient.
+    logits = 2 * 4 * base.model.config.vocab_size
+    assert found["states"] == 20 * (2 * 4 * (10 * 64 + 4 * 128) + logits)
     adapter = finetune.LoRA(rank=4).forecast(base).owned_bytes
     lora = wb.fits(base, step=finetune.LoRA(rank=4)).parts
     assert lora["optimizer"] == 2 * adapter

@@ -176,6 +176,21 @@ def test_one_alone_that_has_no_memory_fails(base: wb.Variant) -> None:
     assert all(isinstance(each.error, OutOfMemory) for each in asks)
 
 
+def test_samples_of_a_long_prompt_read_it_once(base: wb.Variant, monkeypatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 16)
+    read = []
+    hook = base.model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    running = Running(base.model, 4)
+    asks = [Ask(ids(40), Decoding(max_new_tokens=3, temperature=2.0), Heard(), seed) for seed in range(3)]
+    running.join(asks)
+    run(running)
+    hook.remove()
+    assert read == [(1, 16), (1, 16), (1, 8), (3, 1), (3, 1)]
+    assert len({tuple(each.said) for each in asks}) > 1
+
+
 def test_many_prompts_take_the_places_of_those_that_ended(base: wb.Variant) -> None:
     rows = [Heard(1 + 5 * (index % 4)) for index in range(12)]
     widths = []

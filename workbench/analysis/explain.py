@@ -238,6 +238,8 @@ def explain(
     device, starts = probe.this_device(variant.device), partial(variant.engine.starts, variant.model)
     work, prompt = pace.counted(variant, context)
     samples = pace.sampled(variant, work, prompt, wanted, context, rounds, progress)
+    if pace.reads_faster(samples, work, device):  # it was busy when it was tried
+        device = probe.this_device(variant.device, again=True)
     kind = str(variant.dtype).removeprefix("torch.")
     decode, prefill = Pass.of(work, kind), Pass.of(prompt, kind)
     first = starts(wanted[0])

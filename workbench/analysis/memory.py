@@ -176,8 +176,8 @@ def fits(
     Args:
         what: a variant; or a model that is not loaded: a folder, a .gguf file, or a hub id whose files are here.
         step: that would be applied to the variant; of one that trains, gradients and states are counted too.
-        tokens: that each row holds, prompt and answer together.
-        batch: rows side by side.
+        tokens: that each row holds, prompt and answer together; of a training, those of an example.
+        batch: rows side by side; a training has its own.
         device: where a model would be loaded; by default as `load` chooses.
         dtype: in which it would be loaded; likewise.
 
@@ -191,14 +191,16 @@ def fits(
         if step is not None:
             raise InvalidInput("Only a variant can be forecast with a step: load the model first.")
         return _unloaded(what, tokens * batch, resolve_device(device), dtype)
-    parts = {"keys and values": tokens * batch * kv_bytes(what.model, getattr(what.engine, "cache_bits", 16))}
-    said = f"'{what.name}'"
-    if tokens:
-        parts["states"] = _states(what.model.config, tokens * batch, what.dtype.itemsize)
-        said = f"'{what.name}' with {batch} x {tokens} tokens"
-    if step is not None:
-        parts = {**_step(step, what, tokens), **(parts if tokens else {})}
-        said = f"{step.label} on {said}"
+    said = f"'{what.name}'" if not tokens else f"'{what.name}' with {batch} x {tokens} tokens"
+    if isinstance(step, TrainingKnobs):
+        said, parts = f"'{what.name}'", training.needed(what, step, tokens or training.TOKENS)
+    else:
+        parts = {
+            "weights": step.forecast(what).owned_bytes if step is not None else 0,
+            "keys and values": tokens * batch * kv_bytes(what.model, getattr(what.engine, "cache_bits", 16)),
+            "states": _states(what.model.config, tokens * batch, what.dtype.itemsize),
+        }
+    said = said if step is None else f"{step.label} on {said}"
     return Fit(said, parts, free_bytes(what.device), str(what.device))
 
 
@@ -207,13 +209,6 @@ def _unloaded(source: str | Path, tokens: int, device: torch.device, dtype: str 
     width = resolve_dtype(dtype, device).itemsize
     parts = {"weights": found.loaded(width), "keys and values": tokens * found.cached * width}
     return Fit(f"'{found.name}'", parts, free_bytes(device), str(device))
-
-
-def _step(step: Step, variant: Variant, tokens: int) -> dict[str, int]:
-    """What applying a step takes, from its own forecast."""
-    if isinstance(step, TrainingKnobs):
-        return training.needed(variant, step, tokens or training.TOKENS)
-    return {"weights": step.forecast(variant).owned_bytes}
 
 
 def _states(config: Any, tokens: int, width: int) -> int:

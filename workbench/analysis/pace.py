@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from workbench.core.estimate import Estimate, median
 from workbench.core.progress import Progress
+from workbench.runtime import probe
 from workbench.runtime.decoding import Decoding
 from workbench.runtime.footprint import Work, count_pass
 from workbench.runtime.forward import using
@@ -21,6 +22,7 @@ from workbench.variant import Variant
 
 TOKENS = 5  # of an answer; the first belongs to reading the prompt
 KNOTS = (3, 12, 48)  # rows at which an engine of others is timed, to predict it at others
+MOST_ROWS = 1 << 20
 APART = 0.5  # of the context: the other lengths at which it is timed
 Seconds = list[float]
 
@@ -61,15 +63,15 @@ class _Silent:
 
 
 def time_passes(
-    variant: Variant, rows: int, context: int, seed: int, model: PreTrainedModel | None = None
+    variant: Variant, rows: int, context: int, model: PreTrainedModel | None = None
 ) -> tuple[float, Seconds]:
-    """Seconds to read a prompt of its own, and then for every row to get one more token, several times.
+    """Seconds to read a prompt that no cache can know, and then for every row to get one more token, several times.
 
     The rows are answers to one request, so that the engine reads the prompt once and then runs them side by side.
     """
     model = variant.model if model is None else model
     known = sorted(set(some_tokens(model, 512)))
-    prompt = random.Random(seed).choices(known, k=context)
+    prompt = random.Random().choices(known, k=context)
     followers = [_Silent() for _ in range(rows)]
     clock, taken = [time.perf_counter()], [0]
     settings = Decoding(max_new_tokens=TOKENS)
@@ -109,11 +111,11 @@ def sampled(
             with using(variant.name):
                 kept.calls.append(calls.sample())
             if empty is not None and rows in (min(batches), max(batches)):
-                first, spent = time_passes(variant, rows, length, 1000 * number + rows, empty)
+                first, spent = time_passes(variant, rows, length, empty)
                 kept.rest.setdefault(rows, []).extend(spent)
                 if rows == min(batches):
                     kept.rest.setdefault(0, []).append(first)
-            first, spent = time_passes(variant, rows, length, 1000 * number + rows)
+            first, spent = time_passes(variant, rows, length)
             kept.passes.setdefault((rows, length), []).extend(spent)
             if rows == min(batches):
                 kept.prompts.setdefault(length, []).append(first)
@@ -223,6 +225,13 @@ def _line(knots: dict[int, Estimate], at: int) -> Estimate:
 
 def _scaled(found: Estimate, factor: float) -> dict[str, float]:
     return {name: factor * getattr(found, name) for name in ("value", "low", "high")}
+
+
+def reads_faster(samples: Samples, work: Work, device: Device) -> bool:
+    """Whether products read weights, too many for a cache, clearly faster than the device was found to read."""
+    fewest = samples.products.get(min(samples.products, key=lambda rows: rows or MOST_ROWS, default=0), [])
+    large = work.product_bytes >= probe.LARGEST // 2
+    return bool(fewest) and large and work.product_bytes / min(fewest) > 1.1 * device.bandwidth
 
 
 def counted(variant: Variant, context: int) -> tuple[Work, Work]:

@@ -15,6 +15,7 @@ MOST_HEADER = 100_000_000  # bytes of a safetensors header: the format's own lim
 MOST_TENSORS, MOST_SIZE, MOST_DIMS = 1_000_000, 1 << 46, 8
 BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 BITS |= {"F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4, "C64": 64}
+TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 # GGUF's kinds of values and the bytes of each: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 VALUES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -31,6 +32,8 @@ class Headers:
         stored: bytes of all its tensors on disk.
         packed: whether its files hold codes that stay as they are when it is loaded.
         cached: numbers that the keys and values of one more token take; 0 where its configuration does not tell.
+        mapped: the type in which transformers maps its files into memory on a CPU, where the system reads a page of
+            them when it is used; empty where they are copied.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Headers:
     stored: int
     packed: bool
     cached: int
+    mapped: str = ""
 
     def loaded(self, width: int) -> int:
         """Bytes of its weights in memory, in a type of so many bytes."""
@@ -67,7 +71,14 @@ def read_headers(source: str | Path) -> Headers:
         stored=sum(count * BITS[kind] // 8 for kind, count in tensors),
         packed=bool(config.get("quantization_config")),
         cached=_cached(config),
+        mapped="" if (folder / "workbench.json").exists() or config.get("quantization_config") else _kind(tensors),
     )
+
+
+def _kind(tensors: list[tuple[str, int]]) -> str:
+    """What torch calls the one type of all tensors; empty where there are several, or others."""
+    kinds = {kind for kind, _ in tensors}
+    return TYPES.get(kinds.pop(), "") if len(kinds) == 1 else ""
 
 
 def _from_hub(source: str) -> Path:

@@ -113,14 +113,14 @@ def _tried(device: torch.device) -> Device:
         name=device_name(device)[:100] or device.type,
         bandwidth=bandwidth(device),
         flops={kind: rate for kind, rate in rates.items() if rate},
-        call=sorted(calls.sample() for _ in range(9))[4],
+        call=sorted(calls.sample() for _ in range(5))[2],
         memory=free_bytes(device).total,
         source=MEASURED,
         overlaps=device.type != "cpu",
     )
 
 
-def bandwidth(device: torch.device, rounds: int = 4) -> float:
+def bandwidth(device: torch.device, rounds: int = 3) -> float:
     """Bytes that a matrix is read with in a second, by the better of a sum and a product with one row."""
     size = min(LARGEST, max(1 << 20, free_bytes(device).free // 8))
     matrix = torch.ones(size // 4 // 2048, 2048, device=device)

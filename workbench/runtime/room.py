@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 
+from workbench.core import units
 from workbench.core.device import memory_held
 from workbench.core.errors import InvalidInput, NotAvailable, OutOfMemory
-from workbench.models.headers import read_headers
+from workbench.models.headers import Headers, read_headers
 
 LEAST = 256_000_000  # bytes: a smaller model is loaded without looking at what is free
 UNLIMITED = 1 << 60  # what a control group without a limit says is about this much
@@ -49,19 +50,23 @@ def check_loads(source: str | Path, device: torch.device, dtype: torch.dtype, na
         found = read_headers(source)
     except (InvalidInput, NotAvailable, OSError, ValueError):
         return
-    size = found.loaded(dtype.itemsize)
+    size, kind = found.loaded(dtype.itemsize), str(dtype).removeprefix("torch.")
     for place in dict.fromkeys((torch.device("cpu"), device)):
         room = free_bytes(place)
-        if LEAST < size > room.free:
-            advice = (
-                "apply runtime.Offload() to it on the CPU" if place.type != "cpu" else "use a smaller or quantized one"
-            )
-            narrower = "" if dtype.itemsize < 4 or found.packed else "load it in half the bytes with dtype='bfloat16', "
-            raise OutOfMemory(
-                f"'{name}' has {size / 1e9:.3g} GB of weights in {str(dtype).removeprefix('torch.')}, and {place} has "
-                f"{room.free / 1e9:.3g} GB free of {room.total / 1e9:.3g}: {narrower}{advice}, or close a variant; "
-                "nothing was loaded."
-            )
+        if size <= max(LEAST, room.free) or (place.type == "cpu" and found.mapped == kind):
+            continue
+        raise OutOfMemory(
+            f"'{name}' has {units.size(size)} of weights in {kind}, and {place} has {units.size(room.free)} free of "
+            f"{units.size(room.total)}: {_advice(found, place, kind)}, or close a variant; nothing was loaded."
+        )
+
+
+def _advice(found: Headers, place: torch.device, kind: str) -> str:
+    if place.type != "cpu":
+        return "load it with device='cpu', and apply runtime.Offload(to='cpu', device='cuda') to it"
+    if found.mapped:
+        return f"load it with dtype='{found.mapped}', as its files hold it, which are only read when they are used"
+    return "load it with dtype='bfloat16'" if kind == "float32" and not found.packed else "use a smaller one"
 
 
 def _system() -> tuple[int, int]:

@@ -126,14 +126,15 @@ class Running:
     def _next(self) -> list[Ask]:
         """Who is read next: the first who waits, and those behind it that fit the same piece."""
         chosen: list[Ask] = []
-        lengths: list[int] = []
+        texts: set[tuple[int, ...]] = set()  # samples of one request have the same, which is read once
         while self.waiting and len(self.going) + len(chosen) < self._allowed:
             ask = self.waiting[0]
-            lengths.append(len(ask.text))
-            together = (len(set(lengths)) == 1 or self._padded) and max(lengths) * len(lengths) <= CHUNK
-            if (chosen and not together) or not self._has_room([*chosen, ask]):
+            lengths = {len(text) for text in (*texts, ask.text)}
+            fits = (len(lengths) == 1 or self._padded) and max(lengths) * (len(texts) + 1) <= CHUNK
+            if (chosen and not fits and ask.text not in texts) or not self._has_room([*chosen, ask]):
                 break
             chosen.append(self.waiting.popleft())
+            texts.add(ask.text)
         return chosen
 
     def _seat(self, reading: "Reading") -> None:

@@ -8,7 +8,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.runtime.batching import Batched
 from workbench.runtime.engine import Eager
-from workbench.step import Forecast, Step
+from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -45,10 +45,6 @@ class Batch(Step):
         engine = Batched(**(variant.engine.model_dump() | bounds))
         joins = engine.running(variant.model) is not None
         return variant.derive(self, engine=engine, notes=[] if joins else [APART])
-
-    def forecast(self, variant: Variant) -> Forecast:
-        """No weights, but keys and values of every row, as long as the context at most."""
-        return super().forecast(variant)
 
 
 APART = (

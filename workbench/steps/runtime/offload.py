@@ -17,7 +17,7 @@ class Offload(Step):
     """Keeps most of the weights on disk or in CPU memory, and reads them from there for every token.
 
     A model that is larger than the device runs at all, at the price of reading its weights over a slower line each
-    time: on a GPU some 20 times slower, from a disk worse. On a CPU the files are mapped into memory, which costs
+    time: on a GPU tens of times slower, from a disk worse. On a CPU the files are mapped into memory, which costs
     nothing while there is room for them and keeps the machine from running out where there is none. It never makes a
     model that fits faster. The weights are copied: close the parent to have its memory back. An export holds all
     weights; when it is loaded they are in memory until this is applied again.
