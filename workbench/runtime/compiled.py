@@ -9,11 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from workbench.core.progress import Progress
 from workbench.runtime.compiling import SHORTEST, CompiledRows, Graphs, How, compile_steps
-from workbench.runtime.engine import Eager
+from workbench.runtime.engine import Eager, Starts
 from workbench.runtime.graphs import FLAGS
 from workbench.runtime.kvcache import FULL
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
+from workbench.runtime.running import Running
 
 
 class Compile(Eager):
@@ -57,9 +58,17 @@ class Compile(Eager):
         return found if isinstance(found, str) else str(found)
 
     def held_bytes(self, model: PreTrainedModel) -> int:
-        """Memory for keys and values, and copies of weights."""
+        """Memory for keys and values, of what was read before, too, and copies of weights."""
         made = self.graphs(model)
-        return made.held_bytes if made else 0
+        return super().held_bytes(model) + (made.held_bytes if made else 0)
+
+    def starts(self, model: PreTrainedModel, rows: int) -> Starts:
+        """A single row's pass as one graph."""
+        return "graph" if rows == 1 and self.graphs(model) else "operations"
+
+    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
+        """Several answers join and leave as they do without."""
+        return Eager(cache_bits=self.cache_bits).running(model, prefix, label)
 
     def open(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, prefix: Prefix | None = None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from workbench.core import files
 from workbench.core.device import device_failed, environment
@@ -121,6 +121,10 @@ class CompiledRows(Rows):
         self._slots.lengths[0] += 1
         at = torch.tensor([[place]], device=self._ids.device)
         return self._made.steps[span](self._slots, self._ids, at)
+
+    def kept(self) -> DynamicCache | None:
+        """A copy of the keys and values: their place is the next answer's."""
+        return super().kept() if self._slots is None else self._slots.taken(0)
 
     def _beyond(self, slots: Slots) -> Tensor:
         if slots.lengths[0] == slots.capacity:

@@ -161,6 +161,14 @@ class Slots:
         self.lengths.append(length)
         return row
 
+    def taken(self, row: int) -> DynamicCache:
+        """A copy of what a row has read, in a growing cache."""
+        cache = DynamicCache(config=self._model.config)
+        for index, layer in enumerate(self._layers):
+            keys, values = (each[row : row + 1, :, : self.lengths[row]].clone() for each in (layer.keys, layer.values))
+            cache.update(keys, values, index)
+        return cache
+
     def drop(self, row: int) -> None:
         """Give a row's place to the last one in use."""
         last = len(self.lengths) - 1

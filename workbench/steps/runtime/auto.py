@@ -27,6 +27,7 @@ PROMPTS = (
 )
 ROUNDS = 3
 AS_IT_IS = "as it is"
+MINUTE = 60.0  # what is not known beforehand is taken for this long
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,10 @@ class Auto(Step):
         for kind in _contenders():
             step, started = kind(), time.perf_counter()
             try:
-                seconds = step.forecast(variant).seconds or 0.0
-                if seconds > left:
-                    said[step.label] = f"not tried, making it ready takes about {seconds:.0f} s (raise patience)"
+                seconds = step.forecast(variant).seconds
+                if (MINUTE if seconds is None else seconds) > left:
+                    about = "a minute or more" if seconds is None else f"about {seconds:.0f} s"
+                    said[step.label] = f"not tried, making it ready takes {about} (raise patience)"
                     continue
                 made = variant.apply(step, None, progress)
                 alike = agreement(variant, made.engine, PROMPTS, self.tokens, progress)

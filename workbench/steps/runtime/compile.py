@@ -29,6 +29,7 @@ class Compile(Step):
     """
 
     paper: ClassVar[str] = "https://doi.org/10.1145/3620665.3640366"
+    contends: ClassVar[bool] = True
     caveat: ClassVar[str] = (
         "not faster: reading the weights is the bound already, answers are short, or several are made side by side"
     )
