@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from workbench.core.progress import Progress
 from workbench.runtime.decoding import Continuation
-from workbench.runtime.engine import Engine
 from workbench.runtime.forward import using
 from workbench.runtime.reader import Span
 from workbench.variant import Variant
@@ -45,28 +44,26 @@ class Agreement:
 
 
 def agreement(
-    variant: Variant, engine: Engine, prompts: Sequence[str], tokens: int, progress: Progress | None = None
+    variant: Variant, other: Variant, prompts: Sequence[str], tokens: int, progress: Progress | None = None
 ) -> Agreement:
-    """Compare what an engine makes of a variant's model with what the variant's own engine makes of it.
+    """Compare greedy tokens of a variant with those of the same weights run in another way.
 
     Args:
-        variant: whose model is run.
-        engine: the other way to run it.
+        variant: with the engine that is trusted.
+        other: with the other one.
         prompts: one request each.
         tokens: how many to compare, beyond the end of an answer.
         progress: told of every prompt.
     """
-    own, others = (_tokens(variant, each, prompts, tokens, progress or Progress()) for each in (variant.engine, engine))
+    own, others = (_tokens(each, prompts, tokens, progress or Progress()) for each in (variant, other))
     return Agreement(tuple(_gap(variant, prompt, *both) for prompt, *both in zip(prompts, own, others, strict=True)))
 
 
-def _tokens(
-    variant: Variant, engine: Engine, prompts: Sequence[str], tokens: int, progress: Progress
-) -> list[list[int]]:
+def _tokens(variant: Variant, prompts: Sequence[str], tokens: int, progress: Progress) -> list[list[int]]:
     settings, found = variant.decoding.but(max_new_tokens=tokens, temperature=0.0), []
     for prompt in progress.track("Comparing answers", prompts, len(prompts)):
         row = Continuation(())
-        for _ in engine.decode(variant.model, [variant.encode(prompt)], settings, [row], label=variant.name):
+        for _ in variant.engine.decode(variant.model, [variant.encode(prompt)], settings, [row], label=variant.name):
             if len(row.ids) >= tokens:
                 break
         found.append(row.ids[:tokens])

@@ -128,8 +128,8 @@ def test_nothing_changes_where_nothing_else_is_there(base: wb.Variant) -> None:
 
 
 def test_a_first_difference_is_weighed(base: wb.Variant) -> None:
-    assert agreement(base, Eager(), ["What is rain?"], 6).gaps == (0.0,)
-    other = agreement(base, Recalled(shift=1), ["What is rain?", "Snow"], 6)
+    assert agreement(base, base, ["What is rain?"], 6).gaps == (0.0,)
+    other = agreement(base, replace(base, engine=Recalled(shift=1)), ["What is rain?", "Snow"], 6)
     assert not other.holds
     assert other.same == 0
     logits = base.model(base.model.dummy_inputs["input_ids"][:0].new_tensor([base.encode("Snow")])).logits[0, -1]

@@ -82,7 +82,9 @@ class Auto(Step):
         best = max((each for each in tried if each.fits), key=lambda each: each.rate or 0.0)
         made = variant if best.step is None else variant.apply(step_from_json(dict(best.step)), None, progress)
         listed = "; ".join(map(str, sorted(tried, key=lambda each: -(each.rate or 0.0))))
-        return variant.derive(self, engine=made.engine, notes=[*made.notes, f"Kept {best.name}. Tried {listed}."])
+        return variant.derive(
+            self, made.model, engine=made.engine, notes=[*made.notes, f"Kept {best.name}. Tried {listed}."]
+        )
 
     def _try(self, variant: Variant, progress: Progress) -> list[Tried]:
         """All there is, the variant as it is first."""
@@ -98,7 +100,7 @@ class Auto(Step):
                     said[step.label] = f"not tried, making it ready takes {about} (raise patience)"
                     continue
                 made = variant.apply(step, None, progress)
-                alike = agreement(variant, made.engine, PROMPTS, self.tokens, progress)
+                alike = agreement(variant, made, PROMPTS, self.tokens, progress)
                 said[step.label] = str(alike)
                 if alike.holds:
                     ready[step.label] = step, made
