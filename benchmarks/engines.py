@@ -1,6 +1,6 @@
 """Decoding speed of every engine for one request, beside llama.cpp itself and transformers' `generate`.
 
-python benchmarks/engines.py [--rounds 8] [--tokens 48] [--threads 2] [--check]
+python benchmarks/engines.py [--rounds 8] [--tokens 48] [--threads 2] [--check] [--only 'float32' '8 bits']
 
 Each row is one interleaved run over all ways to decode the same weights. With --check it also says where the greedy
 tokens of a variant in llama.cpp leave those of the plain engine, and how near a tie that is.
@@ -25,7 +25,6 @@ import workbench as wb
 from workbench.core.estimate import paired_ratio
 from workbench.models.interchange import gguf
 from workbench.runtime.decoding import Decoding
-from workbench.runtime.engine import Eager
 from workbench.steps import quantize, runtime
 
 QUESTION = "Explain how the tides work, in detail."
@@ -163,22 +162,20 @@ def measured(found: dict[str, Way], rounds: int, tokens: int) -> dict[str, Any]:
     }
 
 
-def checked(variant: wb.Variant, form: str, tokens: int) -> dict[str, Any]:
+def checked(variant: wb.Variant, form: str, tokens: int, prompts: int) -> dict[str, Any]:
     """Where greedy tokens differ first, and how far apart the two best logits are there, by the plain engine."""
     fast = variant.apply(runtime.LlamaCpp(form=form))
-    plain = variant if isinstance(variant.engine, Eager) else None
-    assert plain is not None
     first = []
-    for text in PROMPTS:
-        one, other = (each.generate(text, max_new_tokens=tokens).token_ids for each in (plain, fast))
+    for text in PROMPTS[:prompts]:
+        one, other = (each.generate(text, max_new_tokens=tokens).token_ids for each in (variant, fast))
         if one != other:
             at = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
             with torch.no_grad():
-                ids = torch.tensor([[*plain.encode(text), *one[:at]]])
-                logits = plain.model(ids).logits[0, -1].float()
+                ids = torch.tensor([[*variant.encode(text), *one[:at]]])
+                logits = variant.model(ids).logits[0, -1].float()
             gap = float(logits[one[at]] - logits[other[at]])
             first.append({"prompt": text, "token": at, "gap": round(gap, 4), "spread": round(float(logits.std()), 2)})
-    return {"prompts": len(PROMPTS), "same": len(PROMPTS) - len(first), "first_differences": first}
+    return {"prompts": prompts, "same": prompts - len(first), "first_differences": first}
 
 
 def main() -> None:
@@ -188,6 +185,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--only", choices=list(ROWS), nargs="*", default=list(ROWS))
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many are checked")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -195,12 +194,13 @@ def main() -> None:
     base = wb.load(device="cpu")
     rows, same = {}, {}
     with TemporaryDirectory() as folder:
-        for name, (step, form) in ROWS.items():
+        for name in given.only:
+            step, form = ROWS[name]
             variant = base.apply(step) if step else base
             found = dict(ways(variant, form, Path(folder), given.threads))
             rows[name] = measured(found, given.rounds, given.tokens)
             if given.check:
-                same[name] = checked(variant, form, given.tokens)
+                same[name] = checked(variant, form, given.tokens, given.prompts)
     result = {"threads": given.threads, "read_bandwidth_GB_per_s": round(read_bandwidth() / 1e9, 1), "rows": rows}
     write_result("engines", result | ({"same_tokens": same} if given.check else {}))
 

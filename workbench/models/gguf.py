@@ -75,7 +75,8 @@ def _note(file: Path) -> str:
         for tensor in reader.tensors:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
     kind = sizes.most_common(1)[0][0] if sizes else "nothing"
-    return f"Its weights were unpacked from {kind} when it was loaded: they are dense here, as rounded as in the file.{own}"
+    unpacked = f"Its weights were unpacked from {kind} when it was loaded"
+    return f"{unpacked}: they are dense here, as rounded as in the file.{own}"
 
 
 @contextlib.contextmanager
