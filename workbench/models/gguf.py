@@ -69,10 +69,14 @@ def _note(file: Path) -> str:
     """How the file holds most of its weights."""
     sizes: Counter[str] = Counter()
     with refusing(str(file)):
-        for tensor in library("gguf", "Reading .gguf files").GGUFReader(str(file)).tensors:
+        reader = library("gguf", "Reading .gguf files").GGUFReader(str(file))
+        said = reader.fields.get("general.description") if "general.quantized_by" in reader.fields else None
+        own = f" {said.contents()}" if said is not None else ""
+        for tensor in reader.tensors:
             sizes[tensor.tensor_type.name] += int(tensor.n_elements)
     kind = sizes.most_common(1)[0][0] if sizes else "nothing"
-    return f"Its weights were unpacked from {kind} when it was loaded: they are dense here, as rounded as in the file."
+    unpacked = f"Its weights were unpacked from {kind} when it was loaded"
+    return f"{unpacked}: they are dense here, as rounded as in the file.{own}"
 
 
 @contextlib.contextmanager

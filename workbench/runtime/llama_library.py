@@ -198,6 +198,8 @@ class Context:
     def read(self, tokens: Sequence[int], places: Sequence[int], rows: Sequence[int], wanted: Sequence[int]) -> Tensor:
         """Read tokens, `CHUNK` at most, and give logits ``(wanted, vocabulary)`` after some of them.
 
+        They are llama.cpp's own memory: good until more is read.
+
         Args:
             tokens: token ids.
             places: of each within its row.
@@ -221,11 +223,10 @@ class Context:
         status = self._calls.llama_decode(self._pointer, batch)  # without Python's lock, as all of ctypes
         if status:
             raise WorkbenchError(f"llama.cpp failed to compute ({_reason()}, status {status}): try again.")
-        width = self._model.vocabulary
+        shape = (1, self._model.vocabulary)
         got = [self._calls.llama_get_logits_ith(self._pointer, index) for index in wanted]
-        return torch.from_numpy(
-            np.array([np.ctypeslib.as_array(each, shape=(width,)) for each in got]).reshape(-1, width)
-        )
+        found = [torch.from_numpy(np.ctypeslib.as_array(each, shape=shape)) for each in got]
+        return found[0] if len(found) == 1 else torch.cat([torch.empty(0, shape[1]), *found])
 
 
 def _free(calls: Any, pointer: int, model: Loaded) -> None:

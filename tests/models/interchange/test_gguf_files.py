@@ -1,5 +1,6 @@
 """Variants as GGUF files: read back by the gguf package, by plain transformers, and by our own loader."""
 
+import ctypes
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,6 +129,24 @@ def test_load_reads_what_save_wrote(
     pruned = base.apply(prune.Width(mlp=0.5), tiny_text)
     again = wb.load(pruned.save(tmp_path / "a.gguf"), device="cpu")
     assert again.generate("Rain", max_new_tokens=6).token_ids == pruned.generate("Rain", max_new_tokens=6).token_ids
+
+
+def test_a_file_says_itself_what_was_rounded(base: wb.Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
+    again = wb.load(base.apply(quantize.NF4()).save(tmp_path / "a.gguf"), device="cpu")
+    assert "14 layers rounded once more, to Q8_0" in again.notes[0]
+
+
+@pytest.mark.parametrize("text", ["What is a lobster?", "naïve cafés: 猫 🦞 12 345", "  two\n\n three", "I've 'told"])
+def test_llama_cpp_cuts_a_text_into_the_same_tokens(text: str, base: wb.Variant, tmp_path: Path) -> None:
+    from workbench.runtime.llama_library import Loaded, _calls
+
+    loaded, calls = Loaded(base.save(tmp_path / "a.gguf")), _calls()
+    calls.llama_model_get_vocab.argtypes = [ctypes.c_void_p]
+    vocabulary = ctypes.c_void_p(calls.llama_model_get_vocab(loaded.pointer))
+    found, raw = (ctypes.c_int32 * 200)(), text.encode()
+    count = calls.llama_tokenize(vocabulary, raw, len(raw), found, 200, ctypes.c_bool(True), ctypes.c_bool(False))
+    assert list(found)[:count] == base.tokenizer(text)["input_ids"]
 
 
 def test_an_unknown_architecture_is_refused_before_anything_is_written(load_tiny, tmp_path: Path) -> None:
