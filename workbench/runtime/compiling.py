@@ -3,12 +3,12 @@
 import json
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,9 @@ from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
 from workbench.runtime.slots import Slots
 from workbench.runtime.trial import COARSE, ROUNDING, architecture, some_tokens, way_of
+from workbench.runtime.whole import Step, whole
 
 How = Literal["whole", "blocks"]
-Step = Callable[[Slots, Tensor, Tensor], Tensor]
 
 SHORTEST, GROWTH = 1024, 4  # tokens of the first length, and how much longer the next is
 READ, CHECKED, TIMED = 9, 6, 8  # tokens: of the prompt that is tried, then compared one by one, then timed
@@ -247,25 +247,6 @@ def _made_of(
             made.pace = _compared(model, made, span)
         progress.advance()
     return made
-
-
-def whole(model: PreTrainedModel, slots: Slots, span: int, flags: str) -> Step:
-    """The whole model as one graph of a token, its place, and all keys and values."""
-
-    def step(token: Tensor, place: Tensor, *kept: Tensor) -> Tensor:
-        with slots.holding(kept):
-            return slots.forward(token, place, span)[:, -1]
-
-    zero = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    inputs = [zero, zero.clone(), *slots.tensors]
-    code = graphs.built(graphs.traced(step, inputs), inputs, flags)
-    return lambda slots, token, place: _only(code(token, place, *slots.tensors))
-
-
-def _only(out: Any) -> Tensor:
-    found: Tensor = out if isinstance(out, Tensor) else out[0]
-    # CUDA graphs write the next answer to the same place.
-    return found.clone() if found.device.type == "cuda" else found
 
 
 def _compared(model: PreTrainedModel, made: Graphs, span: int) -> tuple[float, float]:

@@ -64,8 +64,7 @@ def built(graph: GraphModule, inputs: Sequence[Tensor], flags: str) -> Code:
         if inputs[0].device.type == "cpu":
             check_compiler()
         # One thread: more would be processes that stay.
-        options = {"compile_threads": 1, "size_asserts": False, "triton.cudagraphs": inputs[0].device.type == "cuda"}
-        with config.patch(options | FLAGS[flags]):
+        with config.patch({"compile_threads": 1, "size_asserts": False} | FLAGS[flags]):
             code: Code = inductor(graph, list(inputs))
             code(*inputs)  # the last of the work is done by the first call
     return code
