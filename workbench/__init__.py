@@ -10,6 +10,7 @@ from workbench.core.jobs import Job, Worker
 from workbench.core.progress import Progress
 from workbench.layers.sensitivity import Sensitivity, sensitivity
 from workbench.measurement.comparison import Comparison, compare, measure
+from workbench.measurement.kernels import Kernels, kernels
 from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
 from workbench.step import Step
@@ -27,6 +28,7 @@ __all__ = [
     "Example",
     "Generation",
     "Job",
+    "Kernels",
     "Piece",
     "Progress",
     "Recipe",
@@ -43,6 +45,7 @@ __all__ = [
     "compare",
     "curve",
     "diff",
+    "kernels",
     "load",
     "measure",
     "read_task",

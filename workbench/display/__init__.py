@@ -2,6 +2,7 @@
 
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
 from workbench.display.comparison import comparison_figure
+from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
 from workbench.display.report import comparison_html
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
@@ -17,6 +18,7 @@ __all__ = [
     "curve_figure",
     "diff_figure",
     "histogram_figure",
+    "kernels_html",
     "plain",
     "ranking_figure",
     "sensitivity_figure",

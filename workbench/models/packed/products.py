@@ -21,7 +21,7 @@ Product = Callable[[Any, Tensor], Tensor]  # of a layer and rows ``(n, in)``, to
 STEP = 4  # a trial stands for up to so many times the rows of the one before: 1, 4, 16, 64, 256 and more
 MOST_ROWS = 256
 MOST_OUTPUTS = 4096  # of the weight that is tried: a larger one takes longer, not another product
-SECONDS = 0.02  # for one trial, beside one run of each candidate
+RUNS, SECONDS = 12, 0.02  # of each candidate in one trial, at most, beside the first one
 WORTH_KEEPING = 0.003  # seconds: a shorter trial takes less than writing it down
 
 _found: dict[tuple[str, int], dict[str, float]] = {}
@@ -52,12 +52,15 @@ def rows_tried(count: int) -> int:
 def product_of(layer: Any, rows: Tensor) -> Product:
     """The product that the layer uses for rows ``(n, in)``."""
     tried = 1 if len(rows) == 1 else rows_tried(len(rows))
+    offered: Mapping[str, Product]
     if _forced:
-        offered: Mapping[str, Product] = layer.products(tried)
+        offered = layer.products(tried)
         return next((offered[name] for name in _forced if name in offered), next(iter(offered.values())))
     known: Product | None = layer.uses.get((tried, rows.dtype))
     if known is None:
-        known = layer.products(tried)[trial(layer, tried, rows.dtype).chosen]
+        offered = layer.products(tried)
+        alone = next(iter(offered.values())) if len(offered) == 1 else None
+        known = alone or offered[trial(layer, tried, rows.dtype).chosen]
         layer.uses[tried, rows.dtype] = known
     return known
 
@@ -65,8 +68,6 @@ def product_of(layer: Any, rows: Tensor) -> Product:
 def trial(layer: Any, count: int, dtype: torch.dtype) -> Trial:
     """What was tried for a layer's format and shape: now, before in this process, or by another on this machine."""
     offered: Mapping[str, Product] = layer.products(count)
-    if len(offered) == 1:
-        return Trial(next(iter(offered)), {})
     out, columns = layer.out_features, layer.in_features
     options = {name: value for name, value in layer.options.items() if name != "shape"}
     about = [type(layer).__name__, options, min(out, MOST_OUTPUTS), out // columns >= 16, columns, str(dtype), *offered]
@@ -97,13 +98,13 @@ def _tried(key: tuple[str, int], layer: Any, offered: Mapping[str, Product], dty
     with torch.no_grad():
         found = {name: _seconds(product, like, rows) for name, product in offered.items()}  # the first pays for set-up
         until = time.perf_counter() + SECONDS
-        while True:
+        for _ in range(RUNS):
             for name, product in offered.items():
                 if found[name] <= 4 * min(found.values()):  # what is far behind costs too much to try again
                     found[name] = min(found[name], _seconds(product, like, rows))
             if time.perf_counter() > until:
                 break
-    if time.perf_counter() - started > WORTH_KEEPING + SECONDS:
+    if time.perf_counter() - started > WORTH_KEEPING:
         with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
             files.write_text(_place(key), json.dumps(found))
     return found
