@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
 RUNS = 3
-LAYERS, BYTES = 8, 64_000_000  # run in turn, so that weights are read from memory and not from a cache
+LAYERS, BYTES = 8, 64_000_000  # packed ones that are run in turn, at most
 
 _tokens: "WeakKeyDictionary[PreTrainedModel, float]" = WeakKeyDictionary()
 
@@ -131,13 +131,13 @@ def token_ratio(variant: Variant, layers: Sequence[nn.Module], pack: Callable[[T
     with using("Trying the products"):
         whole, change = _token_seconds(variant.model), 0.0
         for (out, columns), alike in shapes.items():
+            weights = [dense_weight(layer) for layer in alike]  # all in turn, so that none stays in a cache
+            packed = pack(weights[0][:MOST_OUTPUTS])
             most = max(1, min(LAYERS, BYTES // (4 * columns * min(out, MOST_OUTPUTS))))
-            weights = [dense_weight(layer)[:MOST_OUTPUTS] for layer in alike[:most]]
-            packed = pack(weights[0])
-            copies, row = [deepcopy(packed) for _ in weights], torch.ones(1, columns, dtype=variant.dtype)
-            after = _least(partial(_run, copies, row))
+            copies, row = [deepcopy(packed) for _ in weights[:most]], torch.ones(1, columns, dtype=variant.dtype)
             before = _least(partial(_run, [partial(F.linear, weight=weight) for weight in weights], row))
-            change += (after - before) / len(weights) * len(alike) * out / len(weights[0])
+            after = _least(partial(_run, copies, row)) / len(copies) * out / min(out, MOST_OUTPUTS)
+            change += after * len(alike) - before
     return max(whole + change, 0.02 * whole) / whole
 
 

@@ -156,8 +156,12 @@ class GroupLinear(PackedLinear):
 
 def kernel_product(layer: GroupLinear, rows: Tensor) -> Tensor:
     """By the device's 4-bit kernel: activations and result in bfloat16."""
-    assert layer.kernel is not None
-    return layer.kernel.multiply(rows, layer.weight, layer.get_buffer("grid"))
+    held, kernel = layer._buffers, layer.kernel  # a module's attributes are looked up slowly
+    weight, grid = held["weight"], held["grid"]
+    assert kernel is not None
+    assert weight is not None
+    assert grid is not None
+    return kernel.multiply(rows, weight, grid)
 
 
 def unpacked_product(layer: GroupLinear, rows: Tensor, kind: torch.dtype | None = None) -> Tensor:

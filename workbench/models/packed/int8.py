@@ -28,7 +28,7 @@ class Int8Linear(PackedLinear):
     weight: Tensor
     scale: Tensor
     bits = 8
-    _scale16: Tensor | None = None
+    scale16: Tensor | None = None  # the scale in bfloat16, made once: a row takes less time than making it
 
     @classmethod
     def pack_weight(cls, weight: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -39,13 +39,6 @@ class Int8Linear(PackedLinear):
 
     def dequantize(self) -> Tensor:
         return self.weight.float() * self.scale.unsqueeze(1)
-
-    @property
-    def scale16(self) -> Tensor:
-        """The scale in bfloat16, made once: few rows take less time than making it."""
-        if self._scale16 is None or self._scale16.shape != self.scale.shape:
-            self._scale16 = self.scale.bfloat16()
-        return self._scale16
 
     def products(self, rows: int) -> Mapping[str, Product]:
         """Straight from the integers, with activations in two integers each, or with the weight widened."""
@@ -75,13 +68,21 @@ class Int8DynamicLinear(Int8Linear):
         if self.weight.device.type != "cpu":
             return {"rounded": rounded_on_gpu}
         if exact_int8_products():
-            return {"integer product": rounded_exactly}
+            return {
+                "integer product": rounded_exactly,
+                "rounded, widened to float32": rounded_before(widened_product),
+            }
         return {f"rounded, {name}": rounded_before(product) for name, product in super().products(rows).items()}
 
 
 def kernel_product(layer: Int8Linear, rows: Tensor) -> Tensor:
     """By torch's kernel for few rows: activations and result in bfloat16."""
-    return torch._weight_int8pack_mm(rows.bfloat16(), layer.weight, layer.scale16)
+    held = layer._buffers  # a module's attributes are looked up slowly: a tenth of a small product
+    scale, weight = layer.scale16, held["weight"]
+    assert weight is not None
+    if scale is None or scale.shape[0] != weight.shape[0]:
+        scale = layer.scale16 = layer.scale.bfloat16()
+    return torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
 
 
 def widened_product(layer: Int8Linear, rows: Tensor) -> Tensor:

@@ -51,17 +51,17 @@ def rows_tried(count: int) -> int:
 
 def product_of(layer: Any, rows: Tensor) -> Product:
     """The product that the layer uses for rows ``(n, in)``."""
-    tried = 1 if len(rows) == 1 else rows_tried(len(rows))
     offered: Mapping[str, Product]
+    count = min(rows.shape[0], MOST_ROWS)
     if _forced:
-        offered = layer.products(tried)
+        offered = layer.products(rows_tried(count))
         return next((offered[name] for name in _forced if name in offered), next(iter(offered.values())))
-    known: Product | None = layer.uses.get((tried, rows.dtype))
+    known: Product | None = layer.uses.get((count, rows.dtype))  # for every token and layer: nothing else is done
     if known is None:
+        tried = rows_tried(count)
         offered = layer.products(tried)
         alone = next(iter(offered.values())) if len(offered) == 1 else None
-        known = alone or offered[trial(layer, tried, rows.dtype).chosen]
-        layer.uses[tried, rows.dtype] = known
+        known = layer.uses[count, rows.dtype] = alone or offered[trial(layer, tried, rows.dtype).chosen]
     return known
 
 
