@@ -120,7 +120,7 @@ def rounded_before(product: Product) -> Product:
 
     def rounded(layer: Int8Linear, rows: Tensor) -> Tensor:
         scale = largest(rows).clamp_(min=1e-12).div_(127)
-        return product(layer, rows.float().div(scale).round_()).float().mul_(scale)
+        return torch.mul(product(layer, rows.float().div(scale).round_()), scale)
 
     return rounded
 
