@@ -28,7 +28,6 @@ class Int8Linear(PackedLinear):
     weight: Tensor
     scale: Tensor
     bits = 8
-    scale16: Tensor | None = None  # the scale in bfloat16, made once: a row takes less time than making it
 
     @classmethod
     def pack_weight(cls, weight: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -78,11 +77,10 @@ class Int8DynamicLinear(Int8Linear):
 def kernel_product(layer: Int8Linear, rows: Tensor) -> Tensor:
     """By torch's kernel for few rows: activations and result in bfloat16."""
     held = layer._buffers  # a module's attributes are looked up slowly: a tenth of a small product
-    scale, weight = layer.scale16, held["weight"]
+    weight, scale = held["weight"], held["scale"]
     assert weight is not None
-    if scale is None or scale.shape[0] != weight.shape[0]:
-        scale = layer.scale16 = layer.scale.bfloat16()
-    return torch._weight_int8pack_mm(rows.bfloat16(), weight, scale)
+    assert scale is not None
+    return torch._weight_int8pack_mm(rows.bfloat16(), weight, scale.bfloat16())
 
 
 def widened_product(layer: Int8Linear, rows: Tensor) -> Tensor:
