@@ -13,6 +13,7 @@ from workbench.core.progress import Progress
 from workbench.layers.sensitivity import Sensitivity, sensitivity
 from workbench.measurement.batching import Batching, batching
 from workbench.measurement.comparison import Comparison, compare, measure
+from workbench.measurement.kernels import Kernels, kernels
 from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
 from workbench.step import Step
@@ -33,6 +34,7 @@ __all__ = [
     "Fit",
     "Generation",
     "Job",
+    "Kernels",
     "Memory",
     "Piece",
     "Progress",
@@ -53,6 +55,7 @@ __all__ = [
     "diff",
     "explain",
     "fits",
+    "kernels",
     "load",
     "measure",
     "memory",

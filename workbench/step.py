@@ -19,11 +19,14 @@ class Forecast:
         owned_bytes: memory the new variant will own beside what it shares.
         weight_bytes: all the weights it will use, shared ones included.
         seconds: time to apply, from a trial on one layer; None when unknown.
+        token_ratio: how many times as long a token will take as with the variant, from a trial of the products on this
+            machine; None when unknown.
     """
 
     owned_bytes: int
     weight_bytes: int
     seconds: float | None
+    token_ratio: float | None = None
 
 
 class Step(RecipeStep):

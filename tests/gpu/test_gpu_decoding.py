@@ -194,3 +194,14 @@ def test_a_device_that_fails_is_no_missing_kernel(error: Exception, card: Any, m
     ):
         with pytest.raises(type(error)):
             trial()
+
+
+def test_many_rows_are_multiplied_by_four_bits_unpacked_once(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    card(8, 0)
+    codes = torch.randint(16, (64, 256), dtype=torch.uint8)
+    layer = GroupLinear.from_codes(codes.to(CUDA), torch.full((64, 4), 0.5, device=CUDA), None, None, 4, 64)
+    weight = (codes.float() - 8) * 0.5
+    few, many = rows_of(5, 256), rows_of(300, 256)
+    assert torch.allclose(layer(few).float().cpu(), few.float().cpu() @ weight.t(), rtol=0.02, atol=1.0)
+    monkeypatch.setattr(torch, "_weight_int4pack_mm", None)  # which would read the codes once more for every 16 rows
+    assert torch.allclose(layer(many).float().cpu(), many.float().cpu() @ weight.t(), rtol=0.02, atol=1.0)

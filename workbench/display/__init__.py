@@ -3,6 +3,7 @@
 from workbench.display.batching import batching_figure, batching_html
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
 from workbench.display.comparison import comparison_figure
+from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
 from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
@@ -23,6 +24,7 @@ __all__ = [
     "diff_figure",
     "explanation_html",
     "histogram_figure",
+    "kernels_html",
     "plain",
     "ranking_figure",
     "roofline_figure",

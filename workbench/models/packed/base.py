@@ -1,17 +1,19 @@
 """What every packed layer is, and finding, replacing and rebuilding them."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from workbench.core.errors import InvalidInput
+from workbench.models.packed.products import Product, product_of
 
 KINDS: dict[str, type["Packed"]] = {}
-FEW_ROWS = 16  # below this a product is bound by reading the weight, above it by arithmetic
 
 
 class Packed(nn.Module):
@@ -48,13 +50,18 @@ class Packed(nn.Module):
 
 
 class PackedLinear(Packed):
-    """``x (..., in) -> x @ weight.T + bias (..., out)`` with the weight packed."""
+    """``x (..., in) -> x @ weight.T + bias (..., out)`` with the weight packed.
+
+    Attributes:
+        uses: the product for so many rows of a type, once it was chosen.
+    """
 
     bias: Tensor | None
     bits: float
 
     def __init__(self, options: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         super().__init__(options, tensors)
+        self.uses: dict[tuple[int, torch.dtype], Product] = {}
         self.out_features, self.in_features = options["shape"]
         if "bias" not in tensors:
             self.bias = None
@@ -82,19 +89,48 @@ class PackedLinear(Packed):
         if not x.numel():  # the kernels divide by the number of rows
             return x.new_empty(*x.shape[:-1], self.out_features)
         rows = x.reshape(-1, self.in_features).contiguous()
-        learns = torch.is_grad_enabled() and rows.requires_grad
+        learns = rows.requires_grad and torch.is_grad_enabled()
         out: Tensor = _Product.apply(rows, self) if learns else self.multiply(rows)  # type: ignore[no-untyped-call]
-        if self.bias is not None:
-            out = out + self.bias
-        return out.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        if (bias := self._buffers.get("bias")) is not None:
+            out = out + bias
+        if out.dtype is not x.dtype:
+            out = out.float() if x.dtype is torch.float32 else out.to(x.dtype)  # the first is twice as quick
+        return out.view(*x.shape[:-1], self.out_features)
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """``rows (n, in) -> (n, out)``."""
-        raise NotImplementedError
+        """``rows (n, in) -> (n, out)``: on a CPU by the product that was fastest here, elsewhere by the first."""
+        if rows.is_cpu:
+            return product_of(self, rows)(self, rows)
+        return next(iter(self.products(len(rows)).values()))(self, rows)
+
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """By name the products for so many rows that give what the format says, within its rounding.
+
+        Rounding is stated in bits: a product may round activations and results to the 8 bits of bfloat16.
+        """
+        return {"unpacked once a batch": unpacked_product}
+
+    def sample(self, outputs: int) -> Self:
+        """A layer of this one's first outputs, so many at most, to try products on; it shares the weight."""
+        if self.out_features <= outputs:
+            return self
+        like = copy(self)
+        like.uses, like.out_features = {}, outputs
+        like._buffers = {name: self.first(name, outputs) for name in self._buffers if name != "bias"}
+        return like
+
+    def first(self, name: str, outputs: int) -> Tensor:
+        """What a buffer holds for the first outputs."""
+        return self.get_buffer(name)[:outputs]
 
     def dense(self, kind: torch.dtype) -> Tensor:
         """The weight ``(out, in)`` in a type to multiply by."""
         return self.dequantize().to(kind)
+
+
+def unpacked_product(layer: PackedLinear, rows: Tensor) -> Tensor:
+    """By the weight unpacked in the type of the rows."""
+    return F.linear(rows, layer.dense(rows.dtype))
 
 
 class _Product(torch.autograd.Function):

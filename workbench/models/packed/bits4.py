@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from workbench.core.errors import NotAvailable, first_line
 from workbench.core.optional import IMPORTING, imported, library
 from workbench.models.packed.base import PackedLinear
+from workbench.models.packed.products import Product
 
 
 class LLMInt8Linear(PackedLinear):
@@ -29,6 +30,10 @@ class LLMInt8Linear(PackedLinear):
 
     def dequantize(self) -> Tensor:
         return self.weight.float() * self.scale.view(-1, 1).float() / 127
+
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """The one there is."""
+        return {"bitsandbytes": type(self).multiply}
 
     def multiply(self, rows: Tensor) -> Tensor:
         functional = bitsandbytes().functional
@@ -92,6 +97,10 @@ class Bits4Linear(PackedLinear):
         state.dtype = kind
         dense: Tensor = bitsandbytes().functional.dequantize_4bit(self.weight, state)
         return dense
+
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """The one there is."""
+        return {"bitsandbytes": type(self).multiply}
 
     def multiply(self, rows: Tensor) -> Tensor:
         kind = torch.bfloat16 if self._fast_kernel() else rows.dtype

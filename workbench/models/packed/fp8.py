@@ -1,5 +1,6 @@
 """Eight-bit floating point with one scale an output row."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from workbench.core.device import device_failed
 from workbench.models.packed.base import PackedLinear, fast_bfloat16
 from workbench.models.packed.int8 import largest, scaled_product
+from workbench.models.packed.products import Product
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 TILE = 16  # rows and columns of a weight that the GPU kernel takes at a time
@@ -35,15 +37,29 @@ class FP8Linear(PackedLinear):
         return self.weight.float() * self.scale.unsqueeze(1)
 
     def multiply(self, rows: Tensor) -> Tensor:
+        if rows.device.type == "cpu":
+            return super().multiply(rows)
         fits = self.in_features % TILE == 0 and self.out_features % TILE == 0
         half = rows.dtype != torch.float32  # the kernel's result is in 16 bits
         if rows.device.type == "cuda" and half and fits and multiplies_float8(rows.device):
             rounded, scale = to_float8(rows)
             return float8_product(rounded, self.weight, scale, self.scale)
-        if rows.device.type != "cpu":
-            return scaled_product(rows, self.weight, self.scale)
-        kind = torch.bfloat16 if fast_bfloat16() else torch.float32
-        return F.linear(rows.to(kind), to_bfloat16(self.weight).to(kind)).float().mul_(self.scale)
+        return scaled_product(rows, self.weight, self.scale)
+
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """On a CPU: by the weight widened, in float32 or bfloat16."""
+        found: dict[str, Product] = {"widened to float32": widened_product}
+        return found | ({"widened to bfloat16": widened_product16} if fast_bfloat16() else {})
+
+
+def widened_product(layer: FP8Linear, rows: Tensor) -> Tensor:
+    """In float32."""
+    return F.linear(rows.float(), to_bfloat16(layer.weight).float()).mul_(layer.scale)
+
+
+def widened_product16(layer: FP8Linear, rows: Tensor) -> Tensor:
+    """Activations and result in bfloat16, which holds the weight exactly."""
+    return F.linear(rows.bfloat16(), to_bfloat16(layer.weight)).float().mul_(layer.scale)
 
 
 def to_float8(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """Integers of 2 to 8 bits with a scale and a zero point for every group of columns."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Self
 
@@ -10,9 +11,14 @@ from torch import Tensor
 from workbench.core.errors import InvalidInput
 from workbench.models.packed.base import PackedLinear, fast_bfloat16
 from workbench.models.packed.int4 import GROUPS, MIDDLE, Int4Kernel, int4_kernel
+from workbench.models.packed.products import Product
 
 GROUP_SIZES = (0, *sorted(GROUPS))
 LEAST_SCALE = 1e-30  # of a group that is zero throughout; its inverse is still finite
+KERNEL_ROWS = 256  # beyond these the CPU's kernel need not be tried: it reads the codes anew for every few rows
+# A GPU's kernel reads the codes once more for every 16 rows; to unpack them first is to read them once, and to write
+# and read four times as many bytes.
+GPU_ROWS = 16 * 9
 PARTS = (4, 2, 1)  # widths below a byte's own that it holds a whole number of
 
 
@@ -110,17 +116,28 @@ class GroupLinear(PackedLinear):
         return tensors
 
     def dequantize(self) -> Tensor:
-        return self._dense(torch.float32)
+        return self.dense(torch.float32)
 
-    def multiply(self, rows: Tensor) -> Tensor:
-        if self.kernel is not None:
-            return self.kernel.multiply(rows, self.weight, self.get_buffer("grid"))
-        kind = rows.dtype
-        if rows.device.type == "cpu":
-            kind = torch.bfloat16 if fast_bfloat16() else torch.float32
-        return F.linear(rows.to(kind), self._dense(kind))
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """Straight from the codes where there is a kernel, or by the weight unpacked once for all rows."""
+        device = self.weight.device.type
+        if device != "cpu":
+            straight = self.kernel is not None and rows < GPU_ROWS
+            return {"4-bit kernel": kernel_product} if straight else {"unpacked": unpacked_product}
+        found: dict[str, Product] = {}
+        if self.kernel is not None and rows <= KERNEL_ROWS:
+            found["4-bit kernel"] = kernel_product
+        found["unpacked in float32"] = unpacked_product32
+        if fast_bfloat16():
+            found["unpacked in bfloat16"] = unpacked_product16
+        return found
 
-    def _dense(self, kind: torch.dtype) -> Tensor:
+    def first(self, name: str, outputs: int) -> Tensor:
+        """The grid of the kernel lies group by group."""
+        whole = self.get_buffer(name)
+        return whole[:, :outputs].contiguous() if name == "grid" else whole[:outputs]
+
+    def dense(self, kind: torch.dtype) -> Tensor:
         """The weight ``(out, in)``."""
         zeros = self._buffers.get("zeros")
         # Integers up to 256 and their differences are exact in bfloat16; float16 would lose small scales.
@@ -135,6 +152,34 @@ class GroupLinear(PackedLinear):
         scale = self.scale if self.kernel is not None else self.get_buffer("scales")
         dense.mul_(scale.to(work).unsqueeze(-1))
         return dense.reshape(self.out_features, -1)[:, : self.in_features].to(kind)
+
+
+def kernel_product(layer: GroupLinear, rows: Tensor) -> Tensor:
+    """By the device's 4-bit kernel: activations and result in bfloat16."""
+    held, kernel = layer._buffers, layer.kernel  # a module's attributes are looked up slowly
+    weight, grid = held["weight"], held["grid"]
+    assert kernel is not None
+    assert weight is not None
+    assert grid is not None
+    return kernel.multiply(rows, weight, grid)
+
+
+def unpacked_product(layer: GroupLinear, rows: Tensor, kind: torch.dtype | None = None) -> Tensor:
+    """By the weight unpacked once for all rows, in the type of the rows or another."""
+    kind = kind or rows.dtype
+    if layer.kernel is not None and kind != torch.float16:  # which would lose small scales
+        return layer.kernel.unpacked(rows, layer.weight, layer.get_buffer("grid"), kind)
+    return F.linear(rows.to(kind), layer.dense(kind))
+
+
+def unpacked_product32(layer: GroupLinear, rows: Tensor) -> Tensor:
+    """In float32."""
+    return unpacked_product(layer, rows, torch.float32)
+
+
+def unpacked_product16(layer: GroupLinear, rows: Tensor) -> Tensor:
+    """Weight, activations and result in bfloat16."""
+    return unpacked_product(layer, rows, torch.bfloat16)
 
 
 def stored_scale(scale: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from functools import cache
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.core.device import device_failed
-from workbench.models.packed.base import fast_bfloat16
 
 MIDDLE = 8  # the code that the kernels take as zero
 GROUPS = (256, 128, 64, 32)  # columns with one scale that the kernels know, the cheapest first
@@ -30,7 +30,10 @@ class Int4Kernel(Protocol):
         """What `arrange` was given, uint8."""
 
     def multiply(self, rows: Tensor, weight: Tensor, grid: Tensor) -> Tensor:
-        """``rows (n, in) -> (n, out)``."""
+        """``rows (n, in) -> (n, out)``, straight from the codes."""
+
+    def unpacked(self, rows: Tensor, weight: Tensor, grid: Tensor, kind: torch.dtype) -> Tensor:
+        """``rows (n, in) -> (n, out)``, by the weight unpacked in a type once for all rows."""
 
 
 class CpuInt4:
@@ -38,10 +41,6 @@ class CpuInt4:
 
     Layout and kernel: aten/src/ATen/native/cpu/int4mm_kernel.cpp of PyTorch.
     """
-
-    kernel_rows = (
-        80  # unpacking first: 0.7 ns a weight, then 0.018 a row and weight, against the kernel's 0.026 (Zen 4)
-    )
 
     def __init__(self) -> None:
         self.block = {"AVX512": 64, "AVX2": 32}[torch.backends.cpu.get_cpu_capability()]  # others have no kernel
@@ -60,12 +59,14 @@ class CpuInt4:
         return self._blocks(weight, columns).transpose(1, 2).reshape(-1, columns)
 
     def multiply(self, rows: Tensor, weight: Tensor, grid: Tensor) -> Tensor:
-        """The kernel for few rows; many are multiplied by the unpacked weight."""
+        """The kernel, for few rows."""
         group = rows.shape[1] // grid.shape[0]
-        if rows.shape[0] < self.kernel_rows:
-            product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), weight, group, grid)
-            return product
-        kind = torch.bfloat16 if fast_bfloat16() else torch.float32
+        product: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), weight, group, grid)
+        return product
+
+    def unpacked(self, rows: Tensor, weight: Tensor, grid: Tensor, kind: torch.dtype) -> Tensor:
+        """Block by block, as the codes lie."""
+        group = rows.shape[1] // grid.shape[0]
         # Contiguous scales multiply four times as fast as a view that skips the offsets.
         by_block = grid.to(kind).view(grid.shape[0], -1, 1, self.block, 2).transpose(0, 1)
         scale, offset = (by_block[..., part].contiguous() for part in (0, 1))
@@ -102,9 +103,17 @@ class CudaInt4:
         return tiles.view(down, across, 8, -1).transpose(1, 2).reshape(-1, columns)
 
     def multiply(self, rows: Tensor, weight: Tensor, grid: Tensor) -> Tensor:
-        """The kernel for any number of rows."""
+        """The kernel; it takes any number of rows, but reads the codes once more for every 16."""
         group = rows.shape[1] // grid.shape[0]
         return torch._weight_int4pack_mm(rows.bfloat16().contiguous(), weight, group, grid)
+
+    def unpacked(self, rows: Tensor, weight: Tensor, grid: Tensor, kind: torch.dtype) -> Tensor:
+        """By what the kernel multiplies by: codes times scales plus offsets, in a type."""
+        group = rows.shape[1] // grid.shape[0]
+        scale, offset = (grid[..., part].t().to(kind).unsqueeze(-1) for part in (0, 1))
+        codes = self.codes(weight, rows.shape[1]).view(-1, grid.shape[0], group)
+        dense = torch.sub(codes.view(torch.int8), MIDDLE).to(kind).mul_(scale).add_(offset)
+        return F.linear(rows.to(kind), dense.view(codes.shape[0], -1))
 
 
 @cache

@@ -1,5 +1,6 @@
 """Eight bits with one scale an output row, multiplied by torch's own kernels."""
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -7,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.models.packed.base import FEW_ROWS, Packed, PackedLinear, fast_bfloat16
+from workbench.models.packed.base import Packed, PackedLinear, fast_bfloat16
+from workbench.models.packed.products import Product
 
 KERNEL_COLUMNS = 32  # torch's int8 weight kernel reads whole blocks of columns, past the end of others
-SPLIT_ROWS = range(5, FEW_ROWS + 1)  # where splitting activations in two is the fastest: 1.2 to 1.5 times on a Zen 4
-WIDE = 16  # outputs an input from which on splitting costs next to nothing: an output head
+KERNEL_ROWS = 64  # beyond these it reads the weight so often that it need not be tried
+GPU_ROWS = 17  # the fewest that CUDA's integer product takes
+WIDE = 16  # outputs an input from which on a layer is an output head, whose result is no input of another layer
 
 
 class Int8Linear(PackedLinear):
@@ -36,21 +39,21 @@ class Int8Linear(PackedLinear):
     def dequantize(self) -> Tensor:
         return self.weight.float() * self.scale.unsqueeze(1)
 
-    def multiply(self, rows: Tensor) -> Tensor:
-        if rows.device.type != "cpu":
-            return scaled_product(rows, self.weight, self.scale)
-        wide = self.out_features >= WIDE * self.in_features
-        if (wide or rows.shape[0] in SPLIT_ROWS) and exact_int8_products():
-            return split_product(rows, self.weight).mul_(self.scale)
-        return self._in_floats(rows)
-
-    def _in_floats(self, rows: Tensor) -> Tensor:
-        """``rows (n, in) -> (n, out)`` on a CPU, the integers widened; few rows are multiplied straight from them."""
-        if rows.shape[0] <= FEW_ROWS and self.in_features % KERNEL_COLUMNS == 0:
-            ones = self.scale.to(torch.bfloat16)
-            return torch._weight_int8pack_mm(rows.to(torch.bfloat16), self.weight, ones)
-        kind = torch.bfloat16 if fast_bfloat16() else torch.float32
-        return F.linear(rows.to(kind), self.weight.to(kind)).float().mul_(self.scale)
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """Straight from the integers, with activations in two integers each, or with the weight widened."""
+        if self.weight.device.type != "cpu":
+            return {"widened": lambda layer, x: scaled_product(x, layer.weight, layer.scale)}
+        wide, exact = self.out_features >= WIDE * self.in_features, exact_int8_products()
+        found: dict[str, Product] = {}
+        if rows <= KERNEL_ROWS and self.in_features % KERNEL_COLUMNS == 0 and not (wide and exact):
+            found["int8 kernel"] = kernel_product
+        if exact:
+            found["two integer products"] = split_scaled
+        if not (wide and exact):
+            found["widened to float32"] = widened_product
+            if fast_bfloat16():
+                found["widened to bfloat16"] = widened_product16
+        return found
 
 
 class Int8DynamicLinear(Int8Linear):
@@ -59,15 +62,65 @@ class Int8DynamicLinear(Int8Linear):
     Where a CPU's integer products overflow, the same integers are multiplied in floating point.
     """
 
-    def multiply(self, rows: Tensor) -> Tensor:
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """Of integers; in floating point they are exact in float32, and few rows come back in bfloat16."""
+        if self.weight.device.type != "cpu":
+            return {"rounded": rounded_on_gpu}
+        if exact_int8_products():
+            return {
+                "integer product": rounded_exactly,
+                "rounded, widened to float32": rounded_before(widened_product),
+            }
+        return {f"rounded, {name}": rounded_before(product) for name, product in super().products(rows).items()}
+
+
+def kernel_product(layer: Int8Linear, rows: Tensor) -> Tensor:
+    """By torch's kernel for few rows: activations and result in bfloat16."""
+    held = layer._buffers  # a module's attributes are looked up slowly: a tenth of a small product
+    weight, scale = held["weight"], held["scale"]
+    assert weight is not None
+    assert scale is not None
+    return torch._weight_int8pack_mm(rows.bfloat16(), weight, scale.bfloat16())
+
+
+def widened_product(layer: Int8Linear, rows: Tensor) -> Tensor:
+    """By the integers in float32, made once for all rows."""
+    return F.linear(rows.float(), layer.weight.float()).mul_(layer.scale)
+
+
+def widened_product16(layer: Int8Linear, rows: Tensor) -> Tensor:
+    """By the integers in bfloat16, which holds them exactly; activations and result are rounded to it."""
+    return F.linear(rows.bfloat16(), layer.weight.bfloat16()).float().mul_(layer.scale)
+
+
+def split_scaled(layer: Int8Linear, rows: Tensor) -> Tensor:
+    """Activations in 16 bits, as two exact products of integers."""
+    return split_product(rows, layer.weight).mul_(layer.scale)
+
+
+def rounded_exactly(layer: Int8Linear, rows: Tensor) -> Tensor:
+    """Activations in 8 bits, one exact product of integers."""
+    scale = largest(rows).clamp_(min=1e-12).div_(127)
+    rounded = rows.float().div(scale).round_().to(torch.int8)
+    return torch._int_mm(rounded, layer.weight.t()).mul(layer.scale).mul_(scale)
+
+
+def rounded_on_gpu(layer: Int8Linear, rows: Tensor) -> Tensor:
+    """Activations in 8 bits, on a GPU."""
+    scale = largest(rows).clamp_(min=1e-12).div_(127)
+    product = _gpu_product(torch.div(rows, scale).round_(), layer.weight) * scale
+    return torch.mul(product, layer.scale, out=torch.empty_like(product, dtype=rows.dtype))
+
+
+@cache
+def rounded_before(product: Product) -> Product:
+    """Activations in 8 bits, then a product that takes any rows."""
+
+    def rounded(layer: Int8Linear, rows: Tensor) -> Tensor:
         scale = largest(rows).clamp_(min=1e-12).div_(127)
-        if rows.device.type != "cpu":
-            product = _gpu_product(torch.div(rows, scale).round_(), self.weight) * scale
-            return torch.mul(product, self.scale, out=torch.empty_like(product, dtype=rows.dtype))
-        rounded = rows.float().div(scale).round_()
-        if not exact_int8_products():
-            return self._in_floats(rounded).float().mul_(scale)
-        return torch._int_mm(rounded.to(torch.int8), self.weight.t()).float().mul_(scale).mul_(self.scale)
+        return torch.mul(product(layer, rows.float().div(scale).round_()), scale)
+
+    return rounded
 
 
 class Int8Embedding(Packed):
@@ -122,11 +175,13 @@ def split_product(rows: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def exact_int8_products() -> bool:
-    """Whether this CPU adds products of int8 numbers without overflow, and fast: older ones saturate at 16 bits."""
-    if not torch.cpu._is_vnni_supported():
-        return False
-    most = torch.full((32, 64), 127, dtype=torch.int8)
-    return bool((torch._int_mm(most, most.t()) == 64 * 127**2).all())
+    """Whether this CPU adds products of int8 numbers without overflow: older ones saturate at 16 bits."""
+    for rows in (1, 32):  # few rows may have a kernel of their own
+        for sign in (1, -1):
+            most = torch.full((32, 64), 127, dtype=torch.int8)
+            if not (torch._int_mm(most[:rows], (sign * most).t()) == sign * 64 * 127**2).all():
+                return False
+    return True
 
 
 def _round_up_bfloat16(values: Tensor) -> Tensor:
@@ -144,7 +199,7 @@ def _gpu_product(rows: Tensor, weight: Tensor) -> Tensor:
     count, whole = len(rows), len(weight) - len(weight) % 8
     if rows.shape[1] % 8 or not whole or rows.device.type != "cuda":
         return F.linear(rows, weight.to(rows.dtype))
-    filled = rows.new_empty(max(count, FEW_ROWS + 1), rows.shape[1], dtype=torch.int8)  # of the rest nothing is read
+    filled = rows.new_empty(max(count, GPU_ROWS), rows.shape[1], dtype=torch.int8)  # of the rest nothing is read
     filled[:count] = rows
     product = torch._int_mm(filled, weight[:whole].t())[:count]
     if whole == len(weight):

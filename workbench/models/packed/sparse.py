@@ -1,6 +1,7 @@
 """Two kept weights of every four: values and positions (2:4 sparsity)."""
 
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from workbench.core.device import device_failed
 from workbench.core.errors import InvalidInput
 from workbench.models.packed.base import PackedLinear
+from workbench.models.packed.products import Product
 
 
 class SemiStructuredLinear(PackedLinear):
@@ -64,6 +66,10 @@ class SemiStructuredLinear(PackedLinear):
 
     def dequantize(self) -> Tensor:
         return (self._dense() if self.layout is None else self._sparse().to_dense()).float()
+
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """The one there is."""
+        return {"sparse tensor cores" if self.layout is not None else "unpacked once a batch": type(self).multiply}
 
     def multiply(self, rows: Tensor) -> Tensor:
         if self.layout is not None:

@@ -11,6 +11,7 @@ from workbench.core.device import synchronize
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.layers.opaque import opaque_layers
+from workbench.measurement.kernels import token_ratio
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
 from workbench.models.blocks import language_model
@@ -80,6 +81,9 @@ class _Quantize(Step):
             owned_bytes=round(packed),
             weight_bytes=round(variant.total_bytes - dense + packed),
             seconds=pace * sum(rows * columns for rows, columns in shapes),
+            token_ratio=token_ratio(
+                variant, [layer for _, layer in layers], lambda weight: self.kind.pack(weight, None, **self.options())
+            ),
         )
 
     def _layers(self, variant: Variant) -> list[tuple[str, nn.Module]]:

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from workbench.layers.activations import LayerInput
 from workbench.layers.step import LayerStep
+from workbench.measurement.kernels import token_ratio
 from workbench.models import sharing
 from workbench.models.experts import as_layers
-from workbench.models.packed import GroupLinear, dense_weight, stored_scale
+from workbench.models.packed import GroupLinear, Int8Linear, PackedLinear, dense_weight, stored_scale
 from workbench.step import Forecast
 from workbench.steps.quantize.head import dense_head, pack_head
 from workbench.variant import Variant
@@ -99,7 +100,16 @@ class GroupStep(LayerStep):
             packed += head.numel() + 4 * head.shape[0]
             chosen.append(model.get_output_embeddings())
         dense = sharing.total_bytes(chosen)
-        return Forecast(round(packed), round(variant.total_bytes - dense + packed), None)
+        ratio = token_ratio(variant, chosen, lambda weight: self._alike(weight, head))
+        return Forecast(round(packed), round(variant.total_bytes - dense + packed), None, ratio)
+
+    def _alike(self, weight: Tensor, head: Tensor | None) -> PackedLinear:
+        """A layer as fast as a packed weight ``(out, in)``, or part of the head, would be."""
+        if head is not None and weight.data_ptr() == head.data_ptr():
+            return Int8Linear.pack(weight, None)
+        grid = minmax_grid(weight.float(), self.bits, self.group_size, self.symmetric)
+        codes = round_to(weight.float(), grid, self.bits, self.group_size)
+        return GroupLinear.from_codes(codes.codes, *grid, None, self.bits, self.group_size)
 
 
 class RTN(GroupStep):

@@ -1,0 +1,135 @@
+"""Which product a packed layer uses on this CPU: tried for its format, its shape, and few or many rows."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.core import files
+from workbench.core.device import device_name
+from workbench.core.errors import WorkbenchError
+
+Product = Callable[[Any, Tensor], Tensor]  # of a layer and rows ``(n, in)``, to ``(n, out)``
+STEP = 4  # a trial stands for up to so many times the rows of the one before: 1, 4, 16, 64, 256 and more
+MOST_ROWS = 256
+MOST_OUTPUTS = 4096  # of the weight that is tried: a larger one takes longer, not another product
+RUNS, SECONDS = 12, 0.02  # of each candidate in one trial, at most, beside the first one
+WORTH_KEEPING = 0.003  # seconds: a shorter trial takes less than writing it down
+
+_found: dict[tuple[str, int], dict[str, float]] = {}
+_forced: list[str] = []
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was tried for one format and shape.
+
+    Attributes:
+        chosen: name of the fastest candidate.
+        seconds: by candidate, the least of several runs.
+    """
+
+    chosen: str
+    seconds: Mapping[str, float]
+
+
+def rows_tried(count: int) -> int:
+    """The number of rows whose trial stands for so many."""
+    tried = 1
+    while tried < min(count, MOST_ROWS):
+        tried *= STEP
+    return tried
+
+
+def product_of(layer: Any, rows: Tensor) -> Product:
+    """The product that the layer uses for rows ``(n, in)``."""
+    offered: Mapping[str, Product]
+    count = min(rows.shape[0], MOST_ROWS)
+    if _forced:
+        offered = layer.products(rows_tried(count))
+        return next((offered[name] for name in _forced if name in offered), next(iter(offered.values())))
+    known: Product | None = layer.uses.get((count, rows.dtype))  # for every token and layer: nothing else is done
+    if known is None:
+        tried = rows_tried(count)
+        offered = layer.products(tried)
+        alone = next(iter(offered.values())) if len(offered) == 1 else None
+        known = layer.uses[count, rows.dtype] = alone or offered[trial(layer, tried, rows.dtype).chosen]
+    return known
+
+
+def trial(layer: Any, count: int, dtype: torch.dtype) -> Trial:
+    """What was tried for a layer's format and shape: now, before in this process, or by another on this machine."""
+    offered: Mapping[str, Product] = layer.products(count)
+    out, columns = layer.out_features, layer.in_features
+    options = {name: value for name, value in layer.options.items() if name != "shape"}
+    about = [type(layer).__name__, options, min(out, MOST_OUTPUTS), out // columns >= 16, columns, str(dtype), *offered]
+    key = json.dumps(about, sort_keys=True), count
+    if key not in _found:
+        _found[key] = _remembered(key, offered) or _tried(key, layer, offered, dtype)
+    return Trial(min(_found[key], key=_found[key].__getitem__), _found[key])
+
+
+@contextmanager
+def forced(*names: str) -> Iterator[None]:
+    """Let every layer use the first of these candidates that it has, or its first, whatever is fastest."""
+    before, _forced[:] = list(_forced), names
+    try:
+        yield
+    finally:
+        _forced[:] = before
+
+
+def forget() -> None:
+    """Forget the trials of this process; those on disk stay, and layers keep what they use."""
+    _found.clear()
+
+
+def _tried(key: tuple[str, int], layer: Any, offered: Mapping[str, Product], dtype: torch.dtype) -> dict[str, float]:
+    started = time.perf_counter()
+    like, rows = layer.sample(MOST_OUTPUTS), torch.ones(key[1], layer.in_features, dtype=dtype)
+    with torch.no_grad():
+        found = {name: _seconds(product, like, rows) for name, product in offered.items()}  # the first pays for set-up
+        until = time.perf_counter() + SECONDS
+        for _ in range(RUNS):
+            for name, product in offered.items():
+                if found[name] <= 4 * min(found.values()):  # what is far behind costs too much to try again
+                    found[name] = min(found[name], _seconds(product, like, rows))
+            if time.perf_counter() > until:
+                break
+    if time.perf_counter() - started > WORTH_KEEPING:
+        with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
+            files.write_text(_place(key), json.dumps(found))
+    return found
+
+
+def _seconds(product: Product, layer: Any, rows: Tensor) -> float:
+    started = time.perf_counter()
+    product(layer, rows)
+    return time.perf_counter() - started
+
+
+def _remembered(key: tuple[str, int], offered: Mapping[str, Product]) -> dict[str, float] | None:
+    """What another process found; a damaged or foreign file counts as none."""
+    try:
+        found = json.loads(_place(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and found.keys() == offered.keys()
+    return found if whole and all(isinstance(each, float) and each > 0 for each in found.values()) else None
+
+
+def _place(key: tuple[str, int]) -> Path:
+    """Where a trial is kept: for this processor, what of it may be used, its threads, and these versions."""
+    own = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    asked = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
+    machine = [device_name(torch.device("cpu")), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
+    about = json.dumps([*key, *machine, *asked, torch.__version__, own])
+    return files.cache_folder() / "products" / f"{sha256(about.encode()).hexdigest()}.json"
