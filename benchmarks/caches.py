@@ -6,7 +6,8 @@ Other words: the 600 pairs and 240 conversations of the package fow-cache (data 
 language models, 60 of them checked by a person). The threshold is computed on one half of the pairs, the figures are
 those of the other half, then the halves are swapped. The word lists of the guards were written without looking at the
 pairs, but for nine of the class "negation"; the guard for signs was added after a first run, in which swapped names
-passed; it changed none of the shares of wrong answers. GPTCache's figures are those that fow-cache publishes for the same pairs.
+passed; it changed none of the shares of wrong answers. GPTCache's figures are those that fow-cache publishes for the
+same pairs.
 """
 
 import argparse
