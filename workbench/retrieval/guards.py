@@ -5,6 +5,8 @@ import regex
 from workbench.core.words import compatible
 
 WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*(?:'\p{L}+)?|\p{N}+(?:[.,:/-]\p{N}+)*")
+UNCASED = regex.compile(r"\p{L}*\p{Lo}[\p{L}\p{M}]*")
+SIGN = regex.compile(r"[\p{Sc}\p{Sm}#%@]")  # C++ and C#, $ and €: no words, and encoders may not know them
 SENTENCE = regex.compile(r"(?<=[.!?:])\s+|\n")
 COUNTED = """
 zero=0 one=1 two=2 three=3 four=4 five=5 six=6 seven=7 eight=8 nine=9 ten=10 eleven=11 twelve=12 thirteen=13
@@ -75,12 +77,15 @@ def differs(a: str, b: str) -> str:
     """What two texts surely differ in: "numbers", "names", "negation" or "scope"; empty where no guard sees it.
 
     A vector hardly tells "on" from "off", or the number of one order from that of another. Words are compared; what is
-    only meant is not seen, and no list of opposites is whole. Numbers and names are seen in any language.
+    only meant is not seen, and no list of opposites is whole. Numbers and names are seen in any language; a script
+    without capitals may hide a name in any word, so there all of them must be the same.
     """
     first, second = _terms(a), _terms(b)
     mine, theirs = set(first), set(second)
     if _numbers(first) != _numbers(second):
         return "numbers"
+    if SIGN.findall(_plain(a)) != SIGN.findall(_plain(b)):
+        return "names"
     if not _names(a) <= theirs or not _names(b) <= mine:
         return "names"
     if sum(each in _negations for each in first) != sum(each in _negations for each in second):
@@ -113,7 +118,7 @@ def _numbers(terms: list[str]) -> list[str]:
 
 def _names(text: str) -> set[str]:
     """Words with a capital letter that begin no sentence, in small letters; none of a sentence all in capitals."""
-    found = set()
+    found = set(UNCASED.findall(_plain(text).casefold()))
     for sentence in SENTENCE.split(_plain(text)):
         words = WORD.findall(sentence)
         if any(word[0].islower() for word in words[1:]):

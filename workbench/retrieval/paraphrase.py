@@ -13,7 +13,7 @@ from workbench.retrieval.guards import differs
 from workbench.tasks.files import read_rows
 
 CONFIDENCE = 0.95
-GRID = [round(1 - 0.005 * step, 3) for step in range(101)]  # thresholds that are tried, the strictest first
+GRID = [0.999, *(round(0.995 - 0.005 * step, 3) for step in range(100))]  # thresholds, the strictest first
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,14 @@ def read_pairs(path: str | Path) -> list[Pair]:
     return found
 
 
-def likeness(pairs: Sequence[Pair], encoder: Encoder, progress: Progress | None = None) -> list[float]:
+def likeness(
+    pairs: Sequence[Pair], encoder: Encoder, progress: Progress | None = None, guarded: bool = True
+) -> list[float]:
     """How near the two of each pair are; -1 where a guard tells them apart."""
     vectors = encoder.vectors([text for each in pairs for text in (each.a, each.b)], progress)
     near = (vectors[::2] * vectors[1::2]).sum(axis=1)
-    return [-1.0 if differs(each.a, each.b) else float(it) for each, it in zip(pairs, near, strict=True)]
+    apart = [guarded and bool(differs(each.a, each.b)) for each in pairs]
+    return [-1.0 if it else float(value) for it, value in zip(apart, near, strict=True)]
 
 
 def threshold(likeness: Sequence[float], same: Sequence[bool], budget: float) -> Threshold:
