@@ -18,7 +18,7 @@ class Prefix:
     """Keys and values of tokens that many prompts begin with, computed once."""
 
     def __init__(self, model: PreTrainedModel, ids: Sequence[int], cache_bits: int = FULL) -> None:
-        self.length = len(ids)
+        self.ids, self.length = tuple(ids), len(ids)
         self._cache = new_cache(model.config, cache_bits)
         self._empty = partial(new_cache, model.config, cache_bits)
         tokens = torch.tensor([list(ids)], device=model.device)
