@@ -1,6 +1,6 @@
 """Where drafted tokens come from, how many are worth checking, and what came of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -95,6 +95,16 @@ class Smaller:
                 self._read = [*ids, *found[:-1]]
                 return found
             self._rows.append(token)
+
+
+def replay(prompt: Sequence[int], answer: Sequence[int], match: int, most: int) -> Iterator[tuple[int, int]]:
+    """Yield for every pass how many tokens looking up would draft, and how many are right, if that is the answer."""
+    drafter, at = Lookup(match), 0
+    while at < len(answer):
+        draft = drafter.draft([*prompt, *answer[:at]], min(most, len(answer) - at - 1)) if at else []
+        right = next((n for n, token in enumerate(draft) if token != answer[at + n]), len(draft))
+        yield len(draft), right
+        at += 1 + right
 
 
 @dataclass

@@ -48,6 +48,10 @@ class Engine(named.Named):
         """Memory it holds for a model from one answer to the next, beside the model's own tensors."""
         return 0
 
+    def notes(self, row: Follower) -> tuple[str, ...]:
+        """What should be known of how it decoded a row, in sentences."""
+        return ()
+
     def decode(
         self,
         model: PreTrainedModel,

@@ -132,7 +132,7 @@ class Speculate(Eager):
             alone.append(rows.logits()[0].float())
         rows.forget(len(alone))
         counts = range(1, len(alone) + 1)
-        seconds, apart = {count: math.inf for count in counts}, 0.0
+        seconds, apart = dict.fromkeys(counts, math.inf), 0.0
         for _ in range(ROUNDS):
             for count in counts:
                 rows.append(following[:, 0])
@@ -276,7 +276,7 @@ def close_call(logits: Tensor, settings: Decoding, draw: torch.Generator, slack:
     chances = [high - low for low, high in pairwise([0.0, *heights[: last + 3]])]
     borders = [abs(wanted - heights[near]) < give(heights[near]) for near in (at - 1, at) if 0 <= near < last]
     # A neighbour in rank that is as probable could stand in its place.
-    pairs = [(near, near + 1) for near in (at - 1, at) if 0 <= near and near + 1 < len(chances)]
+    pairs = [(near, near + 1) for near in (at - 1, at) if near >= 0 and near + 1 < len(chances)]
     swaps = [chances[low] >= chances[high] * math.exp(-moved) for high, low in pairs]
     ends = [abs(heights[near] - settings.top_p) < give(heights[near]) for near in (last - 1, last) if near >= 0]
     return any(borders) or any(swaps) or (settings.top_p < 1 and any(ends))

@@ -1,3 +1,5 @@
 """Runtime: the same weights and answers, run in another way."""
 
-__all__: list[str] = []
+from workbench.steps.runtime.speculate import Speculate
+
+__all__ = ["Speculate"]
