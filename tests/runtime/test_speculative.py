@@ -17,7 +17,7 @@ from workbench.runtime.drafts import Costs, Lookup, Pace, replay
 from workbench.runtime.rows import Rows
 from workbench.runtime.speculative import Speculate, close_call
 from workbench.runtime.trial import way_of
-from workbench.steps import output, prune, quantize, runtime
+from workbench.steps import output, prompt, prune, quantize, runtime
 
 REPEATED = "The boat has twelve seats. " * 6 + "How many seats does the boat have?"
 
@@ -76,7 +76,7 @@ def test_tokens_are_those_of_transformers(load_tiny, drafting, architecture: str
     variant = drafting(load_tiny(architecture), match=2)
     for prompt in (REPEATED, "Rain"):
         ids = variant.encode(prompt)
-        found, passes = decoded(variant, ids, max_new_tokens=60)
+        found, _ = decoded(variant, ids, max_new_tokens=60)
         assert found == reference(variant, ids, 60)
     assert variant.engine.totals(variant.model).drafted > 0
 
@@ -95,16 +95,13 @@ def test_many_prompts_and_seeds(base: wb.Variant, drafting) -> None:
 
 
 def test_fewer_passes_where_text_repeats(base: wb.Variant, drafting) -> None:
-    variant = drafting()
-    with torch.no_grad():  # a model that says what it read: all it writes stands before
+    with torch.no_grad():  # what it says depends on the last token alone, so that it soon goes round in circles
         for layer in base.model.model.layers:
-            layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight = (
-                torch.nn.Parameter(torch.zeros_like(each.weight))
-                for each in (layer.self_attn.o_proj, layer.mlp.down_proj)
-            )
-    variant = drafting(base)
-    found, passes = decoded(variant, base.encode("Rain"), max_new_tokens=80)
-    assert found == decoded(base, base.encode("Rain"), max_new_tokens=80)[0]
+            for each in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                each.weight = torch.nn.Parameter(torch.zeros_like(each.weight))
+    ids = base.encode("Rain")
+    found, passes = decoded(drafting(base), ids, max_new_tokens=80)
+    assert found == decoded(base, ids, max_new_tokens=80)[0]
     assert passes < 60
 
 
@@ -142,7 +139,7 @@ def test_what_was_read_ahead_is_forgotten(load_tiny) -> None:
 
 def test_constraints_stops_and_chances_see_every_token(base: wb.Variant, drafting) -> None:
     pytest.importorskip("llguidance")
-    for step in (output.Constrain(pattern="(the boat has twelve seats )+"), output.Stop(strings="e")):
+    for step in (prompt.Constrain(form="pattern", pattern="(the boat has twelve seats )+"), output.Stop(strings="e")):
         plain = base.apply(step)
         variant = drafting(plain, match=2)
         for settings in ({}, {"temperature": 1.5, "seed": 3}):
@@ -169,8 +166,8 @@ def test_batches_and_samples_are_decoded_as_before(base: wb.Variant, drafting) -
 
 
 @pytest.mark.parametrize("draft", ["quantize.RTN", "thin"])
-def test_another_model_drafts(base: wb.Variant, drafting, tmp_path, draft: str) -> None:
-    thin = base.apply(prune.DropBlocks(share=0.5, order="last")).renamed("thin")
+def test_another_model_drafts(base: wb.Variant, tiny_text: wb.Text, drafting, tmp_path, draft: str) -> None:
+    thin = base.apply(prune.DropBlocks(share=0.5, order="last"), tiny_text).renamed("thin")
     variant = drafting(draft=draft)
     ids = base.encode("What is a lobster?")
     assert decoded(variant, ids, max_new_tokens=40)[0] == reference(base, ids, 40)
@@ -225,7 +222,7 @@ def test_looking_up() -> None:
     assert Lookup(3).draft([0, 1, 2, 3, 9, 5, 1, 2, 3, 7, 0, 1, 2, 3], 2) == [9, 5], "the longest match wins"
     assert Lookup(3).draft([1, 2, 9, 8, 1, 2], 2) == []
     assert Lookup(3).draft([1], 2) == []
-    assert list(replay([1, 2, 3, 4, 5], [1, 2, 3, 4, 9], 2, 2)) == [(0, 0), (0, 0), (2, 2)] or True
+    assert list(replay([1, 2, 3, 4, 5], [1, 2, 3, 4, 9], 2, 2)) == [(0, 0), (0, 0), (2, 2)]
 
 
 def test_drafts_that_lose_are_given_up_and_tried_again() -> None:

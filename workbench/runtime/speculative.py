@@ -271,7 +271,7 @@ def close_call(logits: Tensor, settings: Decoding, draw: torch.Generator, slack:
 
     def give(height: float) -> float:
         """How far the border at a height may move, and the drawn number with the end of the nucleus."""
-        return moved * (height * (1 - height) + part * heights[last] * (1 - heights[last])) + TINY
+        return float(moved * (height * (1 - height) + part * heights[last] * (1 - heights[last])) + TINY)
 
     chances = [high - low for low, high in pairwise([0.0, *heights[: last + 3]])]
     borders = [abs(wanted - heights[near]) < give(heights[near]) for near in (at - 1, at) if 0 <= near < last]

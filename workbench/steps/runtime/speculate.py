@@ -90,7 +90,7 @@ def find_draft(
         raise InvalidInput(f"Draft '{name}' is the model itself: name a smaller one, such as quantize.RTN.")
     if found.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise InvalidInput(
-            f"Draft '{name}' has another vocabulary, so its tokens say nothing here: choose one of the same model family."
+            f"Draft '{name}' has another vocabulary, so its tokens mean nothing here: choose one of the same family."
         )
     if draft.device != model.device:
         raise InvalidInput(f"Draft '{name}' is on {draft.device} and the model on {model.device}: load both on one.")
@@ -156,8 +156,8 @@ class Speculate(Step):
         ]
         if costs.slack >= RARE:
             notes.append(
-                f"Choices closer than {costs.slack:.2g} are common with these weights: they are decided again after one "
-                "token, but answers may differ from those without drafts, as they do in a batch."
+                f"Choices closer than {costs.slack:.2g} are common with these weights: they are decided again after "
+                "one token, but answers may differ from those without drafts, as they do in a batch."
             )
         if isinstance(task, Task) and task.calibration and not self.draft.strip():
             drafted, right, gain = expected(variant, engine, task)
