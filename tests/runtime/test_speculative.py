@@ -74,8 +74,8 @@ def decoded(variant: wb.Variant, ids: Sequence[int], **settings: object) -> tupl
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_tokens_are_those_of_transformers(load_tiny, drafting, architecture: str) -> None:
     variant = drafting(load_tiny(architecture), match=2)
-    for prompt in (REPEATED, "Rain"):
-        ids = variant.encode(prompt)
+    for asked in (REPEATED, "Rain"):
+        ids = variant.encode(asked)
         found, _ = decoded(variant, ids, max_new_tokens=60)
         assert found == reference(variant, ids, 60)
     assert variant.engine.totals(variant.model).drafted > 0
@@ -139,7 +139,7 @@ def test_what_was_read_ahead_is_forgotten(load_tiny) -> None:
 
 def test_constraints_stops_and_chances_see_every_token(base: wb.Variant, drafting) -> None:
     pytest.importorskip("llguidance")
-    for step in (prompt.Constrain(form="pattern", pattern="(the boat has twelve seats )+"), output.Stop(strings="e")):
+    for step in (prompt.Constrain(form="pattern", rule="(the boat has twelve seats )+"), output.Stop(strings="e")):
         plain = base.apply(step)
         variant = drafting(plain, match=2)
         for settings in ({}, {"temperature": 1.5, "seed": 3}):
