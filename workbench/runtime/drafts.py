@@ -13,7 +13,7 @@ from workbench.runtime.trial import way_of
 LOOKED_AT: Final = 16  # earlier places of the same tokens, the latest first
 LONGEST: Final = 16  # tokens before a place that are compared
 FORGETTING: Final = 0.9  # what earlier checks count for at the next one
-DOUBT: Final = 2.0  # checks that a new answer is taken to have had, half of them right
+DOUBT: Final = 2.0  # checks that a new answer is taken to have had
 PAUSE: Final = 16  # tokens until a draft is tried again that lost; twice as many each time
 
 
@@ -180,11 +180,18 @@ class Pace:
     """
 
     costs: Costs
-    _right: float = DOUBT / 2
-    _checked: float = DOUBT
+    _right: float = field(default=0.0, init=False)
+    _checked: float = field(default=DOUBT, init=False)
     _again: float = field(default=0.0, init=False)  # passes lost to near ties for each draft
     _wait: int = field(default=0, init=False)
     _pause: int = field(default=PAUSE, init=False)
+
+    def __post_init__(self) -> None:
+        self._hope()
+
+    def _hope(self) -> None:
+        """Take drafts to be good enough to win: whether they are is known once some were tried."""
+        self._right, self._checked = DOUBT * min(1.0, max(0.5, self.costs.break_even + 0.05)), DOUBT
 
     def most(self) -> int:
         """Tokens to draft; to be asked once a pass."""
@@ -197,7 +204,8 @@ class Pace:
         if self._gain(best, right) > 1:
             return best
         self._wait, self._pause = self._pause, 2 * self._pause
-        self._right, self._checked = DOUBT / 2, DOUBT  # as if new, for the text may have changed by then
+        self._hope()  # as if new, for the text may have changed by then
+        self._again /= 2
         return 0
 
     def _gain(self, count: int, right: float) -> float:
