@@ -46,6 +46,7 @@ class Row:
     """One answer while it is decoded.
 
     Attributes:
+        heard: how many tokens came so far, those after its end included.
         tokens: what was chosen so far.
         times: seconds from the start to each.
         reason: why it ended; None while it goes on.
@@ -61,6 +62,7 @@ class Row:
         self._variant, self._limit, self._started, self._endless = variant, limit, started, endless
         self._stages = [each for each in variant.stages if _overrides(each, "enough")]
         self.guides = [guide(variant, found) for each in variant.stages if (found := each.grammar(variant))]
+        self.heard = 0
         self.tokens: list[int] = []
         self.times: list[float] = []
         self.chances: list[float] = []
@@ -93,6 +95,7 @@ class Row:
 
     def take(self, token: int, chance: float | None = None) -> None:
         """Add the token that was chosen, and see whether that is enough."""
+        self.heard += 1
         if self.reason is not None:
             return
         self.tokens.append(token)
@@ -129,7 +132,7 @@ class Row:
             finish_reason=self.reason or "length",
             said=text,
             passages=request.passages,
-            notes=(*request.notes, *notes),
+            notes=(*request.notes, *self._variant.engine.notes(self), *notes),
             spent=len(self.tokens),
         )
 

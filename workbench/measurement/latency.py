@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean, median
 
 from workbench.answering.answers import Row, samples_of
 from workbench.answering.request import Generation, Request
@@ -22,11 +22,18 @@ class Timing:
 
     Attributes:
         ttft: from the request to its first token.
-        inter_token: from each token to the next.
+        inter_token: from each token to the next; those that came at once share the time of their pass.
+        each: whether they came one by one.
     """
 
     ttft: float
     inter_token: tuple[float, ...]
+    each: bool = True
+
+    @property
+    def token_seconds(self) -> float:
+        """Time a token: the median, or the mean where a median would hide the passes that gave only one of several."""
+        return float(median(self.inter_token) if self.each else fmean(self.inter_token))
 
     @property
     def throughput(self) -> float:
@@ -53,16 +60,38 @@ def time_request(variant: Variant, prompt: str | Request, new_tokens: int) -> Ti
     settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0)
     with using(variant.name):
         synchronize(variant.device)
-        clock = [time.perf_counter()]
+        started = time.perf_counter()
         ids = variant.encode(prompt)
         variant.check_length(len(ids), new_tokens)
-        rows = [Row(variant, new_tokens, clock[0], endless=True) for _ in range(samples_of(variant))]
+        rows = [Row(variant, new_tokens, started, endless=True) for _ in range(samples_of(variant))]
         prompts = [ids] * len(rows)
+        passes: list[tuple[float, float]] = []
         # Reading the token waits for the device.
         for _ in variant.engine.decode(variant.model, prompts, settings, rows, len(rows), label=variant.name):
-            clock.append(time.perf_counter())
-    gaps = [after - before for before, after in pairwise(clock)]
-    return Timing(gaps[0], tuple(gaps[1:]))
+            passes.append((time.perf_counter() - started, sum(row.heard for row in rows) / len(rows)))
+    return timing(passes)
+
+
+def timing(passes: Sequence[tuple[float, float]]) -> Timing:
+    """Of one answer, from the seconds since it was asked and the tokens heard so far, after every pass.
+
+    The first pass that gives tokens is the time to the first; any others that came with it took no time of their own.
+    """
+    gaps: list[float] = []
+    before = first = heard = 0.0
+    each = True
+    for now, tokens in passes:
+        come = round(tokens) - round(heard)
+        if come < 1:  # its time goes to the next that come
+            each = False
+            continue
+        if not heard:
+            first, gaps = now, [0.0] * (come - 1)
+        else:
+            gaps += [(now - before) / come] * come
+        each = each and come == 1
+        before, heard = now, tokens
+    return Timing(first, tuple(gaps), each)
 
 
 def time_interleaved(

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from workbench.core import estimate as estimates
 from workbench.core.estimate import Estimate
 from workbench.measurement.latency import Timing, requests
@@ -53,7 +51,7 @@ def with_timing(run: Run, timings: Sequence[Timing]) -> Run:
     samples = {
         "ttft": [timing.ttft for timing in timings],
         "inter_token": [gap for timing in timings for gap in timing.inter_token],
-        "inter_token_median": [float(np.median(timing.inter_token)) for timing in timings],
+        "inter_token_median": [timing.token_seconds for timing in timings],
         "throughput": [timing.throughput for timing in timings],
     }
     measured = {

@@ -14,7 +14,6 @@ from workbench.runtime.graphs import FLAGS
 from workbench.runtime.kvcache import FULL
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
-from workbench.runtime.running import Running
 
 
 class Compile(Eager):
@@ -65,10 +64,6 @@ class Compile(Eager):
     def starts(self, model: PreTrainedModel, rows: int) -> Starts:
         """A single row's pass as one graph."""
         return "graph" if rows == 1 and self.graphs(model) else "operations"
-
-    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
-        """Several answers join and leave as they do without."""
-        return Eager(cache_bits=self.cache_bits).running(model, prefix, label)
 
     def open(
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, prefix: Prefix | None = None

@@ -102,7 +102,7 @@ class CompiledRows(Rows):
     ) -> None:
         super().__init__(model, [prompt], way_of(model), prefix)
         self._made, self._span = made, span
-        self._read = len(prompt) + (prefix.length if prefix else 0)
+        self._length = len(prompt) + (prefix.length if prefix else 0)
         self._slots: Slots | None = None
 
     def logits(self) -> Tensor:
@@ -111,7 +111,7 @@ class CompiledRows(Rows):
             logits = super().logits()
             self._slots = self._made.slots()
             weakref.finalize(self, self._made.give_back, self._slots)
-            self._slots.put(self._state, 0, self._read)
+            self._slots.put(self._state, 0, self._length)
             self._state = None
             return logits
         place = self._slots.lengths[0]

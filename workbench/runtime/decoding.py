@@ -97,11 +97,7 @@ def choose(logits: Tensor, settings: Decoding, draw: Sequence[torch.Generator]) 
     """
     if settings.temperature == 0:
         return logits.argmax(dim=-1)
-    chances = torch.softmax(logits.float() / settings.temperature, dim=-1)
-    ranked, order = chances.sort(dim=-1, descending=True, stable=True)
-    heights = ranked.double().cumsum(dim=-1)
-    inside = heights - ranked < settings.top_p  # the first is always inside
-    last = inside.sum(dim=-1, keepdim=True) - 1
+    heights, order, last = nucleus(logits, settings)
     drawn = torch.stack([torch.rand(1, generator=each, dtype=torch.float64) for each in draw]).to(logits.device)
     wanted = drawn * heights.gather(-1, last)
     at = torch.searchsorted(heights, wanted, right=True).minimum(last)
@@ -115,3 +111,17 @@ def heard(tokens: Tensor, logits: Tensor | None) -> list[tuple[int, float | None
     chances = torch.softmax(logits.float(), dim=-1).gather(-1, tokens[:, None])[:, 0]
     both = torch.stack([tokens.double(), chances.double()], dim=1).tolist()
     return [(int(token), chance) for token, chance in both]
+
+
+def nucleus(logits: Tensor, settings: Decoding) -> tuple[Tensor, Tensor, Tensor]:
+    """What may be drawn from logits ``(batch, vocabulary)``.
+
+    Returns:
+        How probable each token and all likelier ones are together, and the tokens, the likeliest first, both
+        ``(batch, vocabulary)``; and where the last one stands that may be drawn ``(batch, 1)``.
+    """
+    chances = torch.softmax(logits.float() / settings.temperature, dim=-1)
+    ranked, order = chances.sort(dim=-1, descending=True, stable=True)
+    heights = ranked.double().cumsum(dim=-1)
+    inside = heights - ranked < settings.top_p  # the first is always inside
+    return heights, order, inside.sum(dim=-1, keepdim=True) - 1

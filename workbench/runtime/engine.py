@@ -70,6 +70,10 @@ class Engine(named.Named):
         """A batch that answers may join and leave while others go on; None if this engine has none for such a model."""
         return None
 
+    def notes(self, row: Follower) -> tuple[str, ...]:
+        """What should be known of how it decoded a row, in sentences."""
+        return ()
+
     def decode(
         self,
         model: PreTrainedModel,
@@ -164,9 +168,8 @@ class Eager(Engine):
         return any(isinstance(layer, PackedLayer) for layer in layers)
 
     def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
-        """Of as many rows as are decoded together; none where rows are opened or driven in a way of another engine."""
-        plain = type(self).open is Eager.open and type(self)._batch is Eager._batch
-        if not plain or self.cache_bits < FULL or not way_of(model).slots:
+        """Of as many rows as are decoded together; engines that run a single row in another way share it."""
+        if self.cache_bits < FULL or not way_of(model).slots:
             return None
         return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label)
 

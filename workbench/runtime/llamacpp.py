@@ -82,7 +82,7 @@ class LlamaCpp(Engine):
         _held[model] = held
         return self
 
-    def notes(self, model: PreTrainedModel) -> tuple[str, ...]:
+    def file_notes(self, model: PreTrainedModel) -> tuple[str, ...]:
         """What should be known of the file, in sentences."""
         return _held[model].notes if model in _held else ()
 

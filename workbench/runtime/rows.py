@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from workbench.runtime.kvcache import FULL, new_cache
+from workbench.runtime.kvcache import FULL, is_plain, new_cache
 from workbench.runtime.prefix import Prefix, pad_left
 
 KEYS_AND_VALUES: Final = "past_key_values"
@@ -71,13 +71,26 @@ class Rows:
 
     def logits(self) -> Tensor:
         """Of the next token of every row, ``(rows, vocabulary)``."""
-        inputs: dict[str, Any] = {"input_ids": self._ids, "use_cache": bool(self._way.state), "logits_to_keep": 1}
+        return self._read(1)[:, -1]
+
+    def ahead(self, tokens: Tensor) -> Tensor:
+        """Read tokens ``(rows, more)`` that may come next, too; those that do not must be forgotten.
+
+        Returns:
+            Logits ``(rows, 1 + more, vocabulary)`` of the next token and of what follows each of these.
+        """
+        self.join(tokens)
+        return self._read(1 + tokens.shape[1])[:, -1 - tokens.shape[1] :]
+
+    def _read(self, last: int) -> Tensor:
+        """Logits behind the last tokens of every row, ``(rows, last or more, vocabulary)``."""
+        inputs: dict[str, Any] = {"input_ids": self._ids, "use_cache": bool(self._way.state), "logits_to_keep": last}
         told = {"attention_mask": self._mask, "position_ids": self._positions, self._way.state: self._state}
         inputs |= {name: value for name, value in told.items() if value is not None}
         out = self._model(**accepted(self._model, inputs))
         if self._way.own:
             self._state = getattr(out, self._way.state)
-        logits: Tensor = out.logits[:, -1]
+        logits: Tensor = out.logits
         return logits
 
     @property
@@ -87,17 +100,42 @@ class Rows:
 
     def append(self, tokens: Tensor) -> None:
         """Go on with a token ``(rows,)`` each, or with several ``(rows, tokens)``."""
-        column = tokens.reshape(len(tokens), -1)
-        self._ids = column if self._way.state else torch.cat([self._ids, column], dim=1)
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(column.shape)], dim=1)
+        read = self._ids.shape[1] if self._way.state else 0
+        self.join(tokens.reshape(len(tokens), -1))
+        self._ids = self._ids[:, read:]
         if self._positions is not None:
-            after = self._positions[:, -1:] + 1 + torch.arange(column.shape[1], device=column.device)
-            self._positions = after if self._way.state else torch.cat([self._positions, after], dim=1)
+            self._positions = self._positions[:, -self._ids.shape[1] :]
+
+    def join(self, tokens: Tensor) -> None:
+        """Put tokens ``(rows, more)`` behind those that are read next."""
+        self._ids = torch.cat([self._ids, tokens], dim=1)
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape)], dim=1)
+        if self._positions is not None:
+            after = self._positions[:, -1:] + torch.arange(1, 1 + tokens.shape[1], device=tokens.device)
+            self._positions = torch.cat([self._positions, after], dim=1)
+
+    def forget(self, count: int) -> None:
+        """Take back the last tokens that every row has read, where that is possible (`forgets`)."""
+        if not count:
+            return
+        if isinstance(self._state, DynamicCache):
+            self._state.crop(-count)
+        if self._mask is not None:
+            self._mask = self._mask[:, :-count]
+        if self._positions is not None:
+            kept = self._positions[:, :-count]
+            self._positions = kept if kept.shape[1] else self._positions[:, -1:] - count
+        self._ids = self._ids[:, :-count]
 
     def kept(self) -> DynamicCache | None:
         """Keys and values of a single row once it has ended, written by nobody any more; None where none can be had."""
         return self._state if isinstance(self._state, DynamicCache) and len(self._ids) == 1 else None
+
+
+def forgets(model: PreTrainedModel, way: Way) -> bool:
+    """Whether tokens that were read can be taken back: not out of a recurrence, nor once a sliding window moved on."""
+    return not way.state or (not way.own and is_plain(model.config))
 
 
 def accepted(module: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

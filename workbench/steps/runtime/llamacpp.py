@@ -50,7 +50,7 @@ class LlamaCpp(Step):
             raise InvalidInput(f"'{variant.name}' is run by {variant.engine!r}: apply {self.label} to its parent.")
         model = sharing.shallow(variant.model)  # what llama.cpp holds goes with this variant, not with its parent
         engine = llamacpp.LlamaCpp(form=self.form, threads=self.threads).fitted(model, variant.tokenizer, progress)
-        return variant.derive(self, model, notes=(*engine.notes(model), READ), engine=engine)
+        return variant.derive(self, model, notes=(*engine.file_notes(model), READ), engine=engine)
 
     def forecast(self, variant: Variant) -> Forecast:
         """The file is held beside the variant's own tensors."""
