@@ -16,7 +16,19 @@ Page = playwright_api.Page
 OUT = ROOT / "out"
 SHOTS = OUT / "screenshots"
 SECONDS = 1000  # in Playwright's milliseconds
-TABS = ("Prompt", "Retrieve", "Context", "Output", "Prune", "Quantize", "Fine-tune", "Distil", "Chat", "Compare")
+TABS = (
+    "Prompt",
+    "Retrieve",
+    "Context",
+    "Output",
+    "Prune",
+    "Quantize",
+    "Fine-tune",
+    "Distil",
+    "Runtime",
+    "Chat",
+    "Compare",
+)
 # Clicks, and gives the milliseconds until the element changes.
 CLICK_TO_CHANGE = """([button, watched]) => new Promise((resolve) => {
   const started = performance.now();

@@ -85,7 +85,7 @@ def test_out_of_memory_is_a_sentence_and_leaves_nothing(
         except OutOfMemory as error:
             said = str(error)
             assert held() - before < 1 << 17, "a notebook holds the error, and so its frames"
-    assert "ran out of memory" in said
+    assert "ran out of memory" in said or (use == "training" and "nothing was changed" in said)  # refused beforehand
     assert held() == before
 
 

@@ -101,10 +101,9 @@ def test_several_answers_and_shared_beginnings(base: wb.Variant) -> None:
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("how", HOWS)
-def test_made_once_by_inductor_and_gone_with_its_variant(base: wb.Variant, how: str) -> None:
+def test_made_once_by_inductor_and_gone_with_its_variant(base: wb.Variant) -> None:
     counters.clear()
-    child = base.apply(Compile(how=how, longest=64))
+    child = base.apply(Compile(how="blocks", longest=64))  # the whole as one graph takes Inductor five times as long
     made = graphs_of(child)
     assert "pays back" in child.notes[-1] or "no gain" in child.notes[-1]
     assert counters["aot_autograd"]["total"] == 1

@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> Room:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device)
-        return Room(total, free + reserved - torch.cuda.memory_allocated(device), reserved)
+        return Room(total, max(0, free + reserved - torch.cuda.memory_allocated(device)), reserved)
     total, free = _system()
     for limit, used in _groups():
         total, free = min(total, limit), min(free, max(0, limit - used))
