@@ -38,7 +38,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=8)
     options.add_argument("--tokens", type=int, default=48)
-    options.add_argument("--search", action="store_true", help="also try Inductor's freezing and C++ wrapper")
+    options.add_argument("--search", action="store_true", help="also try Inductor's other settings")
     options.add_argument("--only-compile", help=argparse.SUPPRESS)
     given = options.parse_args()
     warnings.simplefilter("ignore")

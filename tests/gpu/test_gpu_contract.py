@@ -47,9 +47,7 @@ def test_works_and_leaves_the_parent_untouched(
         wb.load(folder, device="cpu").generate("Rain", max_new_tokens=3)  # on a machine without a GPU
         child.close()
     else:
-        assert architecture != "llama" or step is runtime.LlamaCpp, (
-            "all but llama.cpp work on a Llama"
-        )
+        assert architecture != "llama" or step is runtime.LlamaCpp, "all but llama.cpp work on a Llama"
     OTHERS.clear()
     assert hashes(base) == before
     assert base.generate("Rain", max_new_tokens=3).token_ids == answer

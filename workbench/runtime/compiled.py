@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workbench.core.progress import Progress
 from workbench.runtime.compiling import SHORTEST, CompiledRows, Graphs, How, compile_steps
 from workbench.runtime.engine import Eager, Starts
-from workbench.runtime.graphs import FLAGS
+from workbench.runtime.graphs import FLAGS, PLAIN, USUAL
 from workbench.runtime.kvcache import FULL
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
@@ -24,7 +24,7 @@ class Compile(Eager):
     Attributes:
         how: the whole model as one graph, a graph for blocks alike, or the faster of both.
         longest: tokens, prompt and answer, that graphs are made for.
-        search: whether Inductor's freezing and C++ wrapper are tried, too.
+        search: whether all of Inductor's settings are tried, freezing among them.
     """
 
     how: Literal["auto", "whole", "blocks"] = "auto"
@@ -40,7 +40,7 @@ class Compile(Eager):
         found = _made.setdefault(model, {})
         if not isinstance(found.get(self), Graphs):
             hows: Sequence[How] = ("blocks", "whole") if self.how == "auto" else (self.how,)
-            flags = list(FLAGS) if self.search else list(FLAGS)[:1]
+            flags = list(FLAGS) if self.search else [USUAL.get(model.device.type, PLAIN)]
             found[self] = compile_steps(model, hows, flags, self.longest, progress)
         return self
 

@@ -26,11 +26,13 @@ from workbench.models.packed import PackedLinear, replace_module
 Code = Callable[..., Any]
 
 GROUPED: Final = "workbench_grouped"  # the name of our attention among those of transformers
+PLAIN: Final = "as it comes"
 FLAGS: Final[dict[str, dict[str, Any]]] = {  # of Inductor: which help is found by trying
-    "as it comes": {},
+    PLAIN: {},
     "C++ wrapper": {"cpp_wrapper": True},
     "freezing": {"freezing": True},
 }
+USUAL: Final = {"cpu": "C++ wrapper"}  # without it Python starts every kernel: a good part of a small model's token
 COPIES: Final = "freezing"  # puts the weights into the code's own layout: a second copy of them
 
 

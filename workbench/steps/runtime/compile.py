@@ -46,7 +46,7 @@ class Compile(Step):
     )
     search: bool = Field(
         default=False,
-        description="Also try Inductor's freezing (copies the weights) and C++ wrapper: three times as long.",
+        description="Also try its other settings, freezing (copies the weights) among them: three times as long.",
     )
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
