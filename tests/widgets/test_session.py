@@ -271,7 +271,7 @@ def test_only_variants_are_taken(bench: Bench, wrong: Any) -> None:
 
 
 def test_the_list_says_what_is_in_memory(bench: Bench) -> None:
-    assert "of weights." in bench.listing.memory.value
+    assert "of weights" in bench.listing.memory.value
     before = bench.listing.memory.value
     bench.add(bench.base.apply(quantize.Int8()))
     assert bench.listing.memory.value != before
