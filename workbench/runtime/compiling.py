@@ -1,23 +1,19 @@
 """Making compiled steps: which ways are tried, how they are compared with the model, and the rows that use them."""
 
-import json
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from workbench.core import files
-from workbench.core.device import device_failed, environment
+from workbench.core.device import device_failed, machine
 from workbench.core.errors import Cancelled, InvalidInput, OutOfMemory, WorkbenchError, first_line
 from workbench.core.progress import Progress
+from workbench.core.remembered import recall, remember
 from workbench.models import sharing
 from workbench.models.blocks import decoder_blocks
 from workbench.models.packed import Packed
@@ -161,8 +157,8 @@ def compile_steps(
 ) -> Graphs | str:
     """The fastest of the ways that says what the model says; a sentence if there is none."""
     ways = [(how, each) for how in hows for each in flags]
-    kept = _place(model, ways, longest)
-    tried = _remembered(kept, ways)
+    about = _about(model, ways, longest)
+    tried = _remembered(about, ways)
     found: list[Graphs] = []
     reasons = []
     started = time.perf_counter()
@@ -186,28 +182,25 @@ def compile_steps(
         return f"Could not be compiled, so it answers operation by operation: {reasons[0]}"
     best = min(found, key=lambda made: made.pace[0])
     if len(tried) > 1:
-        with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
-            files.write_text(kept, json.dumps([best.how, best.flags]))
+        remember("compiled_ways", about, [best.how, best.flags])
     best.seconds = time.perf_counter() - started
     return best
 
 
-def _remembered(place: Path, ways: list[tuple[How, str]]) -> list[tuple[How, str]]:
+def _remembered(about: list[Any], ways: list[tuple[How, str]]) -> list[tuple[How, str]]:
     """The fastest, where all were tried on this machine before; else all."""
     try:
-        how, flags = json.loads(place.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        how, flags = recall("compiled_ways", about)
+    except (ValueError, TypeError):
         return ways
     return [each for each in ways if each == (how, flags)] or ways
 
 
-def _place(model: PreTrainedModel, ways: list[tuple[How, str]], longest: int) -> Path:
-    """Where the choice is kept: for this machine, these versions, and models of these modules and shapes."""
+def _about(model: PreTrainedModel, ways: list[tuple[How, str]], longest: int) -> list[Any]:
+    """What the choice is kept for: this machine, these versions, and models of these modules and shapes."""
     shapes = sorted({f"{tuple(each.shape)} {each.dtype}" for each in model.state_dict().values()})
     kinds = sorted(type(module).__name__ for module in model.modules())
-    machine = [environment(model.device), torch.backends.cpu.get_cpu_capability()]
-    about = json.dumps([architecture(model), kinds, shapes, machine, ways, longest])
-    return files.cache_folder() / "ways" / f"compiled-{sha256(about.encode()).hexdigest()}.json"
+    return [architecture(model), kinds, shapes, machine(model.device), ways, longest]
 
 
 def _reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from workbench.models import sharing
 from workbench.runtime.compiled import Compile as Engine
 from workbench.runtime.compiling import SHORTEST, check_fits
 from workbench.runtime.engine import Eager
+from workbench.runtime.footprint import kv_bytes
 from workbench.runtime.kvcache import FULL
 from workbench.step import Forecast, Step
 from workbench.tasks.task import Task, Text
@@ -72,10 +73,6 @@ class Compile(Step):
 
     def forecast(self, variant: Variant) -> Forecast:
         """Keys and values of the longest answer; how long it takes is only known once it is done."""
-        config = variant.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
-        size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
-        tokens = min(self.longest, variant.context_length)
-        kept = 2 * config.num_hidden_layers * heads * size * tokens * variant.dtype.itemsize
+        kept = kv_bytes(variant.model) * min(self.longest, variant.context_length)
         copied = variant.total_bytes if self.search else 0
-        return Forecast(owned_bytes=int(kept) + copied, weight_bytes=variant.total_bytes, seconds=None)
+        return Forecast(owned_bytes=kept + copied, weight_bytes=variant.total_bytes, seconds=None)
