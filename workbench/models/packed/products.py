@@ -4,9 +4,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from workbench.core import files
-from workbench.core.device import device_name
-from workbench.core.errors import WorkbenchError
+from workbench.core.device import machine
+from workbench.core.remembered import recall, remember
 
 Product = Callable[[Any, Tensor], Tensor]  # of a layer and rows ``(n, in)``, to ``(n, out)``
 STEP = 4  # a trial stands for up to so many times the rows of the one before: 1, 4, 16, 64, 256 and more
@@ -105,8 +104,7 @@ def _tried(key: tuple[str, int], layer: Any, offered: Mapping[str, Product], dty
             if time.perf_counter() > until:
                 break
     if time.perf_counter() - started > WORTH_KEEPING:
-        with suppress(WorkbenchError):  # a cache that cannot be written costs a trial next time
-            files.write_text(_place(key), json.dumps(found))
+        remember("products", _about(key), found)
     return found
 
 
@@ -118,18 +116,12 @@ def _seconds(product: Product, layer: Any, rows: Tensor) -> float:
 
 def _remembered(key: tuple[str, int], offered: Mapping[str, Product]) -> dict[str, float] | None:
     """What another process found; a damaged or foreign file counts as none."""
-    try:
-        found = json.loads(_place(key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    found = recall("products", _about(key))
     whole = isinstance(found, dict) and found.keys() == offered.keys()
     return found if whole and all(isinstance(each, float) and each > 0 for each in found.values()) else None
 
 
-def _place(key: tuple[str, int]) -> Path:
-    """Where a trial is kept: for this processor, what of it may be used, its threads, and these versions."""
+def _about(key: tuple[str, int]) -> list[Any]:
+    """What a trial is kept for: this machine, what may be used of it, these versions, and what tries it."""
     own = [files.sha256(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
-    asked = [os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")]
-    machine = [device_name(torch.device("cpu")), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]
-    about = json.dumps([*key, *machine, *asked, torch.__version__, own])
-    return files.cache_folder() / "products" / f"{sha256(about.encode()).hexdigest()}.json"
+    return [*key, machine(torch.device("cpu")), os.environ.get("ATEN_CPU_CAPABILITY", ""), own]
