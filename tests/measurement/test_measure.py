@@ -133,11 +133,27 @@ def test_perplexity_equals_the_models_own_loss(smollm: wb.Variant) -> None:
     assert run["perplexity"].value == pytest.approx(math.exp(loss), rel=1e-4)
 
 
-def test_the_other_kernel_gives_the_same_product(base: wb.Variant) -> None:
-    shared = kernels.for_reading(base.model)
-    layers = [m for m in shared.modules() if isinstance(m, kernels.OneDNNLinear)]
-    assert bool(layers) == kernels.onednn_is_faster()
-    dense = base.model.model.layers[0].mlp.up_proj
-    x = torch.randn(3, 7, dense.in_features)
-    torch.testing.assert_close(kernels.OneDNNLinear(dense)(x), dense(x))
+def test_who_listens_with_hooks_hears_every_token(base: wb.Variant) -> None:
+    heard: list[torch.Size] = []
+    head = base.model.get_output_embeddings()
+    base.generate("one two", max_new_tokens=2)
+    hook = head.register_forward_hook(lambda _, args, output: heard.append(output.shape))
+    base.generate("one two", max_new_tokens=2)
+    hook.remove()
+    assert heard
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", ["MKL", "oneDNN", "MKL, weight first"])
+def test_every_product_of_a_dense_layer_is_the_same(base: wb.Variant, name: str, biased: bool) -> None:
+    shared = kernels.for_rows(base.model)
     assert sharing.storages(shared).keys() == sharing.storages(base.model).keys()
+    dense = base.model.model.layers[0].mlp.up_proj
+    layer = shared.model.layers[0].mlp.up_proj
+    if biased:
+        dense = torch.nn.Linear(dense.in_features, dense.out_features)
+        layer = kernels.DenseLinear(dense.weight, dense.bias)
+    with torch.no_grad(), products.forced(name):
+        for rows in ((1,), (1, 1), (2, 1), (3, 7), (200,)):
+            x = torch.randn(*rows, dense.in_features)
+            torch.testing.assert_close(layer(x), dense(x))

@@ -155,10 +155,11 @@ class Memory:
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @torch.no_grad()
 def test_out_of_memory_while_the_batch_grows(rows: int, base: wb.Variant) -> None:
+    memory = Memory(base.model, 6)
     running, asks = Running(base.model, 6), [ask(5 + row, 10, row) for row in range(6)]
     running.join(asks[:2])
     running.step()
-    memory = Memory(base.model, rows)
+    memory.rows = rows
     running.join(asks[2:])
     assert run(running) <= 6
     memory.hook.remove()
@@ -168,8 +169,8 @@ def test_out_of_memory_while_the_batch_grows(rows: int, base: wb.Variant) -> Non
 
 
 def test_one_alone_that_has_no_memory_fails(base: wb.Variant) -> None:
-    running, asks = Running(base.model, 6), [ask(5 + row, 10, row) for row in range(3)]
     memory = Memory(base.model, 0)
+    running, asks = Running(base.model, 6), [ask(5 + row, 10, row) for row in range(3)]
     running.join(asks)
     run(running)
     memory.hook.remove()

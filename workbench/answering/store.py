@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -106,6 +106,8 @@ class Store:
         self.path = path
         self.asked = self.hits = self.wrong = self.evicted = 0
         self._turn = threading.Lock()
+        self._open: sqlite3.Connection | None = None
+        self._mark: tuple[int, ...] = ()
         self._memory = None if path else _prepared(":memory:")
         self._told: set[str] = set()
 
@@ -166,12 +168,26 @@ class Store:
         with self._turn:
             if self._memory is None and self.path is not None:
                 try:
-                    _private(self.path)
-                    with closing(_prepared(self.path)) as base:
-                        return work(base)
+                    return work(self._opened(self.path))
                 except (sqlite3.Error, OSError) as error:
+                    self._close()
                     self._bear(error, self.path)
             return None if self._memory is None else work(self._memory)
+
+    def _opened(self, path: Path) -> sqlite3.Connection:
+        """The file, opened anew if it is not the one that is open: set aside, or in a process forked since."""
+        if self._open is None or self._mark != _mark(path):
+            self._close()
+            _private(path)
+            self._mark = _mark(path)
+            self._open = _prepared(path)
+        return self._open
+
+    def _close(self) -> None:
+        """Let go of the file; what was half written is taken back."""
+        if self._open is not None and self._mark[0] == os.getpid():
+            self._open.close()
+        self._open = None
 
     def _bear(self, error: Exception, path: Path) -> None:
         """Go on without what could not be used."""
@@ -247,6 +263,15 @@ def _prepared(place: Path | str) -> sqlite3.Connection:
         base.close()
         raise
     return base
+
+
+def _mark(path: Path) -> tuple[int, ...]:
+    """This process, and which file is there, whose, and for whom; nothing of it if there is none."""
+    try:
+        held = os.lstat(path)
+    except FileNotFoundError:
+        return (os.getpid(),)
+    return os.getpid(), held.st_dev, held.st_ino, held.st_uid, held.st_mode
 
 
 def _private(path: Path) -> None:

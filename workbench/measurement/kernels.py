@@ -18,6 +18,7 @@ from workbench.core.drawn import HTML, drawn
 from workbench.models.packed import PackedLinear, dense_weight, is_adapted, linear_layers
 from workbench.models.packed.products import MOST_OUTPUTS, MOST_ROWS, Trial, trial
 from workbench.runtime.forward import using
+from workbench.runtime.kernels import DenseLinear
 from workbench.runtime.rows import Rows
 from workbench.runtime.trial import some_tokens, way_of
 from workbench.variant import Variant
@@ -166,10 +167,12 @@ def _trial(layer: nn.Module, rows: int, dtype: torch.dtype) -> Trial:
         if layer.get_buffer("weight").device.type == "cpu":
             return trial(layer, rows, dtype)
         return Trial(next(iter(layer.products(rows))), {})
-    weight, name = dense_weight(layer)[:MOST_OUTPUTS], "torch's linear"
+    weight, name = dense_weight(layer), "torch's linear"
     if weight.device.type != "cpu":
         return Trial(name, {})
-    x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
+    if rows > 1 and weight.dtype == torch.float32:
+        return trial(DenseLinear(nn.Parameter(weight, requires_grad=False), None), rows, dtype)
+    weight, x = weight[:MOST_OUTPUTS], torch.ones(rows, weight.shape[1], dtype=weight.dtype)
     return Trial(name, {name: _least(lambda: F.linear(x, weight))})
 
 

@@ -11,7 +11,9 @@ from workbench.models import sharing
 
 WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes a number
 
-_marks: "WeakKeyDictionary[nn.Module, tuple[list[dict[str, Any]], int]]" = WeakKeyDictionary()
+Tables = tuple[list[dict[str, Any]], list[dict[str, Any]]]  # of tensors and of modules, as the modules hold them
+
+_marks: "WeakKeyDictionary[nn.Module, tuple[Tables, int]]" = WeakKeyDictionary()
 _known: "WeakKeyDictionary[nn.Module, tuple[int, str]]" = WeakKeyDictionary()
 
 
@@ -20,23 +22,25 @@ def marks(model: nn.Module) -> int:
 
     It tells nothing about the weights, and is good for this process only.
     """
-    tables, before = _marks.get(model, ([], 0))
-    now = _marked(tables)
-    if not tables or now != before:  # walking through all modules takes longest
-        parts = [each for module in model.modules() for each in (module._parameters, module._buffers, module._modules)]
-        tables = [each for each in parts if each]
+    tables, before = _marks.get(model, (None, 0))
+    now = _marked(tables) if tables else 0
+    if tables is None or now != before:  # walking through all modules takes longest
+        modules = list(model.modules())
+        tensors = [each for module in modules for each in (module._parameters, module._buffers) if each]
+        tables = tensors, [each for module in modules if (each := module._modules)]
         now = _marked(tables)
         _marks[model] = (tables, now)
     return now
 
 
-def _marked(tables: list[dict[str, Any]]) -> int:
-    return hash(tuple([_mark(value) for each in tables for value in each.values()]))
-
-
-def _mark(value: Any) -> Any:
-    """Which tensor it is, and how often it was written to, where torch counts that."""
-    return (id(value), value._version) if isinstance(value, Tensor) and not value.is_inference() else id(value)
+def _marked(tables: Tables) -> int:
+    """Which tensors and modules they are, and how often each tensor was written to, where torch counts that."""
+    tensors, modules = ([value for each in part for value in each.values()] for part in tables)
+    try:
+        written = [each._version for each in tensors if each is not None]
+    except RuntimeError:  # tensors made in inference mode count nothing
+        written = [each._version for each in tensors if each is not None and not each.is_inference()]
+    return hash((*map(id, tensors), *map(id, modules), *written))
 
 
 def identity(model: Any) -> str:

@@ -1,60 +1,101 @@
-"""The faster of torch's two float32 matrix kernels on this CPU, for reading many tokens at once.
+"""Dense float32 layers on the fastest of torch's products on this CPU, which depends on how many rows are multiplied.
 
-`torch.nn.Linear` always multiplies float32 with MKL; oneDNN, which torch brings too, is faster on some CPUs (1.1 to
-1.25 times on an AMD Zen 4). The products differ in the last bits only.
+`torch.nn.Linear` always multiplies float32 with MKL. For a few rows, as in a batch or behind a draft, another order of
+the factors or oneDNN, which torch brings too, can be twice as fast; the products differ in the last bits only.
 """
 
-import time
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.models import sharing
 from workbench.models.packed import linear_layers, replace_module
+from workbench.models.packed.products import Product, product_of
+
+SWAPPED_ROWS = 64  # beyond these the order of the factors makes no difference
+SAMPLE = 16_384  # outputs of a wide layer that are tried at once: few of them may be multiplied in another way
+
+_made: "WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = WeakKeyDictionary()
 
 
-class OneDNNLinear(nn.Module):
-    """A dense linear layer multiplied by oneDNN; shares the weight of the layer it stands for."""
+class DenseLinear(nn.Module):
+    """A dense linear layer that chooses its product by trial; it shares the weight of the layer it stands for."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    options: Mapping[str, Any] = {}
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, alike: "Sequence[Tensor] | None" = None) -> None:
         super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
+        self.weight, self.bias, self._alike = weight, bias, alike
+        self.out_features, self.in_features = weight.shape
+        self.uses: dict[tuple[int, torch.dtype], Product] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """``x (..., in) -> (..., out)``."""
-        return _onednn(x, self.weight, self.bias)
+        if x.numel() <= self.in_features:  # all read the weight once, and torch's own way to call it is the shortest
+            return F.linear(x, self.weight, self.bias)
+        rows = x.reshape(-1, self.in_features)
+        return product_of(self, rows)(self, rows).view(*x.shape[:-1], self.out_features)
+
+    def products(self, rows: int) -> Mapping[str, Product]:
+        """The usual one, and what may be faster."""
+        found: dict[str, Product] = {"MKL": usual}
+        if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            found["oneDNN"] = onednn
+        if rows <= SWAPPED_ROWS:
+            found["MKL, weight first"] = weight_first
+        return found
+
+    def samples(self, outputs: int) -> list["DenseLinear"]:
+        """Layers of such a shape, to try products on in turn; a wide one in parts."""
+        size = min(self.out_features, SAMPLE)
+        parts = [
+            weight.detach()[first : first + size]
+            for weight in self._alike or [self.weight]
+            for first in range(0, self.out_features - size + 1, size)
+        ]
+        return [DenseLinear(nn.Parameter(part, requires_grad=False), None) for part in parts]
 
 
-def for_reading(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its dense float32 layers on the faster kernel; the same model where that is torch's usual one."""
-    if model.device.type != "cpu" or model.dtype != torch.float32 or not onednn_is_faster():
-        return model
-    shared = sharing.share(model)
-    for path, layer in list(linear_layers(shared, head=True)):
-        if type(layer) is nn.Linear:
-            replace_module(shared, path, OneDNNLinear(layer))
-    return shared
+def usual(layer: DenseLinear, rows: Tensor) -> Tensor:
+    """As `torch.nn.Linear`."""
+    return F.linear(rows, layer.weight, layer.bias)
 
 
-@cache
-def onednn_is_faster() -> bool:
-    """Tried once, on a product of the usual shape."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    rows, weight = torch.randn(1024, 512), torch.randn(1024, 512)
-    usual = min(_seconds(lambda: torch.nn.functional.linear(rows, weight)) for _ in range(5))
-    return usual > 1.03 * min(_seconds(lambda: _onednn(rows, weight, None)) for _ in range(5))
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def onednn(layer: DenseLinear, rows: Tensor) -> Tensor:
+    """By oneDNN."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, layer.weight, layer.bias, "none", [], "")
     return product
 
 
-def _seconds(work: Any) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def weight_first(layer: DenseLinear, rows: Tensor) -> Tensor:
+    """The weight times the rows, turned round again."""
+    product = torch.mm(layer.weight, rows.t()).t().contiguous()
+    return product if layer.bias is None else product.add_(layer.bias)
+
+
+def for_rows(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model that shares its weights, with its dense layers so.
+
+    The same model where there is no choice, on a GPU or in another type, and where somebody listens with hooks.
+    """
+    if model.device.type != "cpu" or model.dtype != torch.float32 or any(map(_heard, model.modules())):
+        return model
+    if model not in _made:
+        shared = sharing.share(model)
+        alike: dict[tuple[int, ...], list[Tensor]] = {}
+        for path, layer in list(linear_layers(shared, head=True)):
+            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32 and layer.weight.is_cpu:
+                weights = alike.setdefault(tuple(layer.weight.shape), [])
+                weights.append(layer.weight)
+                replace_module(shared, path, DenseLinear(layer.weight, layer.bias, weights))
+        _made[model] = shared
+    return _made[model]
+
+
+def _heard(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

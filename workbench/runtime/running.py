@@ -16,6 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from workbench.core.errors import InvalidInput, OutOfMemory
 from workbench.runtime.asks import Ask, hear
 from workbench.runtime.forward import memory_guard, using
+from workbench.runtime.kernels import for_rows
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
 from workbench.runtime.slots import Slots
@@ -51,7 +52,8 @@ class Running:
         prefix: Prefix | None = None,
         label: str = "Answering",
     ) -> None:
-        self._model, self._rows, self._most_bytes, self._prefix, self._label = model, rows, most_bytes, prefix, label
+        self._rows, self._most_bytes, self._prefix, self._label = rows, most_bytes, prefix, label
+        self._model = for_rows(model)
         self._start = prefix.length if prefix else 0
         self._padded, self._context = way_of(model).padded, context_length(model.config)
         self._allowed = rows  # fewer once memory ran out, until all have left

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
+from copy import copy, deepcopy
 from typing import Any, Self
 
 import torch
@@ -14,6 +14,7 @@ from workbench.core.errors import InvalidInput
 from workbench.models.packed.products import Product, product_of
 
 KINDS: dict[str, type["Packed"]] = {}
+COLD_BYTES, MOST_COPIES = 32_000_000, 16  # tried in turn: while a model is run, no weight is still in a cache either
 
 
 class Packed(nn.Module):
@@ -110,14 +111,14 @@ class PackedLinear(Packed):
         """
         return {"unpacked once a batch": unpacked_product}
 
-    def sample(self, outputs: int) -> Self:
-        """A layer of this one's first outputs, so many at most, to try products on; it shares the weight."""
-        if self.out_features <= outputs:
-            return self
+    def samples(self, outputs: int) -> list[Self]:
+        """Layers as this one, of its first outputs, so many at most: to try products on in turn."""
         like = copy(self)
-        like.uses, like.out_features = {}, outputs
-        like._buffers = {name: self.first(name, outputs) for name in self._buffers if name != "bias"}
-        return like
+        if self.out_features > outputs:
+            like.uses, like.out_features = {}, outputs
+            like._buffers = {name: self.first(name, outputs) for name in self._buffers if name != "bias"}
+        held = sum(each.nbytes for each in like.buffers())
+        return [like, *(deepcopy(like) for _ in range(min(MOST_COPIES, COLD_BYTES // held)))]
 
     def first(self, name: str, outputs: int) -> Tensor:
         """What a buffer holds for the first outputs."""
