@@ -1,5 +1,6 @@
 """Kept beginnings: the same answers with less to read, within their bytes, and gone with the model."""
 
+import asyncio
 import gc
 from collections.abc import Callable
 
@@ -85,6 +86,25 @@ def test_a_batch_reads_what_it_shares_once_and_never_again(base: wb.Variant, tin
     assert [each.token_ids for each in generate_answers(cached, tiny_task, tiny_task.test[:4])] == wanted[:4]
     assert len(kept(cached.model)) == 1, "rows of a batch push nothing out"
     assert first[0] not in counts, "the beginning"
+
+
+def test_requests_that_come_at_once_continue_from_what_was_read(base: wb.Variant) -> None:
+    plain = base.apply(prompt.System(text="The tide comes in twice a day, and goes out twice a day. " * 8))
+    cached, counts = plain.apply(runtime.PrefixCache()), list[int]()
+    asked = ["one two", "three four five", "six"]
+
+    async def all_of(variant: wb.Variant, questions: list[str]) -> list[tuple[int, ...]]:
+        answers = await asyncio.gather(*(variant.agenerate(each, max_new_tokens=6) for each in questions))
+        return [each.token_ids for each in answers]
+
+    wanted = asyncio.run(all_of(plain, asked))
+    read_tokens(cached, counts)
+    assert asyncio.run(all_of(cached, asked[:1])) == wanted[:1]
+    first, counts[:] = sum(counts), []
+    assert asyncio.run(all_of(cached, asked)) == wanted
+    assert sum(counts) < first, "all three read less than the first of them alone"
+    assert cached.generate(asked[1], max_new_tokens=6).token_ids == wanted[1]
+    assert asyncio.run(all_of(cached, asked[1:2])) == wanted[1:2]
 
 
 def test_samples_of_one_request_continue_from_its_prompt(base: wb.Variant) -> None:

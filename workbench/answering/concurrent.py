@@ -83,7 +83,7 @@ class _Table:
 
     def __init__(self, who: Who, label: str) -> None:
         model, engine = who
-        self._running, self._most = engine.running(model, label=label), engine.most_rows(model)
+        self._running, self._most = engine.running(model, label=label, keeps=True), engine.most_rows(model)
         self.calls: list[Call] = []
 
     def join(self, call: Call) -> None:

@@ -67,8 +67,18 @@ class Engine(named.Named):
         """Requests that may wait behind them; further ones are refused."""
         return WAITING
 
-    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
-        """A batch that answers may join and leave while others go on; None if this engine has none for such a model."""
+    def running(
+        self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering", keeps: bool = False
+    ) -> Running | None:
+        """A batch that answers may join and leave while others go on; None if this engine has none for such a model.
+
+        Args:
+            model: a causal language model.
+            prefix: what all prompts begin with and leave out.
+            label: whose or what work it is.
+            keeps: whether what is read is kept for later requests, if the engine keeps any; a batch of many prompts
+                that come once would push out everything else.
+        """
         return None
 
     def notes(self, row: Follower) -> tuple[str, ...]:
@@ -168,11 +178,14 @@ class Eager(Engine):
         layers = () if way.own or not way.state else new_cache(model.config, self.cache_bits).layers
         return any(isinstance(layer, PackedLayer) for layer in layers)
 
-    def running(self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering") -> Running | None:
+    def running(
+        self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering", keeps: bool = False
+    ) -> Running | None:
         """Of as many rows as are decoded together; engines that run a single row in another way share it."""
         if self.cache_bits < FULL or not way_of(model).slots:
             return None
-        return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label)
+        kept_bytes = self.prefix_bytes if keeps and way_of(model).prefix else 0
+        return Running(model, self.most_rows(model), self.most_bytes(model), prefix, label, kept_bytes)
 
     def most_bytes(self, model: PreTrainedModel) -> int:
         """Bound on the keys and values of a batch that runs: half of what is free."""

@@ -9,16 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from workbench.core.errors import InvalidInput, OutOfMemory
 from workbench.runtime.asks import Ask, hear
 from workbench.runtime.forward import memory_guard, using
+from workbench.runtime.kept import kept, known_prefix
 from workbench.runtime.kernels import for_rows
+from workbench.runtime.kvcache import FULL
 from workbench.runtime.prefix import Prefix
-from workbench.runtime.rows import Rows
+from workbench.runtime.reading import Reading
 from workbench.runtime.slots import Slots
 from workbench.runtime.trial import way_of
 
@@ -42,6 +42,7 @@ class Running:
         most_bytes: of keys and values; one row alone may have more. None sets no bound but the device's.
         prefix: what all prompts begin with and leave out.
         label: whose or what work it is.
+        keeps: bytes of what was read that are kept for prompts that begin alike, where nothing is left out.
     """
 
     def __init__(
@@ -51,9 +52,10 @@ class Running:
         most_bytes: int | None = None,
         prefix: Prefix | None = None,
         label: str = "Answering",
+        keeps: int = 0,
     ) -> None:
         self._rows, self._most_bytes, self._prefix, self._label = rows, most_bytes, prefix, label
-        self._model = for_rows(model)
+        self._given, self._model, self._keeps = model, for_rows(model), 0 if prefix else keeps
         self._start = prefix.length if prefix else 0
         self._padded, self._context = way_of(model).padded, context_length(model.config)
         self._allowed = rows  # fewer once memory ran out, until all have left
@@ -110,7 +112,7 @@ class Running:
             asks = self._next()
             if not asks:
                 return False
-            reading = Reading(self._model, asks, self._prefix)
+            reading = Reading(self._model, asks, self._prefix or self._known(asks), self._start, CHUNK)
         self._reading = None
         try:
             with memory_guard(self._label):
@@ -139,7 +141,18 @@ class Running:
             texts.add(ask.text)
         return chosen
 
-    def _seat(self, reading: "Reading") -> None:
+    def _known(self, asks: Sequence[Ask]) -> Prefix | None:
+        """What was read before of the one text that all of these have."""
+        if not self._keeps or any(ask.text != asks[0].text for ask in asks):
+            return None
+        return known_prefix(self._given, [asks[0].text], FULL, self._keeps)
+
+    def _keep(self, ids: Sequence[int], cache: DynamicCache) -> None:
+        """Keep what was read of these tokens; the cache is nobody else's."""
+        if self._keeps:
+            kept(self._given).keep(Prefix.of(ids, cache), self._keeps)
+
+    def _seat(self, reading: Reading) -> None:
         """Give rows to those who were read."""
         self._token_bytes = reading.token_bytes
         for index, ask in enumerate(reading.asks):
@@ -149,11 +162,13 @@ class Running:
             try:
                 with memory_guard(self._label):
                     slots = self._fit(len(self.going) + 1, read + 1, len(self.going) + len(reading.asks) - index)
-                    slots.put(reading.cache, reading.row(index), read, self._start)
+                    slots.put(reading.cache, reading.row(index), read, reading.start)
             except OutOfMemory as error:
                 self._short(reading.asks[index:], error)
                 return
             self.going.append(ask)
+        if len(set(map(reading.row, range(len(reading.asks))))) == 1:
+            self._keep(reading.asks[0].ids, reading.cache)
 
     def _decode(self) -> None:
         """One token for every row."""
@@ -247,51 +262,15 @@ class Running:
         """Free the rows of some; once none is left, all memory."""
         for row in reversed(range(len(self.going))):
             if gone(self.going[row]):
+                ask = self.going[row]
                 assert self._slots is not None
+                if self._keeps and ask.follower.ended and ask.error is None:
+                    self._keep(ask.text, self._slots.taken(row))
                 self._slots.drop(row)
                 self.going[row] = self.going[-1]
                 self.going.pop()
         if not self.going:
             self._slots, self._allowed = None, self._rows
-
-
-class Reading:
-    """Prompts read beside each other, or a long one in pieces, into a growing cache; equal ones are read once."""
-
-    def __init__(self, model: PreTrainedModel, asks: Sequence[Ask], prefix: Prefix | None) -> None:
-        self.asks = asks
-        texts = [ask.text for ask in asks]
-        unique = list(dict.fromkeys(texts))
-        self._rows = [unique.index(text) for text in texts]
-        pieces = [text[:CHUNK] for text in unique] if len(unique) == 1 else unique
-        self._rest = unique[0][CHUNK:] if len(unique) == 1 else ()
-        self._going, self._device = Rows(model, pieces, way_of(model), prefix), model.device
-
-    @property
-    def cache(self) -> DynamicCache:
-        """Keys and values read so far."""
-        found = self._going.cache
-        assert isinstance(found, DynamicCache)
-        return found
-
-    @property
-    def token_bytes(self) -> int:
-        """Of the keys and values of one token."""
-        layers = [layer for layer in self.cache.layers if isinstance(layer, DynamicLayer)]
-        return sum(each[0, :, 0].nbytes for layer in layers for each in (layer.keys, layer.values) if each is not None)
-
-    def row(self, index: int) -> int:
-        """Where in the cache an answer's prompt is."""
-        return self._rows[index]
-
-    def logits(self) -> Tensor | None:
-        """Read a piece: logits ``(asks, vocabulary)``, of their own memory, with the last one; None before."""
-        logits = self._going.logits()
-        if not self._rest:
-            return logits[self._rows]
-        piece, self._rest = self._rest[:CHUNK], self._rest[CHUNK:]
-        self._going.append(torch.tensor([piece], device=self._device))
-        return None
 
 
 def context_length(config: PreTrainedConfig) -> int:
