@@ -241,6 +241,14 @@ def test_drafts_that_lose_are_given_up_and_tried_again() -> None:
     assert Costs(1.0, [1.3]).break_even == pytest.approx(0.31)
 
 
+def test_what_can_hardly_win_is_not_tried() -> None:
+    dear = Costs(1.0, [1.2, 1.3, 1.6], draft=0.62)
+    assert dear.hope == pytest.approx(2.71 / 2.54), "two drafted"
+    pace = Pace(dear)
+    assert {pace.most() for _ in range(50)} == {0}
+    assert Pace(Costs(1.0, [1.2, 1.3, 1.6], draft=0.1)).most() > 0
+
+
 def test_close_calls_are_those_that_a_little_change_turns_over() -> None:
     generator = torch.Generator().manual_seed(0)
     for temperature, top_p in ((0.0, 1.0), (1.0, 1.0), (0.7, 0.6)):

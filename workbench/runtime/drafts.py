@@ -14,6 +14,8 @@ LOOKED_AT: Final = 16  # earlier places of the same tokens, the latest first
 LONGEST: Final = 16  # tokens before a place that are compared
 FORGETTING: Final = 0.9  # what earlier checks count for at the next one
 DOUBT: Final = 2.0  # checks that a new answer is taken to have had
+GOOD: Final = 0.9  # share of drafted tokens that a draft can be hoped to have right
+WORTH: Final = 1.1  # times as fast that it must then be, to be tried at all: it is mostly less good
 PAUSE: Final = 16  # tokens until a draft is tried again that lost; twice as many each time
 
 
@@ -162,6 +164,11 @@ class Costs:
         counts = range(1, 1 + len(self.more))
         return next((p / 100 for p in range(100) if any(self.gain(n, p / 100) > 1 for n in counts)), 1.0)
 
+    @property
+    def hope(self) -> float:
+        """How many times as fast answers are when a draft is as good as can be hoped."""
+        return max(self.gain(count, GOOD) for count in range(1, 1 + len(self.more)))
+
     def learn(self, tokens: int, seconds: float) -> None:
         """Take a pass into account; one that something else held up counts for little."""
         if tokens == 1:
@@ -195,8 +202,8 @@ class Pace:
 
     def most(self) -> int:
         """Tokens to draft; to be asked once a pass."""
-        if self._wait:
-            self._wait -= 1
+        if self._wait or self.costs.hope < WORTH:
+            self._wait = max(0, self._wait - 1)
             return 0
         right = self._right / self._checked
         counts = range(1, 1 + len(self.costs.more))

@@ -12,7 +12,7 @@ from workbench.core.errors import InvalidInput, NotAvailable
 from workbench.core.progress import Progress
 from workbench.models import sharing
 from workbench.recipe import REGISTRY
-from workbench.runtime.drafts import replay
+from workbench.runtime.drafts import GOOD, WORTH, replay
 from workbench.runtime.engine import Eager
 from workbench.runtime.rows import forgets
 from workbench.runtime.speculative import RARE
@@ -149,10 +149,14 @@ class Speculate(Step):
         """What it will take to win, and what looking up would give on the task's own answers."""
         costs = engine.costs(variant.model)
         ratios = ", ".join(f"{ratio:.2f}" for ratio in costs.more)
+        drafts = f" and a drafted token {costs.draft:.2f}" if costs.draft else ""
         notes = [
-            f"Passes with 2, 3, ... tokens cost {ratios} times one; drafts win from {costs.break_even:.0%} right on."
-            if costs.break_even < 1
-            else f"Passes with 2, 3, ... tokens cost {ratios} times one: no draft can win here."
+            f"Passes with 2, 3, ... tokens cost {ratios} times one{drafts}: "
+            + (
+                f"drafts win from {costs.break_even:.0%} right on."
+                if costs.hope >= WORTH
+                else f"with {GOOD:.0%} right it would be {costs.hope:.2f} times as fast, so nothing is drafted."
+            )
         ]
         if costs.slack >= RARE:
             notes.append(
