@@ -1,5 +1,6 @@
 """Why a variant is slow: the arithmetic by hand, every bound's sentence, and a real variant explained."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -47,8 +48,8 @@ def test_the_roofline_by_hand() -> None:
 def test_every_sheet_says_where_it_is_from() -> None:
     assert len({each.name for each in SHEETS}) == len(SHEETS)
     for each in SHEETS:
-        assert each.source.startswith("https://")
-        assert each.memory > 0
+        assert re.match(r"[A-Z][^;]+, https://[^ ;]+(;|$)", each.source)  # the sheet's name, its address, and doubts
+        assert all(figure > 0 for figure in (each.bandwidth, each.memory, *each.flops.values()))
     for kind in ("H100", "H200", "RTX", "TPU", "FPGA", "laptop", "phone"):
         assert roofline.sheet(kind)
     with pytest.raises(InvalidInput, match="no data sheet of 'Z80'"):
@@ -135,10 +136,13 @@ def test_what_is_shown_is_escaped_and_whole(base: wb.Variant) -> None:
     found = made(base, Parts(**NONE))
     page = found._repr_html_()
     assert "<img" not in page
-    assert "from data sheets: https://www.nvidia.com" in page
+    assert "from data sheets: NVIDIA H200 data sheet, https://www.nvidia.com" in page
     assert [trace.name for trace in found.figure().data][:3] == ["mine", "H200 SXM", "Laptop (Apple M3 Pro)"]
     assert list(found.elsewhere().index) == ["mine", "H200 SXM", "Laptop (Apple M3 Pro)"]
     assert found.elsewhere().loc["H200 SXM", "first"] == pytest.approx(1 / (900 * 5e-6))
+    edited = roofline.SHEETS[0].model_copy(update={"bandwidth": 1e9, "source": "<b>edited</b>"})
+    assert found.on([edited]).elsewhere()["source"].iloc[-1] == "<b>edited</b>"  # no figure of a sheet any more
+    assert "<b>edited" not in found.on([edited])._repr_html_()
     assert not found.on([DEVICE.model_copy(update={"memory": 1000})]).elsewhere()["fits"].iloc[-1]
     assert list(found.table().index) == ["decode 1", "decode 8", "prefill"]
     assert found.table()["error"].iloc[0] == pytest.approx(-1 / 11)

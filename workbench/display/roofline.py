@@ -1,6 +1,5 @@
 """Where a variant's passes stand under the roofs of this device and of others; predicted beside measured."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from workbench.analysis.explain import Explanation
 from workbench.analysis.memory import Memory
 from workbench.core import units
 from workbench.core.drawn import HTML, draws
-from workbench.display.report import STYLE
+from workbench.display.report import STYLE, table
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ def explanation_html(found: Explanation) -> str:
         rows.append((*cells, f"{each['tokens_per_second']:.3g}"))
     return (
         f'{STYLE}<div class="wb-report"><p><b>{escape(found.sentence)}</b></p><ul>{lines}</ul><ul>{tried}</ul>'
-        f"{_table(head, rows)}{devices_html(found)}<small>{escape(footnote(found))}</small></div>"
+        f"{table(head, rows)}{devices_html(found)}<small>{escape(footnote(found))}</small></div>"
     )
 
 
@@ -160,7 +159,7 @@ def devices_html(found: Explanation) -> str:
         )
         for name, each in found.elsewhere().iterrows()
     ]
-    return _table(head, rows)
+    return table(head, rows, words=True)
 
 
 def footnote(found: Explanation) -> str:
@@ -183,10 +182,4 @@ def memory_html(found: Memory) -> str:
         for each in found.holders
     ]
     said = "".join(f"<li>{escape(each)}</li>" for each in found.lines[len(found.holders) :])
-    return f'{STYLE}<div class="wb-report">{_table(head, rows)}<ul>{said}</ul></div>'
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{escape(each)}</th>" for each in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'{STYLE}<div class="wb-report">{table(head, rows)}<ul>{said}</ul></div>'
