@@ -15,6 +15,7 @@ from workbench.answering.request import Generation, Piece, Prompt, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
 from workbench.core.device import resolve_device, resolve_dtype
+from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Closed, InvalidInput, NotAvailable
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
@@ -310,6 +311,9 @@ class Variant:
             if name == "model":  # only reached once `close` has taken the attribute away
                 raise Closed(f"'{self.name}' was closed: apply its recipe again to get it back.")
             raise AttributeError(f"'Variant' has no attribute '{name}'")
+
+    def _repr_html_(self) -> str:
+        return str(drawn(self, HTML))
 
     def __repr__(self) -> str:
         if self.closed:

@@ -9,6 +9,7 @@ from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
 from workbench.display.training import curve_data, curve_figure
+from workbench.display.variant import variant_html
 
 __all__ = [
     "COLOURS",
@@ -30,4 +31,5 @@ __all__ = [
     "roofline_figure",
     "sensitivity_figure",
     "styled",
+    "variant_html",
 ]
