@@ -1,6 +1,7 @@
 """Every Plotly figure: built from numbers, outside text escaped, transparent when a page brings its own colours."""
 
 from workbench.display.batching import batching_figure, batching_html
+from workbench.display.caches import caches_html
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
 from workbench.display.comparison import comparison_figure
 from workbench.display.kernels import kernels_html
@@ -16,6 +17,7 @@ __all__ = [
     "NEUTRAL",
     "batching_figure",
     "batching_html",
+    "caches_html",
     "closeup_figure",
     "comparison_figure",
     "comparison_html",
