@@ -1,7 +1,5 @@
 """What caches hold and were of use for, against counts kept by hand."""
 
-from typing import Any
-
 import pytest
 
 import workbench as wb
@@ -9,11 +7,6 @@ from workbench.core.errors import Closed
 from workbench.steps import runtime
 
 SYSTEM = {"role": "system", "content": "The tide comes in twice a day. Answer in one short sentence."}
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
 
 
 def asked(question: str) -> list[dict[str, str]]:
