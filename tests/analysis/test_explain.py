@@ -256,3 +256,33 @@ def test_what_cannot_be_explained_is_refused_before_any_work(base: wb.Variant) -
     stopped.cancel()
     with pytest.raises(Cancelled):
         explain(base, 1, context=16, progress=stopped)
+
+
+@pytest.mark.compiles
+def test_a_compiled_variant_is_explained(base: wb.Variant, request: pytest.FixtureRequest) -> None:
+    compiled = base.apply(runtime.Compile(how="blocks", longest=64))
+    request.getfixturevalue("quick")  # only now, so that what was compiled before is found again
+    found = explain(compiled, 1, 2, context=16, rounds=2, devices=[])
+    assert found.starts == "graph", compiled.notes
+    one, two = found.decode
+    assert one.work.operations == 1  # of the graph
+    assert two.work.operations > 1  # several rows are read as they are without
+    assert one.work.flops == 2 * (2 * 36864 + 64 * base.model.config.vocab_size)
+    for each in (one, two, found.prefill):
+        assert 0 < each.predicted.low <= each.predicted.high
+        assert each.measured.value > 0
+    assert not any(isinstance(each.step, runtime.Compile) for each in found.suggestions)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_variant_run_by_llama_cpp_is_explained(base: wb.Variant) -> None:
+    run = base.apply(runtime.LlamaCpp(threads=1))
+    found = explain(run, 1, 2, context=16, rounds=2, devices=[])
+    assert found.starts == "elsewhere"
+    assert "that this device reads" in found.sentence
+    for each in (*found.decode, found.prefill):
+        assert each.work.operations == 1
+        assert 0 < each.predicted.low <= each.predicted.high
+        assert each.measured.value > 0
+    assert found.parts.total == pytest.approx(found.decode[0].measured.value)
+    assert not any(isinstance(each.step, runtime.LlamaCpp | runtime.Compile) for each in found.suggestions)
