@@ -136,13 +136,15 @@ def test_what_is_shown_is_escaped_and_whole(base: wb.Variant) -> None:
     found = made(base, Parts(**NONE))
     page = found._repr_html_()
     assert "<img" not in page
-    assert "from data sheets: NVIDIA H200 data sheet, https://www.nvidia.com" in page
+    assert ">from data sheets, not all confirmed</td>" in page
+    assert "<li>H200 SXM: NVIDIA H200 data sheet, https://www.nvidia.com" in page
     assert [trace.name for trace in found.figure().data][:3] == ["mine", "H200 SXM", "Laptop (Apple M3 Pro)"]
     assert list(found.elsewhere().index) == ["mine", "H200 SXM", "Laptop (Apple M3 Pro)"]
     assert found.elsewhere().loc["H200 SXM", "first"] == pytest.approx(1 / (900 * 5e-6))
     edited = roofline.SHEETS[0].model_copy(update={"bandwidth": 1e9, "source": "<b>edited</b>"})
     assert found.on([edited]).elsewhere()["source"].iloc[-1] == "<b>edited</b>"  # no figure of a sheet any more
     assert "<b>edited" not in found.on([edited])._repr_html_()
+    assert found.elsewhere()["source"].iloc[1].startswith("from data sheets: NVIDIA H200 data sheet, https://")
     assert not found.on([DEVICE.model_copy(update={"memory": 1000})]).elsewhere()["fits"].iloc[-1]
     assert list(found.table().index) == ["decode 1", "decode 8", "prefill"]
     assert found.table()["error"].iloc[0] == pytest.approx(-1 / 11)

@@ -28,8 +28,9 @@ SHEETS: tuple[Device, ...] = (
         flops={"float32": 67e12, "bfloat16": 989e12, "float16": 989e12, "int8": 1979e12},
         call=5e-6,
         memory=141_000_000_000,
-        source="NVIDIA H200 data sheet, https://www.nvidia.com/en-us/data-center/h200/; memory by NVIDIA's MLPerf "
-        "system description (inference v4.1); bandwidth and arithmetic not confirmed, the latter as of an H100",
+        source="NVIDIA H200 data sheet, https://www.nvidia.com/en-us/data-center/h200/; memory and bandwidth by "
+        "https://github.com/NVIDIA/TensorRT-LLM/blob/main/docs/source/blogs/H200launch.md; arithmetic, as of an H100, "
+        "not confirmed",
     ),
     Device(
         name="GeForce RTX 4090",

@@ -144,7 +144,7 @@ def explanation_html(found: Explanation) -> str:
 
 
 def devices_html(found: Explanation) -> str:
-    """What the same weights could do at best elsewhere."""
+    """What the same weights could do at best elsewhere, and where each device's figures are from."""
     most = found.decode[-1].work.rows
     head = ("Device", "Reads", "Memory", "Fits", "Tokens/s at best", f"With {most} rows", "From")
     rows = [
@@ -155,11 +155,18 @@ def devices_html(found: Explanation) -> str:
             "yes" if each["fits"] else "no",
             f"{each['first']:.3g}",
             f"{each['last']:.3g}",
-            each["source"],
+            _origin(each["source"]),
         )
         for name, each in found.elsewhere().iterrows()
     ]
-    return table(head, rows, words=True)
+    sheets = "".join(f"<li>{escape(each.name)}: {escape(each.source)}.</li>" for each in found.devices)
+    folded = f"<details><summary>Where these figures are from</summary><ul>{sheets}</ul></details>" if sheets else ""
+    return table(head, rows, words=True) + folded
+
+
+def _origin(source: str) -> str:
+    """Short enough for a cell: what is before the name of a sheet, and whether all of it was confirmed."""
+    return source.partition(":")[0] + (", not all confirmed" if "not confirmed" in source else "")
 
 
 def footnote(found: Explanation) -> str:
