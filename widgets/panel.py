@@ -145,7 +145,7 @@ class Panel:
 
         def show(job: Any) -> None:
             notes = self.bench[job.result].notes if job.status == "done" and job.result in self.bench.variants else ()
-            self._say(html.job_message(job, " ".join([f"Made '{job.result}': it is on the list of variants.", *notes])))
+            self._say(html.job_message(job, f"Made '{job.result}': it is on the list of variants.", notes))
             for tool in self.tools.values():
                 tool.running(job)
 

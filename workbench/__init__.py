@@ -1,6 +1,7 @@
 """Feel what makes a language model fast and good: load, apply, measure, compare."""
 
 from workbench import steps
+from workbench.analysis.caches import Caches, caches
 from workbench.analysis.diff import Diff, diff
 from workbench.analysis.explain import Explanation, explain
 from workbench.analysis.memory import Fit, Memory, fits, memory
@@ -25,6 +26,7 @@ from workbench.variant import Variant, load
 
 __all__ = [
     "Batching",
+    "Caches",
     "Comparison",
     "Curve",
     "Diff",
@@ -50,6 +52,7 @@ __all__ = [
     "WorkbenchError",
     "Worker",
     "batching",
+    "caches",
     "compare",
     "curve",
     "diff",

@@ -1,7 +1,7 @@
 """A variant answers requests: a model, its tokenizer, its decoding settings and the recipe that made it."""
 
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from workbench.answering.request import Generation, Piece, Prompt, Request
 from workbench.answering.stage import Stage
 from workbench.core import files
 from workbench.core.device import resolve_device, resolve_dtype
+from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Closed, InvalidInput, NotAvailable
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
@@ -143,7 +144,9 @@ class Variant:
                 return made
             trial.check_runs(made.model, step.label)
             engine = made.engine.fitted(made.model, made.tokenizer, progress)
-            return made if engine == made.engine else replace(made, engine=engine)
+            stale = self.engine.remarks(self.model)
+            notes = _with(engine.remarks(made.model), [each for each in made.notes if each not in stale])
+            return made if (engine, notes) == (made.engine, made.notes) else replace(made, engine=engine, notes=notes)
 
     def derive(
         self,
@@ -291,7 +294,9 @@ class Variant:
                 gguf.save(folder, self.model, self.tokenizer, self.name, overwrite)
             return folder
         made = to_record(self.recipe, self.stages, self.decoding, self.engine)
-        record = {"name": self.name, "source": self.source, "notes": list(self.notes), **made}
+        remarks = self.engine.remarks(self.model)  # who loads it gets those of the engine that is made ready there
+        notes = [each for each in self.notes if each not in remarks]
+        record = {"name": self.name, "source": self.source, "notes": notes, **made}
         with using(self.name):
             export.write_export(folder, offload.whole(self.model), self.tokenizer, record, overwrite)
         return folder
@@ -311,11 +316,19 @@ class Variant:
                 raise Closed(f"'{self.name}' was closed: apply its recipe again to get it back.")
             raise AttributeError(f"'Variant' has no attribute '{name}'")
 
+    def _repr_html_(self) -> str:
+        return str(drawn(self, HTML))
+
     def __repr__(self) -> str:
         if self.closed:
             return f"<Variant {self.name!r}, closed>"
         notes = "".join(f"; note: {each}" for each in self.notes)
         return f"<Variant {self.name!r}: {self.total_bytes / 1e6:.0f} MB on {self.device}, {self.recipe!r}{notes}>"
+
+
+def _with(remarks: Iterable[str], notes: Iterable[str]) -> tuple[str, ...]:
+    """Notes with what an engine remarks, each once."""
+    return tuple(dict.fromkeys((*notes, *remarks)))
 
 
 def live() -> list[Variant]:
@@ -377,6 +390,7 @@ def load(
 def _engine(engine: Engine, loaded: loading.Loaded, progress: Progress) -> tuple[Engine, tuple[str, ...]]:
     """The engine that an export names, ready for the model; where this machine lacks it the plain one, and a note."""
     try:
-        return engine.fitted(loaded.model, loaded.tokenizer, progress), ()
+        ready = engine.fitted(loaded.model, loaded.tokenizer, progress)
+        return ready, ready.remarks(loaded.model)
     except NotAvailable as error:
         return Eager(), (f"It is run in the plain way here. {error}",)

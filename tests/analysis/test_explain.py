@@ -1,5 +1,6 @@
 """Why a variant is slow: the arithmetic by hand, every bound's sentence, and a real variant explained."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -47,8 +48,8 @@ def test_the_roofline_by_hand() -> None:
 def test_every_sheet_says_where_it_is_from() -> None:
     assert len({each.name for each in SHEETS}) == len(SHEETS)
     for each in SHEETS:
-        assert each.source.startswith("https://")
-        assert each.memory > 0
+        assert re.match(r"[A-Z][^;]+, https://[^ ;]+(;|$)", each.source)  # the sheet's name, its address, and doubts
+        assert all(figure > 0 for figure in (each.bandwidth, each.memory, *each.flops.values()))
     for kind in ("H100", "H200", "RTX", "TPU", "FPGA", "laptop", "phone"):
         assert roofline.sheet(kind)
     with pytest.raises(InvalidInput, match="no data sheet of 'Z80'"):
@@ -135,10 +136,15 @@ def test_what_is_shown_is_escaped_and_whole(base: wb.Variant) -> None:
     found = made(base, Parts(**NONE))
     page = found._repr_html_()
     assert "<img" not in page
-    assert "from data sheets: https://www.nvidia.com" in page
+    assert ">from data sheets, not all confirmed</td>" in page
+    assert "<li>H200 SXM: NVIDIA H200 data sheet, https://www.nvidia.com" in page
     assert [trace.name for trace in found.figure().data][:3] == ["mine", "H200 SXM", "Laptop (Apple M3 Pro)"]
     assert list(found.elsewhere().index) == ["mine", "H200 SXM", "Laptop (Apple M3 Pro)"]
     assert found.elsewhere().loc["H200 SXM", "first"] == pytest.approx(1 / (900 * 5e-6))
+    edited = roofline.SHEETS[0].model_copy(update={"bandwidth": 1e9, "source": "<b>edited</b>"})
+    assert found.on([edited]).elsewhere()["source"].iloc[-1] == "<b>edited</b>"  # no figure of a sheet any more
+    assert "<b>edited" not in found.on([edited])._repr_html_()
+    assert found.elsewhere()["source"].iloc[1].startswith("from data sheets: NVIDIA H200 data sheet, https://")
     assert not found.on([DEVICE.model_copy(update={"memory": 1000})]).elsewhere()["fits"].iloc[-1]
     assert list(found.table().index) == ["decode 1", "decode 8", "prefill"]
     assert found.table()["error"].iloc[0] == pytest.approx(-1 / 11)
@@ -252,3 +258,33 @@ def test_what_cannot_be_explained_is_refused_before_any_work(base: wb.Variant) -
     stopped.cancel()
     with pytest.raises(Cancelled):
         explain(base, 1, context=16, progress=stopped)
+
+
+@pytest.mark.compiles
+def test_a_compiled_variant_is_explained(base: wb.Variant, request: pytest.FixtureRequest) -> None:
+    compiled = base.apply(runtime.Compile(how="blocks", longest=64))
+    request.getfixturevalue("quick")  # only now, so that what was compiled before is found again
+    found = explain(compiled, 1, 2, context=16, rounds=2, devices=[])
+    assert found.starts == "graph", compiled.notes
+    one, two = found.decode
+    assert one.work.operations == 1  # of the graph
+    assert two.work.operations > 1  # several rows are read as they are without
+    assert one.work.flops == 2 * (2 * 36864 + 64 * base.model.config.vocab_size)
+    for each in (one, two, found.prefill):
+        assert 0 < each.predicted.low <= each.predicted.high
+        assert each.measured.value > 0
+    assert not any(isinstance(each.step, runtime.Compile) for each in found.suggestions)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_variant_run_by_llama_cpp_is_explained(base: wb.Variant) -> None:
+    run = base.apply(runtime.LlamaCpp(threads=1))
+    found = explain(run, 1, 2, context=16, rounds=2, devices=[])
+    assert found.starts == "elsewhere"
+    assert "that this device reads" in found.sentence
+    for each in (*found.decode, found.prefill):
+        assert each.work.operations == 1
+        assert 0 < each.predicted.low <= each.predicted.high
+        assert each.measured.value > 0
+    assert found.parts.total == pytest.approx(found.decode[0].measured.value)
+    assert not any(isinstance(each.step, runtime.LlamaCpp | runtime.Compile) for each in found.suggestions)

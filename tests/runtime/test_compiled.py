@@ -177,6 +177,9 @@ def test_what_cannot_be_compiled_is_refused(tokenizer, tmp_path: Path, base: wb.
         other.apply(Compile())
     with pytest.raises(InvalidInput, match="packs its keys"):
         base.apply(quantize.KVCache()).apply(Compile())
+    compiled = base.apply(Compile(how="whole", longest=64))
+    with pytest.raises(InvalidInput, match=r"run by .*, which keeps keys and values as they are computed: apply KV"):
+        compiled.apply(quantize.KVCache())
 
 
 def test_new_weights_are_compiled_anew_and_exports_too(base: wb.Variant, tmp_path: Path) -> None:
@@ -186,7 +189,8 @@ def test_new_weights_are_compiled_anew_and_exports_too(base: wb.Variant, tmp_pat
     assert said(packed, QUESTION, 8) == said(base.apply(quantize.Int8()), QUESTION, 8)
     again = wb.load(packed.save(tmp_path / "export"))
     assert again.engine == packed.engine
-    graphs_of(again)
+    for each in (child, packed, again, packed.apply(Compile(how="blocks", longest=64))):  # none of what was before
+        assert [note for note in each.notes if note.startswith("Compiled")] == [str(graphs_of(each))]
     assert not list((tmp_path / "export").rglob("*.so"))
 
 
@@ -198,4 +202,4 @@ def test_lengths_are_few(base: wb.Variant) -> None:
 def test_never_asked_it_answers_plainly(base: wb.Variant) -> None:
     engine = Engine(how="whole")
     assert engine.graphs(base.model) is None
-    assert engine.state(base.model).startswith("Not compiled")
+    assert engine.remarks(base.model)[0].startswith("Not compiled")

@@ -127,6 +127,17 @@ def test_a_later_step_on_the_weights_makes_another_file(base: wb.Variant, cache:
     assert packed.engine == variant.engine
 
 
+def test_notes_are_those_of_the_file_that_is_run(base: wb.Variant, tmp_path: Path) -> None:
+    variant = base.apply(runtime.LlamaCpp(threads=1))
+    assert variant.notes == (llamacpp.READ,)
+    rounded = variant.apply(quantize.NF4())
+    (said,) = [note for note in rounded.notes if "rounded once more" in note]
+    assert rounded.notes.count(llamacpp.READ) == 1
+    assert set(base.apply(quantize.NF4()).apply(runtime.LlamaCpp(threads=1)).notes) == set(rounded.notes)
+    assert sorted(wb.load(rounded.save(tmp_path / "export"), device="cpu").notes) == sorted(rounded.notes)
+    assert said not in variant.notes
+
+
 def test_an_export_brings_the_engine_back(base: wb.Variant, tmp_path: Path, cache: Path) -> None:
     variant = base.apply(runtime.LlamaCpp(threads=1))
     wanted = variant.generate("Rain", max_new_tokens=8).token_ids

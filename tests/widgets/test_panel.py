@@ -11,10 +11,13 @@ from screen import TIMEOUT, Gate
 import widgets
 import workbench as wb
 from widgets import Bench, Panel
+from widgets.parts import html
 from widgets.parts.code import call, variable
 from widgets.parts.fields import Form, control
 from widgets.parts.number import Number
 from workbench.core.errors import InvalidInput
+from workbench.core.jobs import Job
+from workbench.core.listed import Listed
 from workbench.recipe import Recipe
 from workbench.step import Step
 from workbench.steps import families, prompt, quantize
@@ -178,6 +181,15 @@ def test_apply_makes_the_variant_that_the_code_makes(bench: Bench) -> None:
     exec(panel.code.value, scope)
     assert bench.variants["Int8"].recipe == scope["int8"].recipe
     assert bench.chosen == (bench.base.name, "Int8")
+
+
+def test_what_a_note_lists_opens_below_the_message() -> None:
+    job = Job("Auto", lambda progress: "Auto")
+    job.run()
+    page = html.job_message(job, "Made 'Auto'.", ("Other.", Listed("All of it.", f"Kept {XSS}.", ("Way",), ((XSS,),))))
+    assert "Made &#x27;Auto&#x27;. Other.</div><details><summary>Kept &lt;img" in page
+    assert "<td>&lt;img" in page
+    assert "<img" not in page
 
 
 def test_code_of_a_second_step_starts_from_the_base(bench: Bench) -> None:

@@ -9,6 +9,7 @@ from workbench.analysis.explain import Explanation
 from workbench.analysis.preview import Preview
 from workbench.core import units
 from workbench.core.jobs import Job
+from workbench.core.listed import Listed
 from workbench.layers.sensitivity import Sensitivity
 from workbench.retrieval.recall import Found
 from workbench.step import Forecast, Step
@@ -43,10 +44,12 @@ def message(text: str, kind: str = "info", details: str = "") -> str:
     return f'<div class="wb-message wb-{kind}" role="{role}">{escape(text)}{folded}</div>'
 
 
-def job_message(job: Job, done: str) -> str:
-    """How a job is going, or how it ended."""
+def job_message(job: Job, done: str, notes: Sequence[str] = ()) -> str:
+    """How a job is going, or how it ended and what should be known of it; what is listed opens on a click."""
     if job.status == "done":
-        return message(done, "done")
+        said = [each for each in notes if not isinstance(each, Listed)]
+        tables = [folded_table(each.heading, each.columns, each.rows) for each in notes if isinstance(each, Listed)]
+        return message(" ".join([done, *said]), "done") + "".join(tables)
     if job.status == "failed":
         return message(job.error, "error", job.details)
     if job.status == "cancelled":

@@ -180,9 +180,7 @@ class Explanation:
                     "fits": not device.memory or held <= device.memory,
                     "first": first.rows / first.least(device),
                     "last": last.rows / last.least(device),
-                    "source": device.source
-                    if device.source == probe.MEASURED
-                    else f"from data sheets: {device.source}",
+                    "source": f"from data sheets: {device.source}" if device in roofline.SHEETS else device.source,
                 }
             )
         return pandas.DataFrame(rows).set_index("device")

@@ -9,8 +9,9 @@ from workbench.runtime.probe import Device
 
 __all__ = ["SHEETS", "Device", "Pass", "sheet"]
 
-# Peaks without sparsity, each from the sheet or documentation that `source` names. No sheet tells what starting an
-# operation costs: 5 us is usual for a kernel of an eager GPU; what runs compiled as a whole is given none.
+# Peaks without sparsity, which is half of what NVIDIA's sheets print. What `source` calls "not confirmed" could not be
+# read on the maker's own page, only where it says. No sheet tells what starting an operation costs: 5 us is usual for a
+# kernel of an eager GPU; what runs compiled as a whole is given none.
 SHEETS: tuple[Device, ...] = (
     Device(
         name="H100 SXM",
@@ -18,7 +19,8 @@ SHEETS: tuple[Device, ...] = (
         flops={"float32": 67e12, "bfloat16": 989e12, "float16": 989e12, "int8": 1979e12},
         call=5e-6,
         memory=80_000_000_000,
-        source="https://www.nvidia.com/en-us/data-center/h100/",
+        source="NVIDIA H100 data sheet, https://www.nvidia.com/en-us/data-center/h100/; not confirmed there, but by a "
+        "seller's copy, https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html",
     ),
     Device(
         name="H200 SXM",
@@ -26,7 +28,9 @@ SHEETS: tuple[Device, ...] = (
         flops={"float32": 67e12, "bfloat16": 989e12, "float16": 989e12, "int8": 1979e12},
         call=5e-6,
         memory=141_000_000_000,
-        source="https://www.nvidia.com/en-us/data-center/h200/",
+        source="NVIDIA H200 data sheet, https://www.nvidia.com/en-us/data-center/h200/; memory and bandwidth by "
+        "https://github.com/NVIDIA/TensorRT-LLM/blob/main/docs/source/blogs/H200launch.md; arithmetic, as of an H100, "
+        "not confirmed",
     ),
     Device(
         name="GeForce RTX 4090",
@@ -34,34 +38,39 @@ SHEETS: tuple[Device, ...] = (
         flops={"float32": 82.6e12, "bfloat16": 165.2e12, "float16": 165.2e12, "int8": 660.6e12},
         call=5e-6,
         memory=24_000_000_000,
-        source="https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf",
+        source="NVIDIA Ada GPU architecture, "
+        "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf; not confirmed there, "
+        "but by https://waredb.com/processor/nvidia-geforce-rtx-4090",
     ),
     Device(
         name="TPU v5e",
         bandwidth=819e9,
         flops={"bfloat16": 197e12, "int8": 393e12},
         memory=16_000_000_000,
-        source="https://cloud.google.com/tpu/docs/v5e",
+        source="Google Cloud documentation, TPU v5e, https://docs.cloud.google.com/tpu/docs/v5e",
     ),
     Device(
         name="FPGA card (AMD Alveo U280)",
         bandwidth=460e9,
         flops={"int8": 24.5e12},
         memory=8_000_000_000,
-        source="https://docs.amd.com/r/en-US/ds963-u280",
+        source="AMD UG1393, HBM configuration and use, "
+        "https://docs.amd.com/r/2023.1-English/ug1393-vitis-application-acceleration/HBM-Configuration-and-Use; "
+        "arithmetic of its data sheet DS963 not confirmed",
     ),
     Device(
         name="Laptop (Apple M3 Pro)",
         bandwidth=150e9,  # its maker states no rate of floating-point operations
         memory=18_000_000_000,
-        source="https://support.apple.com/en-us/117736",
+        source="Apple, MacBook Pro (16-inch, Nov 2023) tech specs, https://support.apple.com/en-au/117737",
     ),
     Device(
         name="Phone (Snapdragon 8 Gen 3)",
         bandwidth=76.8e9,  # 64 bits of LPDDR5X at 4800 MHz, two transfers a cycle
-        memory=12_000_000_000,  # of most telephones that have it; up to 24 GB
-        source="https://www.qualcomm.com/products/mobile/snapdragon/smartphones/snapdragon-8-series-mobile-platforms/"
-        "snapdragon-8-gen-3-mobile-platform",
+        memory=12_000_000_000,  # of many telephones that have it
+        source="Qualcomm, https://www.qualcomm.com/products/mobile/snapdragon/smartphones/"
+        "snapdragon-8-series-mobile-platforms/snapdragon-8-gen-3-mobile-platform; not confirmed there, but bandwidth "
+        "by https://gist.github.com/EwoutH/754fa40ad9ddc93d55084fc46569c759; memory is each telephone's",
     ),
 )
 

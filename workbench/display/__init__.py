@@ -1,6 +1,7 @@
 """Every Plotly figure: built from numbers, outside text escaped, transparent when a page brings its own colours."""
 
 from workbench.display.batching import batching_figure, batching_html
+from workbench.display.caches import caches_html
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
 from workbench.display.comparison import comparison_figure
 from workbench.display.kernels import kernels_html
@@ -9,12 +10,14 @@ from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
 from workbench.display.training import curve_data, curve_figure
+from workbench.display.variant import variant_html
 
 __all__ = [
     "COLOURS",
     "NEUTRAL",
     "batching_figure",
     "batching_html",
+    "caches_html",
     "closeup_figure",
     "comparison_figure",
     "comparison_html",
@@ -30,4 +33,5 @@ __all__ = [
     "roofline_figure",
     "sensitivity_figure",
     "styled",
+    "variant_html",
 ]

@@ -1,5 +1,6 @@
 """A comparison as static HTML: a table and the verdicts, safe to save and readable without a kernel."""
 
+from collections.abc import Sequence
 from html import escape
 
 from workbench.core.drawn import HTML, draws
@@ -14,11 +15,24 @@ STYLE = """
 .wb-report th:first-child, .wb-report td:first-child { text-align: left; font-weight: 600; }
 .wb-report thead th { border-bottom: 1px solid currentColor; vertical-align: bottom; }
 .wb-report thead th { white-space: normal; min-width: 5em; }
+.wb-report tr > .wb-words { text-align: left; white-space: normal; min-width: 14em; }
 .wb-report tbody tr + tr td { border-top: 1px solid rgba(128, 128, 128, .35); }
 .wb-report small { opacity: .8; }
 .wb-report ul { margin: 4px 0; padding-left: 20px; }
 </style>
 """
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
+    """A table of texts, escaped; the last column may be of words, which break into lines."""
+    mark = ' class="wb-words"' if words else ""
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        marks = [""] * (len(cells) - 1) + [mark]
+        return "".join(f"<{kind}{each}>{escape(cell)}</{kind}>" for each, cell in zip(marks, cells, strict=True))
+
+    body = "".join(f"<tr>{line('td', cells)}</tr>" for cells in rows)
+    return f"<table><thead><tr>{line('th', head)}</tr></thead><tbody>{body}</tbody></table>"
 
 
 @draws(Comparison, HTML)

@@ -1,6 +1,5 @@
 """Where a variant's passes stand under the roofs of this device and of others; predicted beside measured."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from workbench.analysis.explain import Explanation
 from workbench.analysis.memory import Memory
 from workbench.core import units
 from workbench.core.drawn import HTML, draws
-from workbench.display.report import STYLE
+from workbench.display.report import STYLE, table
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
 
 if TYPE_CHECKING:
@@ -140,12 +139,12 @@ def explanation_html(found: Explanation) -> str:
         rows.append((*cells, f"{each['tokens_per_second']:.3g}"))
     return (
         f'{STYLE}<div class="wb-report"><p><b>{escape(found.sentence)}</b></p><ul>{lines}</ul><ul>{tried}</ul>'
-        f"{_table(head, rows)}{devices_html(found)}<small>{escape(footnote(found))}</small></div>"
+        f"{table(head, rows)}{devices_html(found)}<small>{escape(footnote(found))}</small></div>"
     )
 
 
 def devices_html(found: Explanation) -> str:
-    """What the same weights could do at best elsewhere."""
+    """What the same weights could do at best elsewhere, and where each device's figures are from."""
     most = found.decode[-1].work.rows
     head = ("Device", "Reads", "Memory", "Fits", "Tokens/s at best", f"With {most} rows", "From")
     rows = [
@@ -156,11 +155,18 @@ def devices_html(found: Explanation) -> str:
             "yes" if each["fits"] else "no",
             f"{each['first']:.3g}",
             f"{each['last']:.3g}",
-            each["source"],
+            _origin(each["source"]),
         )
         for name, each in found.elsewhere().iterrows()
     ]
-    return _table(head, rows)
+    sheets = "".join(f"<li>{escape(each.name)}: {escape(each.source)}.</li>" for each in found.devices)
+    folded = f"<details><summary>Where these figures are from</summary><ul>{sheets}</ul></details>" if sheets else ""
+    return table(head, rows, words=True) + folded
+
+
+def _origin(source: str) -> str:
+    """Short enough for a cell: what is before the name of a sheet, and whether all of it was confirmed."""
+    return source.partition(":")[0] + (", not all confirmed" if "not confirmed" in source else "")
 
 
 def footnote(found: Explanation) -> str:
@@ -183,10 +189,4 @@ def memory_html(found: Memory) -> str:
         for each in found.holders
     ]
     said = "".join(f"<li>{escape(each)}</li>" for each in found.lines[len(found.holders) :])
-    return f'{STYLE}<div class="wb-report">{_table(head, rows)}<ul>{said}</ul></div>'
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{escape(each)}</th>" for each in head)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'{STYLE}<div class="wb-report">{table(head, rows)}<ul>{said}</ul></div>'

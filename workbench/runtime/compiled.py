@@ -49,12 +49,10 @@ class Compile(Eager):
         found = _made.get(model, {}).get(self)
         return found if isinstance(found, Graphs) else None
 
-    def state(self, model: PreTrainedModel) -> str:
-        """What it runs on, in a sentence."""
-        found = _made.get(model, {}).get(self)
-        if found is None:
-            return "Not compiled yet: it answers operation by operation."
-        return found if isinstance(found, str) else str(found)
+    def remarks(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """What it runs on, and when compiling pays back; or why nothing was compiled."""
+        found = _made.get(model, {}).get(self, "Not compiled yet: it answers operation by operation.")
+        return (str(found),)
 
     def held_bytes(self, model: PreTrainedModel) -> int:
         """Memory for keys and values, of what was read before, too, and copies of weights."""

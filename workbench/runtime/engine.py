@@ -51,6 +51,13 @@ class Engine(named.Named):
         """
         return self
 
+    def remarks(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """What should be known of how it runs a model, once it is ready for it, in sentences.
+
+        They stand among the notes of a variant until it gets another model or engine.
+        """
+        return ()
+
     def starts(self, model: PreTrainedModel, rows: int) -> Starts:
         """How a pass of so many rows begins its work; what explains a speed asks."""
         return "elsewhere"

@@ -32,6 +32,7 @@ ROWS = 16  # answers decoded side by side
 STEP = 256  # tokens by which a context grows
 TRIED = 24  # tokens that are compared before it is used
 APART, ROUNDED_APART = 0.05, 0.3  # of its logits from ours, relative: with dense weights, and with rounded ones
+READ = "Likelihoods (perplexity, divergence) are those of the plain engine on the same weights, not of llama.cpp."
 PASSES = 3  # in which a number of threads is timed
 
 
@@ -82,9 +83,9 @@ class LlamaCpp(Engine):
         _held[model] = held
         return self
 
-    def file_notes(self, model: PreTrainedModel) -> tuple[str, ...]:
-        """What should be known of the file, in sentences."""
-        return _held[model].notes if model in _held else ()
+    def remarks(self, model: PreTrainedModel) -> tuple[str, ...]:
+        """What was rounded or fused in the file, and what is not read from it."""
+        return (*_held[model].notes, READ) if model in _held else ()
 
     def held_bytes(self, model: PreTrainedModel) -> int:
         """The file, which is mapped or copied into memory, and what is kept for the next answer."""

@@ -1,5 +1,6 @@
 """Of the ways to run a variant the fastest is kept that says the same."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ import pytest
 
 import workbench as wb
 from workbench.core.errors import InvalidInput, NotAvailable
+from workbench.core.listed import Listed
 from workbench.measurement.agreement import agreement
 from workbench.recipe import REGISTRY
 from workbench.runtime.decoding import Continuation
@@ -114,11 +116,31 @@ def test_the_fastest_that_says_the_same_is_kept_and_remembered(base: wb.Variant)
     assert "Wrong: 3 of 3 answers differ, first by" in note
     assert "Late: not tried, making it ready takes about 3600 s (raise patience)" in note
     assert "Refuses: not possible (No such model: use another)" in note
+    assert (note.heading, note.columns) == ("Kept Quick.", ("Way to run it", "Tokens/s", "What was found"))
+    rows = {name: (rate, said) for name, rate, said in note.rows}
+    assert next(iter(rows)) == "Quick"  # the fastest first
+    assert rows["Late"] == ("–", "not tried, making it ready takes about 3600 s (raise patience)")
+    assert float(rows["Quick"][0]) > float(rows["as it is"][0])
     assert (
         made.generate("What is the tide?", max_new_tokens=8).token_ids
         == base.generate("What is the tide?", max_new_tokens=8).token_ids
     )
     assert base.apply(runtime.Auto(tokens=8)).notes == made.notes  # nothing was timed again
+
+
+def test_what_was_tried_is_shown_as_a_table(base: wb.Variant) -> None:
+    REGISTRY.update(OWN)
+    made = base.apply(runtime.Auto(tokens=8))
+    page = replace(made, notes=(*made.notes, "<img src=x>")).renamed("quick")._repr_html_()
+    assert "<b>quick</b>" in page
+    assert "Kept Quick.<table>" in page
+    assert page.count("<tr>") == 1 + len(made.notes[0].rows)
+    assert '<td class="wb-words">not possible (No such model: use another)</td>' in page
+    assert "<img" not in page
+    assert "&lt;img" in page
+    hostile = Listed("<i>", "<i>", ("<i>",), (("<script>",),))
+    assert not re.search("<i>|<script>", replace(made, notes=(hostile,))._repr_html_())
+    assert "note: Kept Quick. Tried Quick: " in repr(made)  # plain text says it in a sentence
 
 
 def test_nothing_changes_where_nothing_else_is_there(base: wb.Variant) -> None:

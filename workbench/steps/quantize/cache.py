@@ -34,6 +34,11 @@ class KVCache(Step):
         if not isinstance(variant.engine, Eager):
             raise InvalidInput(f"'{variant.name}' is run by {variant.engine!r}: apply {self.label} to its parent.")
         engine = variant.engine.model_copy(update={"cache_bits": self.bits})
-        if not engine.packs(variant.model):
+        if not Eager(cache_bits=self.bits).packs(variant.model):
             raise InvalidInput(f"'{variant.name}' keeps no growing key-value cache that {self.label} could pack.")
+        if not engine.packs(variant.model):
+            raise InvalidInput(
+                f"'{variant.name}' is run by {variant.engine!r}, which keeps keys and values as they are computed: "
+                f"apply {self.label} to its parent."
+            )
         return variant.derive(self, engine=engine)

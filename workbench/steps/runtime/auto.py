@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ from pydantic import Field
 
 from workbench.core.device import machine
 from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.listed import Listed
 from workbench.core.progress import Progress
 from workbench.core.remembered import recall, remember
 from workbench.measurement.agreement import agreement
@@ -81,10 +82,7 @@ class Auto(Step):
         remember("engines", about, [vars(each) for each in tried])
         best = max((each for each in tried if each.fits), key=lambda each: each.rate or 0.0)
         made = variant if best.step is None else variant.apply(step_from_json(dict(best.step)), None, progress)
-        listed = "; ".join(map(str, sorted(tried, key=lambda each: -(each.rate or 0.0))))
-        return variant.derive(
-            self, made.model, engine=made.engine, notes=[*made.notes, f"Kept {best.name}. Tried {listed}."]
-        )
+        return variant.derive(self, made.model, engine=made.engine, notes=[*made.notes, listed(best, tried)])
 
     def _try(self, variant: Variant, progress: Progress) -> list[Tried]:
         """All there is, the variant as it is first."""
@@ -128,6 +126,14 @@ class Auto(Step):
                 seconds[name].append(timing.ttft + sum(timing.inter_token))
                 progress.advance()
         return {name: self.tokens / statistics.median(each) for name, each in seconds.items()}
+
+
+def listed(best: Tried, tried: Sequence[Tried]) -> Listed:
+    """What was kept and what was tried, the fastest first."""
+    order, kept = sorted(tried, key=lambda each: -(each.rate or 0.0)), f"Kept {best.name}."
+    rows = [(each.name, "–" if each.rate is None else f"{each.rate:.3g}", each.said) for each in order]
+    text = f"{kept} Tried {'; '.join(map(str, order))}."
+    return Listed(text, kept, ("Way to run it", "Tokens/s", "What was found"), rows)
 
 
 def _contenders() -> Iterator[type[Step]]:

@@ -69,7 +69,7 @@ class Compile(Step):
         kept = variant.engine.model_dump()
         engine = Engine(**(kept | {"how": self.how, "longest": self.longest, "search": self.search}))
         engine.fitted(model, variant.tokenizer, progress)
-        return variant.derive(self, model, engine=engine, notes=[engine.state(model)])
+        return variant.derive(self, model, engine=engine)
 
     def forecast(self, variant: Variant) -> Forecast:
         """Keys and values of the longest answer; how long it takes is only known once it is done."""

@@ -16,7 +16,6 @@ from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 SIZES = {"F32": 4.0, "F16": 2.0, "BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32}  # bytes a weight
-READ = "Likelihoods (perplexity, divergence) are those of the plain engine on the same weights, not of llama.cpp."
 
 
 class LlamaCpp(Step):
@@ -50,7 +49,7 @@ class LlamaCpp(Step):
             raise InvalidInput(f"'{variant.name}' is run by {variant.engine!r}: apply {self.label} to its parent.")
         model = sharing.shallow(variant.model)  # what llama.cpp holds goes with this variant, not with its parent
         engine = llamacpp.LlamaCpp(form=self.form, threads=self.threads).fitted(model, variant.tokenizer, progress)
-        return variant.derive(self, model, notes=(*engine.file_notes(model), READ), engine=engine)
+        return variant.derive(self, model, engine=engine)
 
     def forecast(self, variant: Variant) -> Forecast:
         """The file is held beside the variant's own tensors."""
