@@ -38,6 +38,7 @@ def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--tokens", type=int, default=32)
+    options.add_argument("--name", default="compiling", help="of the result")
     options.add_argument("--search", action="store_true", help="also try Inductor's other settings")
     options.add_argument("--only-compile", help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -47,7 +48,7 @@ def main() -> None:
     if given.only_compile:
         print(json.dumps(seconds(lambda: base.apply(Compile(how=given.only_compile)))))
         return
-    write_result("compiling", {"seconds_to_compile": times_to_compile(), "variants": timed(base, given)})
+    write_result(given.name, {"seconds_to_compile": times_to_compile(), "variants": timed(base, given)})
 
 
 def times_to_compile() -> dict[str, dict[str, float]]:

@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--name", default="engines", help="of the result")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--only", choices=list(ROWS), nargs="*", default=list(ROWS))
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many are checked")
@@ -210,7 +211,7 @@ def main() -> None:
             if given.check:
                 same[name] = checked(variant, form, given.tokens, given.prompts)
     result = {"threads": given.threads, "read_bandwidth_GB_per_s": round(read_bandwidth() / 1e9, 1), "rows": rows}
-    write_result("engines", result | ({"same_tokens": same} if given.check else {}))
+    write_result(given.name, result | ({"same_tokens": same} if given.check else {}))
 
 
 if __name__ == "__main__":
