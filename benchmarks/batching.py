@@ -104,6 +104,10 @@ def curves(variants: list[wb.Variant], text: wb.Text, rounds: int) -> dict[str, 
             "knee": curve.knee,
             "tokens_per_s": {size: rounded(each, 1) for size, each in zip(SIZES, curve.throughput, strict=True)},
             "times_one": {size: rounded(each, 2) for size, each in zip(SIZES, curve.gain, strict=True)},
+            "times_one_without_reading_prompts": {
+                size: round(size * curve.latency[0].value / gap.value, 2)
+                for size, gap in zip(SIZES, curve.latency, strict=True)
+            },
             "ms_between_tokens": {
                 size: [round(1000 * each, 1) for each in rounded(gap, 6)]
                 for size, gap in zip(SIZES, curve.latency, strict=True)

@@ -22,6 +22,7 @@ from workbench.runtime.blockwise import in_blocks
 from workbench.runtime.forward import using
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
+from workbench.runtime.running import stated_length
 from workbench.runtime.slots import Slots
 from workbench.runtime.trial import COARSE, ROUNDING, architecture, some_tokens, way_of
 from workbench.runtime.whole import Step, whole
@@ -143,9 +144,7 @@ def check_fits(model: PreTrainedModel, name: str) -> None:
 
 def lengths(model: PreTrainedModel, longest: int) -> list[int]:
     """Tokens that graphs are made for, few of them: each costs a compilation, and a long one reads more for a token."""
-    config = model.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-    most = min([longest, *(int(each) for each in limits if each)])
+    most = min(longest, stated_length(model.config) or longest)
     found = [min(SHORTEST, most)]
     while found[-1] < most:
         found.append(min(GROWTH * found[-1], most))

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from workbench.runtime.rows import Rows
+from workbench.runtime.running import stated_length
 from workbench.runtime.trial import way_of
 
 LOOKED_AT: Final = 16  # earlier places of the same tokens, the latest first
@@ -72,7 +73,7 @@ class Smaller:
 
     def __init__(self, model: PreTrainedModel, tokens: int, cache_bits: int) -> None:
         self._model, self._tokens, self._bits = model, tokens, cache_bits
-        self._longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._longest = stated_length(model.config)
         self._read: list[int] = []
         self._rows: Rows | None = None
 

@@ -275,6 +275,11 @@ class Running:
 
 def context_length(config: PreTrainedConfig) -> int:
     """How many tokens, prompt and answer together, a model of this configuration can hold."""
+    return stated_length(config) or 2048
+
+
+def stated_length(config: PreTrainedConfig) -> int | None:
+    """The same, where the configuration says it."""
     config = config.get_text_config()
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "n_ctx")]
-    return next((int(limit) for limit in limits if limit and limit > 0), 2048)
+    return next((int(limit) for limit in limits if limit and limit > 0), None)
