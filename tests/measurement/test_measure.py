@@ -1,6 +1,7 @@
 """Latency, memory, likelihood and answers, each against an independent computation."""
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import workbench as wb
 from workbench.measurement import latency, likelihood, memory, scores
 from workbench.models import sharing
-from workbench.models.packed import products
+from workbench.models.packed import linear_layers, products
 from workbench.runtime import kernels
 from workbench.steps import prompt, quantize
 from workbench.tasks.task import Example, Task, Text
@@ -145,15 +146,21 @@ def test_who_listens_with_hooks_hears_every_token(base: wb.Variant) -> None:
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("name", ["MKL", "oneDNN", "MKL, weight first"])
-def test_every_product_of_a_dense_layer_is_the_same(base: wb.Variant, name: str, biased: bool) -> None:
-    shared = kernels.for_rows(base.model)
-    assert sharing.storages(shared).keys() == sharing.storages(base.model).keys()
-    dense = base.model.model.layers[0].mlp.up_proj
-    layer = shared.model.layers[0].mlp.up_proj
-    if biased:
-        dense = torch.nn.Linear(dense.in_features, dense.out_features)
-        layer = kernels.DenseLinear(dense.weight, dense.bias)
+def test_every_product_of_a_dense_layer_is_the_same(name: str, biased: bool) -> None:
+    dense = torch.nn.Linear(64, 96, bias=biased)
+    layer = kernels.DenseLinear(dense.weight, dense.bias)
     with torch.no_grad(), products.forced(name):
         for rows in ((1,), (1, 1), (2, 1), (3, 7), (200,)):
             x = torch.randn(*rows, dense.in_features)
             torch.testing.assert_close(layer(x), dense(x))
+
+
+def test_dense_layers_choose_without_weights_of_their_own(base: wb.Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "LEAST_BYTES", 0)
+    monkeypatch.setattr(kernels, "_made", weakref.WeakKeyDictionary())
+    shared, ids = kernels.for_rows(base.model), torch.arange(3, 9)[None]
+    assert {type(layer) for _, layer in linear_layers(base.model, head=True)} == {torch.nn.Linear}
+    assert isinstance(shared.model.layers[0].mlp.up_proj, kernels.DenseLinear)
+    assert sharing.storages(shared).keys() == sharing.storages(base.model).keys()
+    with torch.no_grad():
+        torch.testing.assert_close(shared(ids).logits, base.model(ids).logits)

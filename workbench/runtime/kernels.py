@@ -18,6 +18,7 @@ from workbench.models.packed import linear_layers, replace_module
 from workbench.models.packed.products import Product, product_of
 
 SWAPPED_ROWS = 64  # beyond these the order of the factors makes no difference
+LEAST_BYTES = 1 << 18  # of a weight: products of less are not told apart by a clock
 SAMPLE = 16_384  # outputs of a wide layer that are tried at once: few of them may be multiplied in another way
 
 _made: "WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = WeakKeyDictionary()
@@ -89,12 +90,16 @@ def for_rows(model: PreTrainedModel) -> PreTrainedModel:
         shared = sharing.share(model)
         alike: dict[tuple[int, ...], list[Tensor]] = {}
         for path, layer in list(linear_layers(shared, head=True)):
-            if type(layer) is nn.Linear and layer.weight.dtype == torch.float32 and layer.weight.is_cpu:
+            if type(layer) is nn.Linear and _worth_it(layer.weight):
                 weights = alike.setdefault(tuple(layer.weight.shape), [])
                 weights.append(layer.weight)
                 replace_module(shared, path, DenseLinear(layer.weight, layer.bias, weights))
         _made[model] = shared
     return _made[model]
+
+
+def _worth_it(weight: Tensor) -> bool:
+    return weight.dtype == torch.float32 and weight.is_cpu and weight.nbytes >= LEAST_BYTES
 
 
 def _heard(module: nn.Module) -> bool:
