@@ -5,7 +5,8 @@ the factors or oneDNN, which torch brings too, can be twice as fast; the product
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.models import sharing
+from workbench.models.identity import marks
 from workbench.models.packed import linear_layers, replace_module
 from workbench.models.packed.products import Product, product_of
 
 SWAPPED_ROWS = 64  # beyond these the order of the factors makes no difference
-LEAST_BYTES = 1 << 18  # of a weight: products of less are not told apart by a clock
+LEAST_BYTES = 1 << 18  # of a weight
 SAMPLE = 16_384  # outputs of a wide layer that are tried at once: few of them may be multiplied in another way
 
-_made: "WeakKeyDictionary[PreTrainedModel, PreTrainedModel]" = WeakKeyDictionary()
+_made: "WeakKeyDictionary[PreTrainedModel, _Made]" = WeakKeyDictionary()
 
 
 class DenseLinear(nn.Module):
@@ -84,23 +86,41 @@ def for_rows(model: PreTrainedModel) -> PreTrainedModel:
 
     The same model where there is no choice, on a GPU or in another type, and where somebody listens with hooks.
     """
-    if model.device.type != "cpu" or model.dtype != torch.float32 or any(map(_heard, model.modules())):
+    if model.device.type != "cpu" or model.dtype != torch.float32:
         return model
-    if model not in _made:
-        shared = sharing.share(model)
-        alike: dict[tuple[int, ...], list[Tensor]] = {}
-        for path, layer in list(linear_layers(shared, head=True)):
-            if type(layer) is nn.Linear and _worth_it(layer.weight):
-                weights = alike.setdefault(tuple(layer.weight.shape), [])
-                weights.append(layer.weight)
-                replace_module(shared, path, DenseLinear(layer.weight, layer.bias, weights))
-        _made[model] = shared
-    return _made[model]
+    now, made = (marks(model), model.training), _made.get(model)
+    if made is None or made.of != now:  # new, or in training
+        hooks = [each for part in model.modules() for each in (part._forward_hooks, part._forward_pre_hooks)]
+        made = _Made(now, hooks)
+        if not any(made.hooks):
+            made.shared = _shared(model)
+            _made[model] = made
+    return model if made.shared is None or any(made.hooks) else made.shared
 
 
-def _worth_it(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.is_cpu and weight.nbytes >= LEAST_BYTES
+@dataclass
+class _Made:
+    """A copy of a model as it was, if it needs one, and where hooks of the model are."""
+
+    of: tuple[int, bool]
+    hooks: list[dict[int, Any]]
+    shared: PreTrainedModel | None = None
 
 
-def _heard(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def _shared(model: PreTrainedModel) -> PreTrainedModel | None:
+    dense = {path: layer for path, layer in linear_layers(model, head=True) if _worth_it(layer)}
+    if not dense:
+        return None
+    shared = sharing.share(model)
+    alike: dict[tuple[int, ...], list[Tensor]] = {}
+    for path, layer in dense.items():
+        weights = alike.setdefault(tuple(layer.weight.shape), [])
+        weights.append(layer.weight)
+        replace_module(shared, path, DenseLinear(layer.weight, layer.bias, weights))
+    return shared
+
+
+def _worth_it(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether products can be told apart by a clock."""
+    weight = layer.weight if type(layer) is nn.Linear else None
+    return weight is not None and weight.dtype == torch.float32 and weight.is_cpu and weight.nbytes >= LEAST_BYTES
