@@ -124,11 +124,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "test_lesson_runs" not in item.nodeid)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _settled() -> None:
+def settle() -> None:
     """Take everything that imports made out of the collector's sight, so that leak checks are exact and quick."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """Anew for each module: tests import as well, and all that follow would search through what that made."""
+    settle()
 
 
 @pytest.fixture(autouse=True)
