@@ -1,6 +1,5 @@
 """Packed layers against hand-made numbers, plain float arithmetic and bitsandbytes itself."""
 
-
 import bitsandbytes
 import pytest
 import torch
