@@ -24,7 +24,9 @@ every_pair = pytest.mark.parametrize(("kind", "architecture"), PAIRS)
 
 
 @every_pair
-def test_training_lowers_the_loss_and_leaves_the_base(kind, architecture, load_tiny, tiny_task, tmp_path) -> None:
+def test_it_learns_beside_the_base_and_fuses_to_a_plain_model(
+    kind, architecture, load_tiny, tiny_task, tmp_path
+) -> None:
     base = load_tiny(architecture)
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     tuned = trained(kind, base, tiny_task)
@@ -34,22 +36,18 @@ def test_training_lowers_the_loss_and_leaves_the_base(kind, architecture, load_t
     assert not any(each.requires_grad for each in tuned.model.parameters())
     again = wb.load(tuned.save(tmp_path / "tuned"), device="cpu")
     assert torch.equal(logits(again), logits(tuned))
+    if kind is not finetune.Full:
+        fused = tuned.apply(finetune.Fuse())
+        difference = (logits(fused) - logits(tuned)).norm() / logits(tuned).norm()
+        assert difference < (0.02 if kind is finetune.QLoRA else 1e-4)  # the kernel of NF4 multiplies in 16 bits
+        assert not hasattr(fused.model, "peft_config")
 
 
-@pytest.mark.parametrize(("kind", "architecture"), [pair for pair in PAIRS if pair[0] is not finetune.Full])
-def test_fused_it_is_a_plain_model_of_the_same_function(kind, architecture, load_tiny, tiny_task) -> None:
-    tuned = trained(kind, load_tiny(architecture), tiny_task)
-    fused = tuned.apply(finetune.Fuse())
-    difference = (logits(fused) - logits(tuned)).norm() / logits(tuned).norm()
-    assert difference < (0.02 if kind is finetune.QLoRA else 1e-4)  # the kernel of NF4 multiplies in 16 bits
-    assert not hasattr(fused.model, "peft_config")
-
-
-def test_ten_adapters_cost_ten_adapters(load_tiny, tiny_task: wb.Task) -> None:
+def test_several_adapters_cost_several_adapters(load_tiny, tiny_task: wb.Task) -> None:
     base = load_tiny("llama")
-    several = [trained(finetune.LoRA, base, tiny_task, seed=seed, epochs=0.5) for seed in range(10)]
+    several = [trained(finetune.LoRA, base, tiny_task, seed=seed, epochs=0.5) for seed in range(3)]
     size = finetune.LoRA().forecast(base).owned_bytes
-    assert [each.owned_bytes for each in several] == [size] * 10
+    assert [each.owned_bytes for each in several] == [size] * 3
 
 
 def test_an_adapter_is_turned_down_to_the_base(load_tiny, tiny_task: wb.Task) -> None:
