@@ -1,4 +1,4 @@
-"""Run the tests: the quick ones, real models and a browser, a GPU; all of it is run, and one summary ends it.
+"""Run the tests: all that needs no GPU, real models and a browser included, then a GPU; one summary ends it.
 
 Without a GPU its tests run on a pretended one, in a process of their own: torch must hear of it while it is imported.
 
@@ -27,13 +27,9 @@ class Round(NamedTuple):
     environment: dict[str, str]
 
 
-QUICK = Round("quick", ("-n", "auto", "-m", "not model and not browser"), {})
-REAL = Round(
-    "models, browser",
-    ("-n", "auto", "--dist", "loadgroup", "-m", "model or browser"),
-    {"OMP_NUM_THREADS": "1"},  # two workers on two cores
-)
-GPU = Round("GPU", ("-n", "auto", "-p", "tests.gpu.pretended", "tests/gpu"), {"OMP_NUM_THREADS": "1"})
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # as many workers as cores
+ALL = Round("all", ("-n", "auto", "--dist", "loadgroup", "--no-loadscope-reorder"), ONE_THREAD)
+GPU = Round("GPU", ("-n", "auto", "-p", "tests.gpu.pretended", "tests/gpu"), ONE_THREAD)
 KERNELS = Round(
     "kernels, AVX2",
     ("-n", "auto", "-m", "not model", "tests/models/packed", "tests/steps/quantize"),
@@ -56,8 +52,10 @@ def run(each: Round, given: list[str]) -> Outcome:
     report = REPORTS / f"{each.name.partition(',')[0]}.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *each.arguments, f"--junitxml={report}", *given]
+    environment = os.environ | each.environment
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # many processes compile the same modules
     started = time.monotonic()
-    code = subprocess.run(command, cwd=ROOT, env=os.environ | each.environment).returncode
+    code = subprocess.run(command, cwd=ROOT, env=environment).returncode
     return Outcome(each.name, code, time.monotonic() - started, *read(report))
 
 
@@ -77,7 +75,7 @@ def read(report: Path) -> tuple[dict[str, int], list[str]]:
 
 def rounds() -> list[Round]:
     """What is run here."""
-    return [QUICK, REAL, GPU, *([KERNELS] if os.environ.get("CI") == "true" and more_than_avx2() else [])]
+    return [ALL, GPU, *([KERNELS] if os.environ.get("CI") == "true" and more_than_avx2() else [])]
 
 
 def more_than_avx2() -> bool:

@@ -1,9 +1,13 @@
 """Fixtures of the engine's tests: tiny models with random weights, and the embedded model."""
 
+# ruff: noqa: E402 - the imports are what is to be made quicker
 import gc
 import os
+import sys
 
+gc.disable()  # until all is imported and collected: none of it is garbage
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks a network; a missing model is then refused at once
+sys.modules.setdefault("rfc3987_syntax", None)  # grammars for addresses, which jsonschema takes a second to make
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,27 +112,40 @@ ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox", "opt", "gemma")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
-    """With `--dist loadgroup` a module of browser tests has one server; pytest-xdist 3.8 cannot group on pytest 9."""
+    """With `--dist loadgroup` it is ours: what pytest-xdist 3.8 has cannot group on pytest 9."""
     return Grouped(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 class Grouped(LoadScopeScheduling):
-    """One test at a time, but those of the browser."""
+    """A file at a time, so that what its tests share is made once; the lessons one by one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0] if "/test_browser" in nodeid else nodeid
+        return nodeid if LESSON in nodeid else nodeid.partition("::")[0]
+
+
+LESSON = "::test_lesson_runs"
+LONGEST = (LESSON, "/test_browser", "/test_contract.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lessons take longest, and whoever takes one last keeps the others waiting: they are handed out first."""
-    items.sort(key=lambda item: "test_lesson_runs" not in item.nodeid)
+    """Whoever takes what is long last keeps the others waiting: that is handed out first."""
+    items.sort(key=lambda item: next((at for at, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST)))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _settled() -> None:
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
+def settle() -> None:
     """Take everything that imports made out of the collector's sight, so that leak checks are exact and quick."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """Anew for each module: tests import as well, and all that follow would search through what that made."""
+    settle()
 
 
 @pytest.fixture(autouse=True)

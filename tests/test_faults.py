@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_contract import hashes, tensor_bytes, variants
+from test_contract import alive, hashes
 from torch.overrides import TorchFunctionMode
 
 import workbench as wb
@@ -62,7 +62,7 @@ def test_out_of_memory_in_a_step_changes_nothing(others: list[wb.Variant], step:
     base = others[0]
     base.apply(step).close()  # the first time pays for caches
     before, answers = [hashes(each) for each in others], [each.generate("Rain", max_new_tokens=3) for each in others]
-    count, memory, owned = variants(), tensor_bytes(), [each.owned_bytes for each in others]
+    there, owned = alive(), [each.owned_bytes for each in others]
     full = Full(ERRORS[kind]())
     progress = Armed(full)
     try:
@@ -77,7 +77,7 @@ def test_out_of_memory_in_a_step_changes_nothing(others: list[wb.Variant], step:
     assert "close a variant" in message
     assert "\n" not in message
     full.error = None
-    assert (variants(), tensor_bytes(), [each.owned_bytes for each in others]) == (count, memory, owned)
+    assert (alive(), [each.owned_bytes for each in others]) == (there, owned)
     assert [hashes(each) for each in others] == before
     assert [each.generate("Rain", max_new_tokens=3).token_ids for each in others] == [a.token_ids for a in answers]
     assert base.apply(step).generate("Rain", max_new_tokens=1).token_ids  # and with memory again, it works
@@ -103,18 +103,18 @@ def test_out_of_memory_while_answering_leaves_the_variant_usable(base: wb.Varian
 def test_a_closed_variant_returns_its_tensors(base: wb.Variant) -> None:
     child = base.apply(quantize.Int8())
     packed = [weakref.ref(m.weight) for m in child.model.modules() if type(m).__name__ == "Int8Linear"]
-    memory = tensor_bytes()
+    memory = alive()[1]
     assert len(packed) == 15
     owned = child.owned_bytes
     child.close()
     gc.collect()
     assert not any(reference() is not None for reference in packed)
-    assert tensor_bytes() == memory - owned
+    assert alive()[1] == memory - owned
 
 
 def test_a_dropped_variant_returns_its_tensors(base: wb.Variant) -> None:
-    memory = tensor_bytes()
+    before = alive()
     child = base.apply(quantize.NF4())
-    assert tensor_bytes() > memory
+    assert alive()[1] > before[1]
     del child
-    assert tensor_bytes() == memory
+    assert alive() == before

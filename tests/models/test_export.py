@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ARCHITECTURES
+from elsewhere import divergence, read
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -39,40 +37,6 @@ from workbench.steps import quantize
 
 IDS = torch.arange(3, 40)[None]
 Pack = Callable[[int, nn.Module], nn.Module]
-
-# Logits of every folder, and the weight of every packed layer as transformers unpacks it: that of bitsandbytes before
-# the first forward, which may rearrange it, that of compressed-tensors after it.
-PLAIN = """
-import json, sys
-sys.modules["kernels"] = None
-import torch
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
-
-torch.set_num_threads(1)
-answers = {}
-for name, (folder, paths) in json.loads(sys.argv[1]).items():
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        weights = {}
-        for path in paths:
-            weight = getattr(model.get_submodule(path), "weight", None)
-            if type(weight).__name__ == "Params4bit":
-                from bitsandbytes.functional import dequantize_4bit
-                weights[path] = dequantize_4bit(weight.data, weight.quant_state).float()
-            elif type(weight).__name__ == "Int8Params":
-                weights[path] = weight.data.float() * weight.SCB.view(-1, 1) / 127
-        with torch.no_grad():
-            answers[f"{name}:logits"] = model(torch.arange(3, 40)[None]).logits
-        for path in set(paths) - set(weights):
-            module = model.get_submodule(path)
-            weights[path] = module.weight.t() if type(module).__name__ == "Conv1D" else module.weight
-        answers |= {f"{name}:{path}": weight.detach().float().contiguous().clone() for path, weight in weights.items()}
-    except Exception as error:
-        print(name, type(error).__name__, error)
-assert "workbench" not in sys.modules
-save_file(answers, sys.argv[2])
-"""
 
 
 def replaced(base: wb.Variant, pack: Pack) -> wb.Variant:
@@ -178,19 +142,9 @@ def elsewhere(
     exports: dict[str, tuple[wb.Variant, Path]], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Tensor]:
     """What plain transformers makes of all of them: logits and unpacked weights."""
-    answer = tmp_path_factory.mktemp("elsewhere") / "answer.safetensors"
-    asked = {name: (str(folder), list(layers(variant))) for name, (variant, folder) in exports.items()}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PLAIN, json.dumps(asked), str(answer)],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        cwd=answer.parent,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    return load_file(answer)
+    folders = {name: folder for name, (_, folder) in exports.items()}
+    packed = {name: list(layers(variant)) for name, (variant, _) in exports.items()}
+    return read(folders, IDS, tmp_path_factory.mktemp("elsewhere"), packed)
 
 
 def layers(variant: wb.Variant) -> dict[str, PackedLinear]:
@@ -200,11 +154,6 @@ def layers(variant: wb.Variant) -> dict[str, PackedLinear]:
 def logits(variant: wb.Variant) -> Tensor:
     with torch.no_grad():
         return variant.model(IDS).logits
-
-
-def divergence(ours: Tensor, theirs: Tensor) -> float:
-    mine, other = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
-    return (mine.exp() * (mine - other)).sum(-1).mean().item()
 
 
 # ---- others

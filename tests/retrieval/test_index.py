@@ -48,12 +48,12 @@ def test_a_cancelled_update_leaves_the_index_as_it_was(index: Index) -> None:
 def test_two_writers_wait_for_each_other(tmp_path: Path) -> None:
     many = [Document(str(number), f"Sentence number {number}.") for number in range(500)]
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_index_all, args=(tmp_path / "a.sqlite", many)) for _ in range(3)]
+    writers = [context.Process(target=_index_all, args=(tmp_path / "a.sqlite", many)) for _ in range(2)]
     for each in writers:
         each.start()
     for each in writers:
         each.join(120)
-    assert [each.exitcode for each in writers] == [0, 0, 0]
+    assert [each.exitcode for each in writers] == [0, 0]
     assert len(Index(tmp_path / "a.sqlite").read()[0]) == 500
 
 

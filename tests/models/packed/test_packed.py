@@ -1,10 +1,5 @@
 """Packed layers against hand-made numbers, plain float arithmetic and bitsandbytes itself."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import bitsandbytes
 import pytest
 import torch
@@ -286,17 +281,6 @@ def test_linear_layers_are_all_but_the_head(load_tiny) -> None:
         with_head = dict(packed.linear_layers(model, head=True))
         assert len(with_head) == count + 1
         assert model.get_output_embeddings() in with_head.values()
-
-
-def test_no_kernel_is_fetched_from_the_hub(tmp_path: Path) -> None:
-    """With the package `kernels` installed, bitsandbytes asks it for native code from the hub; here it may not."""
-    (tmp_path / "kernels.py").write_text("def get_kernel(*args, **options): print('fetched')\n")
-    program = (
-        "from workbench.models import packed; packed.bitsandbytes(); import kernels; print(bool(kernels.get_kernel))"
-    )
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    assert (run.returncode, run.stdout) == (0, "True\n"), run.stderr
 
 
 def test_a_kernel_that_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
