@@ -214,6 +214,8 @@ def test_a_variant_is_explained(base: wb.Variant) -> None:
     assert found.parts.total > 0
     assert found.device.source == probe.MEASURED
     assert "operations started" in repr(found)
+    assert "A pass of 1 row: " in repr(found)
+    assert "ms reading weights, " in repr(found)
 
 
 @pytest.mark.usefixtures("quick")

@@ -7,6 +7,7 @@ import pytest
 
 from workbench.display import plain, ranking_figure, sensitivity_figure, styled
 from workbench.display.layers import log_ticks
+from workbench.display.roofline import apart
 from workbench.display.style import short_names
 from workbench.layers.sensitivity import Sensitivity
 
@@ -91,6 +92,11 @@ def test_ranking() -> None:
     assert list(dropped.text) == ["0.1", "0"]
     assert (kept.name, dropped.name) == ("stays (1)", "left out (2)")
     assert list(ranking_figure([0.5, 0.1]).data[0].x) == [0, 1]
+
+
+def test_names_of_points_that_lie_together_are_said_once() -> None:
+    assert apart([0.5, 1, 5, 6, 7, 30], ["1", "2", "16", "32", "64", "prompt"]) == ["1", "2", "16", "", "", "prompt"]
+    assert apart([5, 6], ["1", "prompt"]) == ["1", "prompt"]
 
 
 def test_short_names() -> None:

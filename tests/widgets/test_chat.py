@@ -7,7 +7,7 @@ from screen import TIMEOUT
 
 import workbench as wb
 from widgets import Bench
-from workbench.steps import prompt, quantize
+from workbench.steps import prompt, quantize, runtime
 
 
 @pytest.fixture
@@ -81,3 +81,19 @@ def test_chat_with_variants_of_one_model_is_one_batch(bench: Bench) -> None:
     assert (2, 1) in rows
     for name, answer in bench.chat.turns[-1].answers.items():
         assert answer.text == bench.variants[name].generate("What is a lobster?", max_new_tokens=6).text
+
+
+def test_chat_gives_a_kept_answer_again_and_marks_it(bench: Bench) -> None:
+    bench.add(bench.base.apply(runtime.ResponseCache()))
+    bench.chat.length.value = 6
+    for _ in range(2):
+        bench.chat.forget()  # or the second question would have the first before it
+        bench.chat.prompt.value = "What is a lobster?"
+        bench.chat.send.click()
+        assert bench.wait(TIMEOUT)
+    asked, kept = (bench.chat.turns[-1].answers[name] for name in (bench.base.name, "ResponseCache"))
+    assert (asked.state, kept.state) == ("done", "done")
+    assert (asked.cached, kept.cached) == (False, True)
+    assert kept.text == asked.text == bench.base.generate("What is a lobster?", max_new_tokens=6).text
+    assert bench.chat.live.value.count("from the cache after") == 1
+    assert "the same was asked" in bench.chat.live.value

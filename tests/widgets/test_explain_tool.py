@@ -35,6 +35,7 @@ def test_the_sentence_and_everything_behind_it_are_on_screen(bench: Bench, expla
     assert explained.result.sentence.split(":")[0] in explained.static
     assert explained.result.sentence[:20] in html(bench)
     assert "from data sheets" in explained.table.value
+    assert "e+0" not in explained.table.value  # numbers in full
     assert len(explained.place.children) == 1
 
 

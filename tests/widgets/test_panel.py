@@ -188,6 +188,7 @@ def test_what_a_note_lists_opens_below_the_message() -> None:
     job.run()
     page = html.job_message(job, "Made 'Auto'.", ("Other.", Listed("All of it.", f"Kept {XSS}.", ("Way",), ((XSS,),))))
     assert "Made &#x27;Auto&#x27;. Other.</div><details><summary>Kept &lt;img" in page
+    assert " All 1 in a table</summary>" in page
     assert "<td>&lt;img" in page
     assert "<img" not in page
 

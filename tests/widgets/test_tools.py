@@ -39,9 +39,10 @@ def test_tools_are_shown_where_the_method_has_them(bench: Bench, step: type[wb.S
     shown = {kind for kind, tool in panel.tools.items() if tool.widget.layout.display != "none"}
     by_layer = issubclass(step, LayerStep) and bool(step.strength)
     on_requests = issubclass(step, RequestStep)
-    assert (Live in shown, Layers in shown) == (by_layer or (step.instant and not on_requests), by_layer)
+    on_weights = not on_requests and step.family() != "runtime"
+    assert (Live in shown, Layers in shown) == (by_layer or (step.instant and on_weights), by_layer)
     assert (Blocks in shown) == hasattr(step, "ranking")
-    assert (Changes in shown, Asked in shown) == (not on_requests, on_requests)
+    assert (Changes in shown, Asked in shown) == (on_weights, on_requests)
 
 
 def test_quantized_targets_are_refused_in_words(bench: Bench) -> None:

@@ -35,6 +35,7 @@ class Answer:
         first: seconds to the first token.
         sources: the documents it was given.
         notes: what should be known of it.
+        cached: whether it was known, so that nothing was decoded.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Answer:
     state: str = "waiting"
     sources: tuple[Passage, ...] = ()
     notes: tuple[str, ...] = ()
+    cached: bool = False
 
     def take(self, piece: Piece, seconds: float) -> None:
         """Add a token, after which so many seconds have been spent on decoding."""
@@ -59,10 +61,13 @@ class Answer:
         if piece.answer:  # what the output steps made of it
             self.text, self.tokens = piece.answer.text, piece.answer.spent
             self.sources, self.notes = piece.answer.passages, piece.answer.notes
+            self.cached = bool(piece.answer.cached)
 
     @property
     def facts(self) -> list[str]:
         """Speed after the first token, time to it, and how many there are, for people."""
+        if self.cached:
+            return [f"from the cache after {1000 * self.seconds:.0f} ms"]
         if not self.tokens:
             return [self.state]
         said = [f"first after {1000 * self.first:.0f} ms", f"{self.tokens} tokens"]
@@ -190,15 +195,19 @@ class Chat:
         progress.start("Answering", len(variants) * settings["max_new_tokens"])
         news: queue.SimpleQueue[tuple[str, Told]] = queue.SimpleQueue()
         calls: dict[str, Call] = {}
+        going = list(variants)
         try:
             for name, variant in variants.items():
                 calls[name] = SCHEDULER.enter(variant, lambda told, name=name: news.put((name, told)))
                 started = time.perf_counter()
-                calls[name].begin(_messages(past, name, prompt), settings)
+                known = calls[name].begin(_messages(past, name, prompt), settings)
                 turn.answers[name].looked_up = time.perf_counter() - started
-            for call in calls.values():
-                SCHEDULER.start(call)
-            going = set(calls)
+                if known:
+                    turn.answers[name].take(known, 0.0)
+                    turn.answers[name].state = "done"
+                    going.remove(name)
+            for name in going:
+                SCHEDULER.start(calls[name])
             while going:
                 name, told = _next(news, progress)
                 if isinstance(told, Exception):

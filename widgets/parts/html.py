@@ -48,7 +48,11 @@ def job_message(job: Job, done: str, notes: Sequence[str] = ()) -> str:
     """How a job is going, or how it ended and what should be known of it; what is listed opens on a click."""
     if job.status == "done":
         said = [each for each in notes if not isinstance(each, Listed)]
-        tables = [folded_table(each.heading, each.columns, each.rows) for each in notes if isinstance(each, Listed)]
+        tables = [
+            folded_table(f"{each.heading} All {len(each.rows)} in a table", each.columns, each.rows)
+            for each in notes
+            if isinstance(each, Listed)
+        ]
         return message(" ".join([done, *said]), "done") + "".join(tables)
     if job.status == "failed":
         return message(job.error, "error", job.details)

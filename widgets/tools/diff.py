@@ -49,8 +49,8 @@ class Changes(Tool):
 
     @staticmethod
     def fits(kind: type[Step]) -> bool:
-        """Whether a step changes weights, not requests."""
-        return not issubclass(kind, RequestStep)
+        """Whether a step changes weights, not requests or how they are run."""
+        return not issubclass(kind, RequestStep) and kind.family() != "runtime"
 
     @property
     def static(self) -> str:

@@ -23,9 +23,13 @@ from workbench.step import Step
 FIELDS = {
     "bandwidth": ("GB/s", 1e9, 1e6),
     "flops": ("TFLOP/s", 1e12, 1e6),
-    "call": ("us a start", 1e-6, 1e5),
+    "call": ("µs a start", 1e-6, 1e5),
     "memory": ("GB", 1e9, 1e6),
 }
+EDITED = (
+    "What each device does at best, from data sheets. Edit a number and the figure and the table follow; "
+    "0 stands for not known, and then it is left out. A start is what beginning one operation costs."
+)
 
 
 class Explain(Tool):
@@ -53,8 +57,9 @@ class Explain(Tool):
         self.advice, self.place, self.devices = ipw.VBox(), ipw.VBox(), ipw.VBox()
         head = ipw.HBox([self.button, self.memory_button])
         head.add_class("wb-footer")
+        self.advice.add_class("wb-advice")
         self.widget = ipw.VBox(
-            [head, self.message, self.said, self.advice, self.place, self.devices, self.table, self.held]
+            [head, self.message, self.held, self.said, self.advice, self.place, self.table, self.devices]
         )
         self.widget.add_class("wb-section")
         self.button.on_click(lambda _: self.explain())
@@ -118,6 +123,7 @@ class Explain(Tool):
             if suggestion.step is not None:
                 line.insert(0, self._choice(suggestion))
             lines.append(ipw.HBox(line))
+            lines[-1].add_class("wb-footer")
         self.advice.children = lines
 
     def _choice(self, suggestion: Suggestion) -> ipw.Button:
@@ -129,8 +135,8 @@ class Explain(Tool):
         return button
 
     def _list_devices(self, found: Explanation) -> None:
-        """A row of numbers a device."""
-        lines = [ipw.HTML(html.help_line("From data sheets, to be edited: what each device does at best."))]
+        """A row of numbers a device, which open on a click."""
+        lines = [ipw.HTML(html.help_line(EDITED))]
         for device in found.devices:
             self.rows[device.name] = {
                 name: Number(_shown(device, name), 0, most, description=unit, tooltip=f"{device.name}: {unit}")
@@ -139,7 +145,8 @@ class Explain(Tool):
             for number in self.rows[device.name].values():
                 number.observe(lambda _: self._recompute(), "value")
             lines.append(ipw.HBox([ipw.HTML(html.help_line(device.name)), *self.rows[device.name].values()]))
-        self.devices.children = lines
+            lines[-1].add_class("wb-device")
+        self.devices.children = [ipw.Accordion([ipw.VBox(lines)], titles=["Other numbers for these devices"])]
 
     def _recompute(self) -> None:
         """Follow an edited number; nothing is measured again."""

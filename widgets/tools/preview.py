@@ -51,10 +51,10 @@ class Live(Tool):
 
     @staticmethod
     def fits(kind: type[Step]) -> bool:
-        """Whether a step has a knob that can be moved, and is quick enough to follow it."""
-        return not issubclass(kind, RequestStep) and (
-            kind.instant or (issubclass(kind, LayerStep) and bool(kind.strength))
-        )
+        """Whether a step changes what is said, has a knob that can be moved and is quick enough to follow it."""
+        if issubclass(kind, RequestStep) or kind.family() == "runtime":
+            return False
+        return kind.instant or (issubclass(kind, LayerStep) and bool(kind.strength))
 
     @property
     def static(self) -> str:

@@ -26,6 +26,13 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 128  # tokens before those that are timed
 MOST = 1024  # rows
 ROUNDS = 3
+SPENT = {  # what each of the `Parts` is, for people
+    "reading": "reading weights",
+    "kernel": "lost in matrix products",
+    "computing": "computing",
+    "starting": "starting operations",
+    "states": "moving keys, values and what flows between layers",
+}
 
 
 @dataclass(frozen=True)
@@ -128,18 +135,18 @@ class Explanation:
     def lines(self) -> list[str]:
         """The facts behind the sentence."""
         one, device = self.decode[0], self.device
-        spent = ", ".join(f"{name} {1e3 * getattr(self.parts, name):.3g} ms" for name in vars(self.parts))
+        spent = ", ".join(f"{1e3 * getattr(self.parts, name):.3g} ms {what}" for name, what in SPENT.items())
         rates = ", ".join(f"{kind} {rate / 1e9:.3g}" for kind, rate in device.flops.items())
         return [
-            f"A pass of {one.work.rows}: predicted {_ms(one.predicted)}, measured {_ms(one.measured)}; at least "
-            f"{1e3 * one.least:.3g} ms; {one.work.operations} operations started.",
-            *([] if self.starts == "elsewhere" else [f"Of it: {spent}."]),
+            f"A pass of {one.work.rows} row{'s' * (one.work.rows > 1)}: predicted {_ms(one.predicted)}, measured "
+            f"{_ms(one.measured)}; at least {1e3 * one.least:.3g} ms; {one.work.operations} operations started.",
+            *([] if self.starts == "elsewhere" else [f"Of what is predicted: {spent}."]),
             f"A prompt of {self.context} tokens: predicted {_ms(self.prefill.predicted)}, measured "
             f"{_ms(self.prefill.measured)}; {self.prefill.work.flops / 1e9:.3g} billion operations.",
             f"A token reads {units.size(one.work.weight_bytes)} of weights and, after {self.context} others, "
             f"{units.size(self.cache_bytes)} of keys and values a row; {one.work.flops / 1e9:.3g} billion operations.",
             f"{device.name}, {device.source}: reads {_rate(device.bandwidth)}, computes {rates} billion operations/s, "
-            f"starts an operation in {1e6 * device.call:.3g} us.",
+            f"starts an operation in {1e6 * device.call:.3g} µs.",
         ]
 
     @property

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 HEIGHT = 430
+BEST = "At best: weights are read and numbers computed at the full rate."
+HELD = (
+    "Its own: weights that no older variant holds. Kept elsewhere: on disk, or in CPU memory for a GPU. "
+    "Engine: what it holds between answers. A token: keys and values for each token of each prompt and answer."
+)
+APART = 1.6  # times as many operations a byte: room for a name between two points
 
 
 @draws(Explanation)
@@ -78,16 +84,28 @@ def _points(found: Explanation) -> Any:
 
     passes = [*found.decode, found.prefill]
     names = [*(f"{each.work.rows}" for each in found.decode), "prompt"]
+    x = [each.work.intensity for each in passes]
     return go.Scatter(
-        x=[each.work.intensity for each in passes],
+        x=x,
         y=[each.work.flops / each.measured.value for each in passes],
-        text=names,
+        text=apart(x, names),
+        customdata=names,
         mode="markers+text",
         textposition="bottom right",
         name="measured, by rows",
         marker={"size": 10, "color": COLOURS[2]},
-        hovertemplate="%{text}: %{y:.3g} operations/s at %{x:.3g} a byte<extra></extra>",
+        hovertemplate="%{customdata}: %{y:.3g} operations/s at %{x:.3g} a byte<extra></extra>",
     )
+
+
+def apart(places: list[float], names: list[str]) -> list[str]:
+    """The names; empty where one would be written over the one before it. The last is always said."""
+    kept = [""] * (len(names) - 1) + names[-1:]
+    last = 0.0
+    for index, (place, name) in enumerate(zip(places[:-1], names, strict=False)):
+        if place >= APART * last:
+            kept[index], last = name, place
+    return kept
 
 
 def _passes(found: Explanation) -> list[Any]:
@@ -146,22 +164,35 @@ def explanation_html(found: Explanation) -> str:
 def devices_html(found: Explanation) -> str:
     """What the same weights could do at best elsewhere, and where each device's figures are from."""
     most = found.decode[-1].work.rows
-    head = ("Device", "Reads", "Memory", "Fits", "Tokens/s at best", f"With {most} rows", "From")
+    head = ("Device", "Tokens/s at best", f"With {most} rows", "Reads", "Memory", "Fits", "From")
     rows = [
         (
             str(name),
+            _count(each["first"]),
+            _count(each["last"]),
             f"{units.size(each['bandwidth'])}/s",
             units.size(each["memory"]) if each["memory"] else "?",
             "yes" if each["fits"] else "no",
-            f"{each['first']:.3g}",
-            f"{each['last']:.3g}",
             _origin(each["source"]),
         )
         for name, each in found.elsewhere().iterrows()
     ]
     sheets = "".join(f"<li>{escape(each.name)}: {escape(each.source)}.</li>" for each in found.devices)
     folded = f"<details><summary>Where these figures are from</summary><ul>{sheets}</ul></details>" if sheets else ""
-    return table(head, rows, words=True) + folded
+    shown = f"{table(head, rows, words=True)}<small>{escape(_at_best(found))}</small>{folded}"
+    return f'{STYLE}<div class="wb-report wb-devices">{shown}</div>'
+
+
+def _at_best(found: Explanation) -> str:
+    """What is counted, and for which devices something is left out."""
+    free = [each.name for each in found.devices if not each.call]
+    left = f" What starting operations costs is not known, and left out, for: {', '.join(free)}." if free else ""
+    return BEST + left
+
+
+def _count(number: float) -> str:
+    """Three digits, never with an exponent."""
+    return f"{float(f'{number:.3g}'):,.10g}"
 
 
 def _origin(source: str) -> str:
@@ -189,4 +220,4 @@ def memory_html(found: Memory) -> str:
         for each in found.holders
     ]
     said = "".join(f"<li>{escape(each)}</li>" for each in found.lines[len(found.holders) :])
-    return f'{STYLE}<div class="wb-report">{table(head, rows)}<ul>{said}</ul></div>'
+    return f'{STYLE}<div class="wb-report">{table(head, rows)}<ul>{said}</ul><small>{HELD}</small></div>'

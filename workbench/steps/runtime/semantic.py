@@ -94,7 +94,10 @@ class SemanticCache(ResponseCache):
     pairs: str = Field(
         default="",
         max_length=4_000,
-        description="A file of pairs: texts a and b, and same: true or false; empty takes the very same only.",
+        description=(
+            "A JSONL, CSV or Parquet file of labelled pairs of questions: a, b, and same, which is true or false. "
+            "Empty: only the very same question counts."
+        ),
     )
     budget: float = Field(
         default=0.02, gt=0.0, le=0.5, description="Share of different questions that may be answered wrongly, at most."
