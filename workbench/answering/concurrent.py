@@ -189,7 +189,13 @@ class Scheduler:
         tables: dict[Who, _Table] = {}
         while self._seated(tables):
             for who in list(tables):
-                tables[who].turn()
+                try:
+                    tables[who].turn()
+                except Exception as error:  # of ours: whoever waits at this table hears of it, and the others go on
+                    for call in tables[who].calls:
+                        call.gone = call.fail(error)
+                    del tables[who]
+                    continue
                 if not tables[who].calls:
                     del tables[who]
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas
 
 RUNS = 3
+MOST_SHARE = 0.9  # of a token's time that its products can take
 LAYERS, BYTES = 8, 64_000_000  # packed ones that are run in turn, at most
 
 _tokens: "WeakKeyDictionary[PreTrainedModel, float]" = WeakKeyDictionary()
@@ -130,16 +131,17 @@ def token_ratio(variant: Variant, layers: Sequence[nn.Module], pack: Callable[[T
     for layer in layers:
         shapes.setdefault(dense_shape(layer), []).append(layer)
     with using("Trying the products"):
-        whole, change = _token_seconds(variant.model), 0.0
+        whole, before, after = _token_seconds(variant.model), 0.0, 0.0
         for (out, columns), alike in shapes.items():
             weights = [dense_weight(layer) for layer in alike]  # all in turn, so that none stays in a cache
             packed = pack(weights[0][:MOST_OUTPUTS])
             most = max(1, min(LAYERS, BYTES // (4 * columns * min(out, MOST_OUTPUTS))))
             copies, row = [deepcopy(packed) for _ in weights[:most]], torch.ones(1, columns, dtype=variant.dtype)
-            before = _least(partial(_run, [partial(F.linear, weight=weight) for weight in weights], row))
-            after = _least(partial(_run, copies, row)) / len(copies) * out / min(out, MOST_OUTPUTS)
-            change += after * len(alike) - before
-    return max(whole + change, 0.02 * whole) / whole
+            before += _least(partial(_run, [partial(F.linear, weight=weight) for weight in weights], row))
+            each = _least(partial(_run, copies, row)) / len(copies) * out / min(out, MOST_OUTPUTS)
+            after += each * len(alike)
+    share = min(before / whole, MOST_SHARE)  # the two were not timed at once
+    return 1 + share * (after / before - 1) if before else 1.0
 
 
 def _run(products: Sequence[Callable[[Tensor], Tensor]], row: Tensor) -> None:

@@ -1,6 +1,5 @@
 """Many answers decoded side by side."""
 
-from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
@@ -9,9 +8,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.runtime.batching import Batched
 from workbench.runtime.engine import Eager
-from workbench.runtime.footprint import kv_bytes
-from workbench.runtime.kvcache import FULL
-from workbench.step import Forecast, Step
+from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -48,12 +45,6 @@ class Batch(Step):
         engine = Batched(**(variant.engine.model_dump() | bounds))
         joins = engine.running(variant.model) is not None
         return variant.derive(self, engine=engine, notes=[] if joins else [APART])
-
-    def forecast(self, variant: Variant) -> Forecast:
-        """Keys and values of all rows, as long as the model holds, within the bound; held while there are answers."""
-        row = variant.context_length * kv_bytes(variant.model, getattr(variant.engine, "cache_bits", FULL))
-        most = max(row, Batched(memory=self.memory).most_bytes(variant.model))  # one row alone may have more
-        return replace(super().forecast(variant), owned_bytes=min(self.rows * row, most))
 
 
 APART = (
