@@ -10,6 +10,9 @@ of a variant in llama.cpp leave those of the plain engine, and how near a tie th
 import argparse
 import json
 import logging
+import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -40,7 +43,22 @@ ROWS = {  # the step before, and the form in llama.cpp
     "8 bits": (quantize.Int8(), "as it is"),
     "4 bits": (quantize.RTN(bits=4, group_size=32, symmetric=True), "as it is"),
 }
-FIRST = "eager float32"
+FIRST, SECOND = "eager float32", "llama.cpp"
+SERVER = """
+import json, sys, xllamacpp
+file, ids, threads = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel = file, 1024, 1
+params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+params.warmup, params.verbosity, params.hostnames = True, -1, ["127.0.0.1"]
+server = xllamacpp.Server(params)
+asked = {"prompt": ids, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+print("READY", flush=True)
+for line in sys.stdin:
+    answer = server.handle_completions(asked | {"max_tokens": int(line), "n_predict": int(line)})
+    found = answer if isinstance(answer, dict) else json.loads(answer)
+    print("SPEED", found["timings"]["predicted_per_second"], flush=True)
+"""
 Way = Callable[[int], float]  # tokens -> tokens a second after the first
 
 
@@ -115,23 +133,35 @@ def by_generate(variant: wb.Variant) -> Way:
     return run
 
 
-def by_llama_cpp(file: Path, ids: list[int], threads: int) -> Way:
-    """By llama.cpp's own server on the same file, timed by itself."""
-    import xllamacpp
+class Server:
+    """llama.cpp's own server on a file, timed by itself; in a process that stands still while others are timed.
 
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = str(file), 1024, 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.warmup, params.verbosity, params.hostnames = True, -1, ["127.0.0.1"]
-    server = xllamacpp.Server(params)
-    asked = {"prompt": ids, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+    Its thread that waits for requests keeps a core busy.
+    """
 
-    def run(tokens: int) -> float:
-        answer = server.handle_completions(asked | {"max_tokens": tokens, "n_predict": tokens})
-        found = answer if isinstance(answer, dict) else json.loads(answer)
-        return float(found["timings"]["predicted_per_second"])
+    def __init__(self, file: Path, ids: list[int], threads: int) -> None:
+        command = [sys.executable, "-c", SERVER, str(file), json.dumps(ids), str(threads)]
+        self._peer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._hear("READY")
 
-    return run
+    def __call__(self, tokens: int) -> float:
+        """Tokens a second after the first."""
+        self._peer.send_signal(signal.SIGCONT)
+        assert self._peer.stdin is not None
+        self._peer.stdin.write(f"{tokens}\n")
+        self._peer.stdin.flush()
+        return float(self._hear("SPEED"))
+
+    def _hear(self, word: str) -> str:
+        assert self._peer.stdout is not None
+        line = next(each for each in self._peer.stdout if each.startswith(word))
+        self._peer.send_signal(signal.SIGSTOP)
+        return line.removeprefix(word)
+
+    def close(self) -> None:
+        """End the process."""
+        self._peer.kill()
+        self._peer.wait()
 
 
 def ways(base: wb.Variant, variant: wb.Variant, form: str, folder: Path, threads: int) -> Iterator[tuple[str, Way]]:
@@ -147,7 +177,7 @@ def ways(base: wb.Variant, variant: wb.Variant, form: str, folder: Path, threads
     yield "LlamaCpp, streamed", by_stream(fast)
     file = folder / f"{form}-{variant.name}.gguf".replace(" ", "-")
     gguf.write(file, variant.model, variant.tokenizer, "a", "" if form == "as it is" else form)
-    yield "llama.cpp", by_llama_cpp(file, variant.encode(QUESTION), threads)
+    yield SECOND, Server(file, variant.encode(QUESTION), threads)
 
 
 def measured(found: dict[str, Way], rounds: int, tokens: int) -> dict[str, Any]:
@@ -163,7 +193,7 @@ def measured(found: dict[str, Way], rounds: int, tokens: int) -> dict[str, Any]:
             "tokens_per_second": round(float(np.median(each)), 1),
             "to_float32": rounded(paired_ratio(each, speeds[FIRST]), 3),
             "to_eager": rounded(paired_ratio(each, speeds["eager"]), 3),
-            "to_llama_cpp": rounded(paired_ratio(each, speeds["llama.cpp"]), 3),
+            "to_llama_cpp": rounded(paired_ratio(each, speeds[SECOND]), 3),
         }
         for name, each in speeds.items()
     }
@@ -205,8 +235,11 @@ def main() -> None:
         for name in given.only:
             step, form = ROWS[name]
             variant = base.apply(step) if step else base
-            found = dict(ways(base, variant, form, Path(folder), given.threads))
-            rows[name] = measured(found, given.rounds, given.tokens)
+            found: dict[str, Any] = dict(ways(base, variant, form, Path(folder), given.threads))
+            try:
+                rows[name] = measured(found, given.rounds, given.tokens)
+            finally:
+                found[SECOND].close()
             rows[name]["bound by reading the weights"] = round(read_bandwidth() / variant.total_bytes, 1)
             if given.check:
                 same[name] = checked(variant, form, given.tokens, given.prompts)
