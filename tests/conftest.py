@@ -110,6 +110,16 @@ def _configs(vocabulary: int, start: int, end: int) -> dict[str, PreTrainedConfi
 ARCHITECTURES = ("llama", "gpt2", "qwen3", "gpt_neox", "opt", "gemma")
 
 
+def reference(variant: wb.Variant, ids: list[int], n: int) -> list[int]:
+    """What transformers' generate gives, end tokens ignored."""
+    tokens = torch.tensor([ids])
+    made = variant.model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=n, min_new_tokens=n,
+        eos_token_id=variant.model.config.vocab_size + 1, pad_token_id=0,
+    )  # fmt: skip
+    return made[0, len(ids) :].tolist()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
     """With `--dist loadgroup` it is ours: what pytest-xdist 3.8 has cannot group on pytest 9."""

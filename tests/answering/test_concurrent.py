@@ -47,6 +47,18 @@ def test_many_at_once_answer_as_each_alone(base: wb.Variant) -> None:
     idle()
 
 
+def test_a_call_that_never_began_harms_no_other_model(base: wb.Variant, load_tiny: Callable[[str], wb.Variant]) -> None:
+    other = load_tiny("gpt2")
+    told: list[object] = []
+    call = concurrent.SCHEDULER.enter(base, told.append)
+    concurrent.SCHEDULER.start(call)  # without `begin`: a mistake of ours
+    answer = asyncio.run(asked(other, QUESTIONS[0]))
+    assert answer.token_ids == other.generate(QUESTIONS[0], max_new_tokens=8).token_ids
+    concurrent.SCHEDULER.leave(call)
+    idle()
+    assert isinstance(told[0], AssertionError)
+
+
 STAGES: dict[str, Callable[[wb.Variant], wb.Variant]] = {
     "template": lambda base: base.apply(prompt.Template(text="Say: {question}")),
     "stop": lambda base: base.apply(output.Stop(strings="e")),

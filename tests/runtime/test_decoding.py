@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, reference
 
 import workbench as wb
 from workbench.core.errors import InvalidInput
@@ -29,16 +29,6 @@ def decoded(variant: wb.Variant, prompts: list[list[int]], settings: Decoding, *
 
 def greedy(variant: wb.Variant, prompts: list[list[int]], n: int) -> list[list[int]]:
     return decoded(variant, prompts, Decoding(max_new_tokens=n))
-
-
-def reference(variant: wb.Variant, ids: list[int], n: int) -> list[int]:
-    """What transformers' generate gives, end tokens ignored."""
-    tokens = torch.tensor([ids])
-    made = variant.model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=n, min_new_tokens=n,
-        eos_token_id=variant.model.config.vocab_size + 1, pad_token_id=0,
-    )  # fmt: skip
-    return made[0, len(ids) :].tolist()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, reference
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import workbench as wb
@@ -37,16 +37,6 @@ def drafting(base: wb.Variant) -> Callable[..., wb.Variant]:
         return made
 
     return make
-
-
-def reference(variant: wb.Variant, ids: list[int], n: int) -> list[int]:
-    """What transformers' generate gives, end tokens ignored."""
-    tokens = torch.tensor([ids])
-    made = variant.model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=n, min_new_tokens=n,
-        eos_token_id=variant.model.config.vocab_size + 1, pad_token_id=0,
-    )  # fmt: skip
-    return made[0, len(ids) :].tolist()
 
 
 class Heard:

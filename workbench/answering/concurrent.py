@@ -93,6 +93,14 @@ class _Table:
 
     def turn(self) -> None:
         """One step; whoever it brings something hears of it."""
+        try:
+            self._turn()
+        except Exception as error:  # of ours: whoever waits here hears of it, and other tables go on
+            for call in self.calls:
+                call.gone = call.fail(error)
+            self.calls.clear()
+
+    def _turn(self) -> None:
         self._end([call for call in self.calls if call.gone or (call.variant.closed and call.report(False))])
         if not self.calls:
             return
@@ -189,13 +197,7 @@ class Scheduler:
         tables: dict[Who, _Table] = {}
         while self._seated(tables):
             for who in list(tables):
-                try:
-                    tables[who].turn()
-                except Exception as error:  # of ours: whoever waits at this table hears of it, and the others go on
-                    for call in tables[who].calls:
-                        call.gone = call.fail(error)
-                    del tables[who]
-                    continue
+                tables[who].turn()
                 if not tables[who].calls:
                     del tables[who]
 

@@ -13,13 +13,9 @@ def caches_html(found: Caches) -> str:
     """A row a cache; a sentence where there is none."""
     head = ("Cache", "Entries", "Size", "Hits", "Misses", "Evicted", "Counted for")
     rows = [
-        tuple(
-            map(
-                str,
-                (each.kind, each.entries, units.size(each.bytes), each.hits, each.misses, each.evictions, each.counted),
-            )
-        )
+        (each.kind, f"{each.entries}", units.size(each.bytes), f"{each.hits}", f"{each.misses}", f"{each.evictions}",
+         each.counted)
         for each in found.caches
-    ]
+    ]  # fmt: skip
     shown = table(head, rows, words=True) if rows else ""
     return f'{STYLE}<div class="wb-report"><p>{escape(found.sentence)}</p>{shown}</div>'
