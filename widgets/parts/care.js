@@ -10,13 +10,14 @@ function render({ model, el }) {
     for (const box of root.querySelectorAll(".wb-number > .widget-slider + .widget-text input:not([aria-label])"))
       box.setAttribute("aria-label", box.closest(".wb-number").querySelector(".widget-label").textContent);
   };
-  // While the kernel deals with one change of a control, ipywidgets holds the next one back, but no click: one on a
-  // button waits until all that is on screen has been sent.
-  const allSent = async () => {
+  // While the kernel deals with one change of a control, ipywidgets holds the next one back, but no click; and ipykernel
+  // may begin with a click before it ends a change that came first. So a click on a button waits until the kernel has
+  // dealt with all that is on screen.
+  const allKnown = async () => {
     const found = await Promise.allSettled(Object.values(model.widget_manager._models ?? {}));
     const end = Date.now() + LONGEST;
     do await new Promise((next) => setTimeout(next, 5)); // at least once: within a key press no click can be made
-    while (found.some((each) => each.value?._msg_buffer) && Date.now() < end);
+    while (found.some((each) => each.value?._pending_msgs > 0) && Date.now() < end);
   };
   const ready = new WeakSet();
   const hold = (event) => {
@@ -24,7 +25,7 @@ function render({ model, el }) {
     if (!button || ready.delete(button)) return;
     event.preventDefault();
     event.stopPropagation();
-    allSent().then(() => { ready.add(button); button.click(); });
+    allKnown().then(() => { ready.add(button); button.click(); });
   };
   const begin = () => {
     root = el.closest(".wb-bench");
