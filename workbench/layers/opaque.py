@@ -9,7 +9,7 @@ from workbench.models import sharing
 from workbench.models.experts import as_layers, expert_layers
 from workbench.models.packed import linear_layers, replace_module
 from workbench.runtime.forward import using
-from workbench.runtime.rows import Rows
+from workbench.runtime.rows import Rows, Way
 from workbench.runtime.trial import architecture, some_tokens, way_of
 
 READ, MORE = 8, 2  # tokens of the trial, at once and then one by one
@@ -36,11 +36,16 @@ def _try(model: PreTrainedModel) -> frozenset[str]:
     watched = {path: _Watched(layer) for path, layer in layers if path not in experts}
     for path, layer in watched.items():
         replace_module(probe, path, layer)
-    with using("Trying the layers"):
-        rows = Rows(probe, [some_tokens(model, READ)], way_of(model))
-        for _ in range(1 + MORE):
-            rows.append(rows.logits().argmax(dim=-1))
+    with using("Trying the layers"):  # what is read hangs on a frame that has ended out here
+        _read(probe, way_of(model))
     return frozenset(path for path, layer in watched.items() if layer.odd or not layer.called)
+
+
+def _read(model: PreTrainedModel, way: Way) -> None:
+    """Some tokens, and some more one by one."""
+    rows = Rows(model, [some_tokens(model, READ)], way)
+    for _ in range(1 + MORE):
+        rows.append(rows.logits().argmax(dim=-1))
 
 
 class _Watched(nn.Module):

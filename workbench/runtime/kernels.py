@@ -5,7 +5,7 @@ the factors or oneDNN, which torch brings too, can be twice as fast; the product
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,8 @@ from workbench.models import sharing
 from workbench.models.identity import marks
 from workbench.models.packed import linear_layers, replace_module
 from workbench.models.packed.products import Product, product_of
+from workbench.runtime import lean
+from workbench.runtime.trial import way_of
 
 SWAPPED_ROWS = 64  # beyond these the order of the factors makes no difference
 LEAST_BYTES = 1 << 18  # of a weight
@@ -82,34 +84,47 @@ def weight_first(layer: DenseLinear, rows: Tensor) -> Tensor:
 
 
 def for_rows(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model that shares its weights, with its dense layers so.
+    """A copy of the model that shares its weights, made to answer quickly: dense layers so, and lean blocks.
 
-    The same model where there is no choice, on a GPU or in another type, and where somebody listens with hooks.
+    The same model where neither is possible, and where somebody listens with hooks.
     """
-    if model.device.type != "cpu" or model.dtype != torch.float32:
+    now, made = marks(model), _made.get(model)
+    if made is None or made.of != now:
+        made = _made[model] = _Made(now, [vars(part) for part in model.modules()])
+    if made.heard():
         return model
-    now, made = (marks(model), model.training), _made.get(model)
-    if made is None or made.of != now:  # new, or in training
-        hooks = [each for part in model.modules() for each in (part._forward_hooks, part._forward_pre_hooks)]
-        made = _Made(now, hooks)
-        if not any(made.hooks):
-            made.shared = _shared(model)
-            _made[model] = made
-    return model if made.shared is None or any(made.hooks) else made.shared
+    if made.modes != (modes := made.training()):
+        made.modes, made.shared = modes, _shared(model)
+    return model if made.shared is None else made.shared
 
 
 @dataclass
 class _Made:
-    """A copy of a model as it was, if it needs one, and where hooks of the model are."""
+    """A copy of a model as it was, if it needs one, and what its parts hold.
 
-    of: tuple[int, bool]
-    hooks: list[dict[int, Any]]
+    Attributes:
+        of: marks of the model.
+        modes: of its parts: a dropout of the copy must do what that of the model does.
+    """
+
+    of: int
+    parts: list[dict[str, Any]]
+    modes: list[bool] = field(default_factory=list)
     shared: PreTrainedModel | None = None
+
+    def heard(self) -> bool:
+        """Whether somebody listens with hooks."""
+        return any(part["_forward_hooks"] or part["_forward_pre_hooks"] for part in self.parts)
+
+    def training(self) -> list[bool]:
+        """Which parts are in training now."""
+        return [part["training"] for part in self.parts]
 
 
 def _shared(model: PreTrainedModel) -> PreTrainedModel | None:
     dense = {path: layer for path, layer in linear_layers(model, head=True) if _worth_it(layer)}
-    if not dense:
+    leans = way_of(model).lean and lean.fits(model)
+    if not dense and not leans:
         return None
     shared = sharing.share(model)
     alike: dict[tuple[int, ...], list[Tensor]] = {}
@@ -117,6 +132,8 @@ def _shared(model: PreTrainedModel) -> PreTrainedModel | None:
         weights = alike.setdefault(tuple(layer.weight.shape), [])
         weights.append(layer.weight)
         replace_module(shared, path, DenseLinear(layer.weight, layer.bias, weights))
+    if leans:
+        lean.lean(shared)
     return shared
 
 

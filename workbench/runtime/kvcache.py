@@ -11,6 +11,7 @@ from workbench.models.packed import pack_bits, unpack_bits
 
 FULL: Final = 16  # stands for whatever type the model computes in
 GROUP = 32  # numbers of a head that share a scale
+LEAST_ROOM = 32  # tokens that memory is set aside for at a time, at least
 LEAST_SCALE = 6e-8  # the smallest positive float16
 
 
@@ -49,11 +50,65 @@ class PackedLayer(DynamicLayer):
         )
 
 
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one attention layer; what comes is written behind them, where transformers copies all anew.
+
+    Views of what is kept, such as those of a prefix, stay as they are: only room behind it is written to, and only by
+    the layer that set it aside.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # What keys and values are the beginning of, and the keys as they were left: somebody may put in others.
+        self._room: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values ``(batch, heads, tokens, head)``; gives all of them back."""
+        if torch.is_grad_enabled():
+            found: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return found
+        if not self.get_seq_length():
+            self.lazy_initialization(key_states, value_states)
+            plain = torch.contiguous_format
+            self.keys, self.values = (each.clone(memory_format=plain) for each in (key_states, value_states))
+            return self.keys, self.values
+        start = self.keys.shape[2]
+        end = start + key_states.shape[2]
+        if self._room is None or self.keys is not self._room[2] or end > self._room[0].shape[2]:
+            keys, values = _roomy(self.keys, end), _roomy(self.values, end)
+        else:
+            keys, values, _ = self._room
+        keys.narrow(2, start, end - start).copy_(key_states)  # indices would take twice the time
+        values.narrow(2, start, end - start).copy_(value_states)
+        self.keys, self.values = keys.narrow(2, 0, end), values.narrow(2, 0, end)
+        self._room = keys, values, self.keys
+        return self.keys, self.values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens, so many as the number is below 0."""
+        mine = self._room is not None and self.keys is self._room[2]
+        super().crop(tokens_to_remove)
+        if mine and self._room:
+            self._room = (*self._room[:2], self.keys)
+
+
+def _roomy(kept: Tensor, tokens: int) -> Tensor:
+    """A copy with room for so many tokens and some more."""
+    room = kept.new_empty(*kept.shape[:2], tokens + max(LEAST_ROOM, tokens // 8), kept.shape[3])
+    room[:, :, : kept.shape[2]] = kept
+    return room
+
+
 def new_cache(config: PreTrainedConfig, bits: int = FULL) -> DynamicCache:
     """An empty key-value cache; sliding windows, which are short, and other states stay as they are computed."""
     cache = DynamicCache(config=config)
-    if bits < FULL:
-        cache.layers = [PackedLayer(bits) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        (PackedLayer(bits) if bits < FULL else GrowingLayer()) if type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
     return cache
 
 

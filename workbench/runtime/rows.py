@@ -29,6 +29,7 @@ class Way:
         padded: whether rows of unequal length may stand side by side.
         prefix: whether what rows begin with may be read once for all.
         slots: whether its keys and values may be written in place, each row at its own (`Slots`).
+        lean: whether a `LeanDecoder` may stand for its blocks.
     """
 
     state: str = KEYS_AND_VALUES
@@ -37,6 +38,7 @@ class Way:
     padded: bool = True
     prefix: bool = True
     slots: bool = False
+    lean: bool = False
 
 
 class Rows:

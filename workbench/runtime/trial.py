@@ -18,7 +18,9 @@ from workbench.core import files
 from workbench.core.device import device_failed
 from workbench.core.errors import InvalidInput, OutOfMemory, first_line
 from workbench.core.remembered import recall, remember
+from workbench.models import sharing
 from workbench.models.packed import Packed
+from workbench.runtime import lean
 from workbench.runtime.forward import using
 from workbench.runtime.kvcache import is_plain, new_cache
 from workbench.runtime.prefix import SHORTEST, Prefix
@@ -65,7 +67,7 @@ def _remembered(key: str) -> Way | None:
 
 def _about(key: str) -> list[str]:
     """A way is remembered for these versions of the libraries and of what tries it."""
-    own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py", "slots.py")]
+    own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py", "slots.py", "lean.py")]
     return [key, torch.__version__, transformers.__version__, *own]
 
 
@@ -153,7 +155,8 @@ def _try(model: PreTrainedModel) -> Way:
     alone = replace(alone, slots=not alone.own and bool(alone.state) and _fits_slots(model, rows, wanted))
     shares = not alone.own and bool(alone.state) and is_plain(model.config)
     ways = [replace(alone, prefix=shares), replace(alone, prefix=False)][0 if shares else 1 :]
-    return next((way for way in ways if right(way, together=True)), replace(alone, padded=False, prefix=False))
+    way = next((way for way in ways if right(way, together=True)), replace(alone, padded=False, prefix=False))
+    return replace(way, lean=_fits_lean(model, way, rows, wanted))
 
 
 def _ways(model: PreTrainedModel) -> Iterator[Way]:
@@ -185,6 +188,19 @@ def _fits_slots(model: PreTrainedModel, rows: Sequence[Sequence[int]], wanted: S
         _let_pass(error)
         return False
     return sorted(errors)[len(errors) // 2] < _tolerance(model)
+
+
+def _fits_lean(model: PreTrainedModel, way: Way, rows: Sequence[Sequence[int]], wanted: Sequence[Tensor]) -> bool:
+    """Whether a lean decoder says the same, in every way that it will be asked in."""
+    if not (way.padded and way.prefix and way.slots) or not lean.fits(model):
+        return False
+    shared = sharing.share(model)
+    lean.lean(shared)
+    return (
+        _says(shared, replace(way, prefix=False), rows[:1], wanted[:1], ALONE)
+        and _says(shared, way, rows, wanted, TOGETHER)
+        and _fits_slots(shared, rows, wanted)
+    )
 
 
 def _error(got: Tensor, expected: Tensor) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from transformers import PreTrainedModel
 
 from workbench.core.device import memory_held, seeded
@@ -57,6 +58,7 @@ class Run:
         prompts: Mapping[str, list[int]],
     ) -> None:
         self.knobs, self.variant, self.model, self.parent = knobs, variant, variant.model, parent
+        self.model.eval()  # adapters come ready to learn
         self.samples, self.watched, self.objective, self.prompts = samples, watched, objective, prompts
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         self.optimizer = torch.optim.AdamW(
@@ -106,6 +108,7 @@ class Run:
             each.requires_grad_(False)
             each.grad = None
             each.data = each.data.to(kinds.get(name, each.dtype))
+        increment_version(self.trained.values())
         if self.knobs.checkpointing:
             _keep_activations(self.model, True)
         self.model.eval()
@@ -151,6 +154,7 @@ class Run:
             group["lr"] = rate
         with using(self.knobs.label):
             self.optimizer.step()
+            increment_version(self.trained.values())  # a fused optimizer tells nobody that it has written
             memory = memory_held(self.model.device)
         return Point(number + 1, total, rate, tokens, time.perf_counter() - started, memory)
 
