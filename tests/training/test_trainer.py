@@ -23,6 +23,7 @@ from workbench.training.precision import in_16_bits
 from workbench.training.sequences import Sample, lay_out, overlap_note, read_samples
 from workbench.training.settings import learning_rate
 from workbench.training.step import curve
+from workbench.training.trainer import ANSWER
 
 every_model = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -149,6 +150,16 @@ def test_a_cancel_takes_effect_within_a_step(load_tiny, tiny_task: wb.Task) -> N
     with pytest.raises(Cancelled):
         load_tiny("llama").apply(finetune.LoRA(epochs=100.0), tiny_task, progress)
     assert len(progress.live.points) == 3
+
+
+def test_answers_in_training_are_those_of_the_weights_then(base: wb.Variant, tiny_task: wb.Task) -> None:
+    """The optimizer writes where torch counts nothing, and dropout is for learning alone."""
+    tuned = base.apply(finetune.LoRA(epochs=20.0, dropout=0.5, keep="last", learning_rate=1e-2), tiny_task)
+    first, *_, last = (dict(each.answers) for each in curve(tuned).evaluations)
+    assert first != last
+    for variant, answers in ((base, first), (tuned, last)):
+        for asked, answer in answers.items():
+            assert variant.generate(asked, max_new_tokens=ANSWER).text.strip() == answer
 
 
 KILLED = """

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from workbench.models import sharing
 from workbench.models.packed import Conv1D, Packed, PackedLinear, is_adapted
 from workbench.runtime.forward import using
+from workbench.runtime.kernels import for_rows
 from workbench.runtime.kvcache import FULL, new_cache
 from workbench.runtime.room import free_bytes
 from workbench.runtime.rows import Rows
@@ -74,13 +75,20 @@ def count_pass(model: PreTrainedModel, tokens: int, context: int = 0, rows: int 
     """
     with using("Counting what a token takes"):
         prompt = some_tokens(model, context or tokens)
-        going = Rows(model, [prompt] * rows, way_of(model), None, cache_bits)
-        if context:
-            going.logits()
-            going.append(torch.zeros(rows, dtype=torch.long, device=model.device))
-        with _Counting(model) as counting:
-            going.logits()
-    return counting.work
+
+        def count(model: PreTrainedModel) -> Work:
+            going = Rows(model, [prompt] * rows, way_of(model), None, cache_bits)
+            if context:
+                going.logits()
+                going.append(torch.zeros(rows, dtype=torch.long, device=model.device))
+            with _Counting(model) as counting:
+                going.logits()
+            return counting.work
+
+        work, quick = count(model), for_rows(model)
+        if quick is not model:  # lean blocks call their layers by another way than the one watched here
+            work.operations = count(quick).operations
+    return work
 
 
 class _Counting(TorchDispatchMode):
