@@ -4,10 +4,12 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from workbench.core import files
 from workbench.core.device import machine
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.listed import Listed
@@ -77,7 +79,8 @@ class Auto(Step):
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """Try what there is, or recall what was found; then take the fastest."""
-        about = [fingerprint(variant.model), repr(variant.engine), self.model_dump(), _ways(), machine(variant.device)]
+        asked = [fingerprint(variant.model), repr(variant.engine), self.model_dump()]
+        about = [*asked, _ways(), _code(), machine(variant.device)]
         tried = _read(recall("engines", about)) or self._try(variant, progress)
         remember("engines", about, [vars(each) for each in tried])
         best = max((each for each in tried if each.fits), key=lambda each: each.rate or 0.0)
@@ -145,6 +148,14 @@ def _contenders() -> Iterator[type[Step]]:
 
 def _ways() -> list[str]:
     return [kind.full_name() for kind in _contenders()]
+
+
+def _code() -> list[str]:
+    """Hashes of what decodes: another version of it may be faster."""
+    package = Path(__file__).parents[2]
+    return [
+        files.sha256(each) for name in ("runtime", "models/packed") for each in sorted((package / name).glob("*.py"))
+    ]
 
 
 def _json(step: RecipeStep | None) -> dict[str, Any] | None:
