@@ -33,7 +33,8 @@ class Samples:
 
     Attributes:
         calls: an operation's start.
-        products: the linear layers of a pass by themselves, by rows; under 0 those of reading the prompt.
+        products: the linear layers of a pass by themselves, by rows; under 0 those of reading the prompt. Rows that the
+            engine does not take at once take as many turns here.
         rest: a pass without its products through the same engine, for the fewest rows and the most; under 0 likewise.
         passes: every row getting one more token through the engine, by rows and tokens before.
         prompts: reading the prompt through the engine, by its tokens.
@@ -96,18 +97,21 @@ def sampled(
     places = [(rows, context) for rows in batches] + ([] if ours else _elsewhere(batches, context))
     progress.start("Timing passes", (rounds + 1) * len(places), undisturbed=True)
     products: dict[int, Products] = {}
+    most = variant.engine.most_rows(variant.model)
     with using(variant.name):
         calls = Calls(variant.device)
         empty = without_products(variant.model, work) if ours else None
         if ours:
-            products = {rows: Products(work, variant.dtype, variant.device, rows) for rows in batches}
+            products = {rows: Products(work, variant.dtype, variant.device, min(rows, most)) for rows in batches}
             products[0] = Products(prompt, variant.dtype, variant.device)
     for number in range(rounds + 1):
         kept = found if number else Samples()  # the first round warms up
         for rows, length in places[:: 1 if number % 2 else -1]:
             for key in [rows, 0] if rows == min(batches) else [rows]:
                 if key in products:
-                    kept.products.setdefault(key, []).extend(_several(variant, products[key]))
+                    turns = max(1.0, key / most)
+                    spent = [turns * each for each in _several(variant, products[key])]
+                    kept.products.setdefault(key, []).extend(spent)
             with using(variant.name):
                 kept.calls.append(calls.sample())
             if empty is not None and rows in (min(batches), max(batches)):

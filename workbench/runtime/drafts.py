@@ -179,6 +179,10 @@ class Costs:
             before = self.more[tokens - 2]
             self.more[tokens - 2] += 0.1 * (min(seconds / self.one, 2 * before) - before)
 
+    def learn_draft(self, tokens: int, seconds: float) -> None:
+        """Take the drafting of so many tokens into account, in the same way; what is looked up stays free."""
+        self.draft += 0.1 * (min(seconds / tokens / self.one, 2 * self.draft) - self.draft)
+
 
 @dataclass
 class Pace:

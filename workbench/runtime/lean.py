@@ -111,7 +111,8 @@ class LeanDecoder(nn.Module):
         **others: Any,
     ) -> BaseModelOutputWithPast:
         """Tokens ``(rows, tokens)`` to states ``(rows, tokens, hidden)``, as in transformers."""
-        if input_ids is None or past_key_values is None or not _simple(input_ids, attention_mask, others):
+        learning = self.decoder.training or torch.is_grad_enabled()
+        if learning or input_ids is None or past_key_values is None or not _simple(input_ids, attention_mask, others):
             found: BaseModelOutputWithPast = self.decoder(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -158,9 +159,8 @@ class LeanDecoder(nn.Module):
 def _simple(ids: Tensor, mask: Tensor | dict[str, Tensor] | None, others: dict[str, Any]) -> bool:
     """Whether this is decoding as it is done here, with nothing more wanted."""
     wanted = {name for name, value in others.items() if value is not None and value is not False}
-    if torch.is_grad_enabled() or wanted - {"use_cache"}:
-        return False
-    return mask is None or (isinstance(mask, Tensor) and (mask.dim() == 4 or ids.shape[1] == 1))
+    seen = mask is None or (isinstance(mask, Tensor) and (mask.dim() == 4 or ids.shape[1] == 1))
+    return seen and wanted <= {"use_cache"}
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:

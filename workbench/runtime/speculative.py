@@ -155,11 +155,16 @@ class Speculate(Eager):
         return Costs(seconds[1], more, self._draft_cost(model, text, seconds[1]), HEAD_ROOM * max(apart, least))
 
     def _draft_cost(self, model: PreTrainedModel, text: Sequence[int], one: float) -> float:
-        """Of a drafted token, in passes of the model; looking it up costs none."""
+        """Of a drafted token, in passes of the model; looking it up costs none.
+
+        As while answering: after two tokens that are new to the draft, and a pass that has filled the caches.
+        """
         if self.smaller(model) is None:
             return 0.0
         drafter, seconds = self.drafter(model), []
-        for end in range(len(text) - ROUNDS, len(text) + 1):
+        for end in range(len(text) - 2 * ROUNDS, len(text) + 1, 2):
+            model(input_ids=torch.tensor([text[:1]], device=model.device), use_cache=False)
+            synchronize(model.device)
             started = time.perf_counter()
             drafter.draft(text[:end], self.tokens)
             seconds.append(time.perf_counter() - started)
@@ -208,7 +213,10 @@ class _Answer:
             self.rows.append(self._tensor([self._again.pop(0)]))
             return
         most = 0 if self._alone else min(self._pace.most(), self.left - 1)
+        started = time.perf_counter()
         draft = self._drafter.draft(self.ids, most) if most > 0 else []
+        if self.counts.drafted and draft:  # the first has the prompt to read
+            self._costs.learn_draft(len(draft), time.perf_counter() - started)
         self._alone, close = False, self.counts.guarded
         started = time.perf_counter()
         right = self._take(draft, self.rows.ahead(self._tensor(draft)[None])[0])

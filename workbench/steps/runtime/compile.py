@@ -24,9 +24,10 @@ class Compile(Step):
     writes what it computes to memory in between. Compiled once, for any prompt, sampling setting and answer, they
     become a few loops; keys and values are written in place. It pays with small models, many layers and long answers.
     It takes up to a minute or two, less a second time; the variant's note says after how many tokens it pays back. It
-    does not help where reading the weights already is the bound, nor prompts, nor several answers side by side, which
-    are read as before. What cannot be compiled here, or says something else then, answers as before, and a note says
-    why. A CPU needs a C++ compiler (g++). Weights are shared with the parent.
+    does not help where reading the weights already is the bound, hardly where the blocks are ours (Llama, Mistral,
+    Qwen) and start few operations as they are, nor prompts, nor several answers side by side, which are read as before.
+    What cannot be compiled here, or says something else then, answers as before, and a note says why. A CPU needs a C++
+    compiler (g++). Weights are shared with the parent.
     """
 
     paper: ClassVar[str] = "https://doi.org/10.1145/3620665.3640366"
