@@ -191,10 +191,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sca
     return found.view(rows, groups, -1, tokens, head).permute(0, 3, 1, 2, 4).reshape(rows, tokens, -1)
 
 
-def _outputs(layer: Any) -> int:
-    return int(getattr(layer, "base_layer", layer).out_features)
-
-
 def fits(model: PreTrainedModel) -> bool:
     """Whether a model is one whose blocks are known here, with nothing put in their place."""
     kind, decoder = model.config.model_type, getattr(model, "model", None)
