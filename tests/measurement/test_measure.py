@@ -158,7 +158,7 @@ def test_every_product_of_a_dense_layer_is_the_same(name: str, biased: bool) -> 
 def test_dense_layers_choose_without_weights_of_their_own(base: wb.Variant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "LEAST_BYTES", 0)
     monkeypatch.setattr(kernels, "_made", weakref.WeakKeyDictionary())
-    shared, ids = kernels.for_rows(base.model), torch.arange(3, 9)[None]
+    shared, ids = kernels.quickened(base.model), torch.arange(3, 9)[None]
     assert {type(layer) for _, layer in linear_layers(base.model, head=True)} == {torch.nn.Linear}
     assert isinstance(shared.model.layers[0].mlp.up_proj, kernels.DenseLinear)
     assert sharing.storages(shared).keys() == sharing.storages(base.model).keys()

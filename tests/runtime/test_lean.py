@@ -14,7 +14,7 @@ from workbench.models import sharing
 from workbench.runtime import lean
 from workbench.runtime.decoding import Continuation, Decoding
 from workbench.runtime.engine import Eager
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.kvcache import GrowingLayer, new_cache
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.slots import Slots
@@ -95,7 +95,7 @@ def test_others_are_left_as_they_are(name: str, more: dict[str, Any], tokenizer,
     model = wb.load(tiny_folder(tmp_path / "model", name, tokenizer, **more), device="cpu", dtype="float32").model
     assert not way_of(model).lean
     assert not lean.fits(model)
-    assert for_rows(model) is model
+    assert quickened(model) is model
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_others_are_left_as_they_are(name: str, more: dict[str, Any], tokenizer,
 )
 def test_layers_of_any_kind(step: wb.Step, tolerance: float, base: wb.Variant, tiny_task: wb.Task) -> None:
     model = base.apply(step, tiny_task).model
-    quick = for_rows(model)
+    quick = quickened(model)
     assert isinstance(quick.model, lean.LeanDecoder)
     found, expected = (said(each, [12, 1, 1, 3]) for each in (quick, model))
     assert (found - expected).norm() <= tolerance * expected.norm()  # some round what they are fed
@@ -113,14 +113,14 @@ def test_layers_of_any_kind(step: wb.Step, tolerance: float, base: wb.Variant, t
 
 def test_weights_are_followed_wherever_they_are_written(base: wb.Variant) -> None:
     model = base.model
-    before = said(for_rows(model), [6, 1])
+    before = said(quickened(model), [6, 1])
     with torch.no_grad():
         for each in model.parameters():
             each.data = each.data * 1.5  # which torch counts nowhere
-    assert not torch.allclose(said(for_rows(model), [6, 1]), before)
-    torch.testing.assert_close(said(for_rows(model), [6, 1]), said(model, [6, 1]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(said(quickened(model), [6, 1]), before)
+    torch.testing.assert_close(said(quickened(model), [6, 1]), said(model, [6, 1]), rtol=1e-4, atol=1e-4)
     model.model.norm = torch.nn.Identity()
-    assert for_rows(model) is model
+    assert quickened(model) is model
 
 
 def test_whoever_listens_hears_every_layer(base: wb.Variant) -> None:
@@ -136,12 +136,12 @@ def test_whoever_listens_hears_every_layer(base: wb.Variant) -> None:
 
 def test_dropout_of_a_part_in_training_is_that_of_the_model(base: wb.Variant, tiny_task: wb.Task) -> None:
     tuned = base.apply(finetune.LoRA(dropout=0.5), tiny_task)
-    still = said(for_rows(tuned.model), [12])
+    still = said(quickened(tuned.model), [12])
     tuned.model.train()
     torch.manual_seed(0)
-    assert not torch.equal(said(for_rows(tuned.model), [12]), still)
+    assert not torch.equal(said(quickened(tuned.model), [12]), still)
     tuned.model.eval()
-    assert torch.equal(said(for_rows(tuned.model), [12]), still)
+    assert torch.equal(said(quickened(tuned.model), [12]), still)
 
 
 @torch.no_grad()

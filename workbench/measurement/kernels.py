@@ -18,7 +18,7 @@ from workbench.core.drawn import HTML, drawn
 from workbench.models.packed import PackedLinear, dense_weight, is_adapted, linear_layers
 from workbench.models.packed.products import MOST_OUTPUTS, MOST_ROWS, Trial, trial
 from workbench.runtime.forward import using
-from workbench.runtime.kernels import DenseLinear, for_rows
+from workbench.runtime.kernels import DenseLinear, quickened
 from workbench.runtime.rows import Rows
 from workbench.runtime.trial import some_tokens, way_of
 from workbench.variant import Variant
@@ -181,7 +181,7 @@ def _trial(layer: nn.Module, rows: int, dtype: torch.dtype) -> Trial:
 def _token_seconds(model: PreTrainedModel) -> float:
     """Of one token after a short prompt."""
     if model not in _tokens:
-        going = Rows(for_rows(model), [some_tokens(model, 4)], way_of(model))
+        going = Rows(quickened(model), [some_tokens(model, 4)], way_of(model))
 
         def token() -> None:
             going.append(going.logits().argmax(dim=-1))

@@ -20,7 +20,7 @@ from workbench.models.packed import Packed
 from workbench.runtime import graphs
 from workbench.runtime.blockwise import in_blocks
 from workbench.runtime.forward import using
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.rows import Rows
 from workbench.runtime.running import stated_length
@@ -98,7 +98,7 @@ class CompiledRows(Rows):
         made: Graphs,
         span: int | None = None,
     ) -> None:
-        super().__init__(for_rows(model), [prompt], way_of(model), prefix)
+        super().__init__(quickened(model), [prompt], way_of(model), prefix)
         self._made, self._span = made, span
         self._length = len(prompt) + (prefix.length if prefix else 0)
         self._slots: Slots | None = None
@@ -249,7 +249,7 @@ def _compared(model: PreTrainedModel, made: Graphs, span: int) -> tuple[float, f
         _Differs: the logits are others.
     """
     tokens = some_tokens(model, READ + CHECKED + TIMED)
-    plain_rows = Rows(for_rows(model), [tokens[:READ]], way_of(model))
+    plain_rows = Rows(quickened(model), [tokens[:READ]], way_of(model))
     rows = CompiledRows(model, tokens[:READ], None, made, span), plain_rows
     errors: list[float] = []
     times: tuple[list[float], list[float]] = [], []

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 import torch
 from transformers import PreTrainedModel
 
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.rows import Rows
 from workbench.runtime.running import stated_length
 from workbench.runtime.trial import way_of
@@ -86,7 +86,7 @@ class Smaller:
         known = min(known, len(ids) - 1)
         rest = torch.tensor([ids[known:]], device=self._model.device)
         if self._rows is None:
-            self._rows = Rows(for_rows(self._model), rest.tolist(), way_of(self._model), None, self._bits)
+            self._rows = Rows(quickened(self._model), rest.tolist(), way_of(self._model), None, self._bits)
         else:
             self._rows.forget(len(self._read) - known)
             self._rows.append(rest[:, 0])

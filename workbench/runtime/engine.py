@@ -18,7 +18,7 @@ from workbench.runtime.decoding import Decoding, Follower, choose, draws, heard,
 from workbench.runtime.footprint import rows_that_fit
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kept import kept, known_prefix
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.kvcache import FULL, PackedLayer, new_cache
 from workbench.runtime.prefix import Prefix, shared_prefix
 from workbench.runtime.reader import Reader, Span
@@ -284,7 +284,7 @@ class Eager(Engine):
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int, prefix: Prefix | None = None
     ) -> Rows:
         """Prompts to be read and continued by so many tokens at most; to be used within `using`."""
-        return Rows(for_rows(model), prompts, way_of(model), prefix, self.cache_bits)
+        return Rows(quickened(model), prompts, way_of(model), prefix, self.cache_bits)
 
     def read(self, model: PreTrainedModel, spans: Sequence[Span], label: str = "Reading text") -> Reader:
         """Keys and values are kept in as many bits as while answering."""

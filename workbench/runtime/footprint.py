@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from workbench.models import sharing
 from workbench.models.packed import Conv1D, Packed, PackedLinear, is_adapted
 from workbench.runtime.forward import using
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.kvcache import FULL, new_cache
 from workbench.runtime.room import free_bytes
 from workbench.runtime.rows import Rows
@@ -85,7 +85,7 @@ def count_pass(model: PreTrainedModel, tokens: int, context: int = 0, rows: int 
                 going.logits()
             return counting.work
 
-        work, quick = count(model), for_rows(model)
+        work, quick = count(model), quickened(model)
         if quick is not model:  # lean blocks call their layers by another way than the one watched here
             work.operations = count(quick).operations
     return work

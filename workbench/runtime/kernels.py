@@ -1,4 +1,4 @@
-"""Dense float32 layers on the fastest of torch's products on this CPU, which depends on how many rows are multiplied.
+"""A model made to answer quickly: lean blocks, and dense float32 layers on the fastest of torch's products on this CPU.
 
 `torch.nn.Linear` always multiplies float32 with MKL. For a few rows, as in a batch or behind a draft, another order of
 the factors or oneDNN, which torch brings too, can be twice as fast; the products differ in the last bits only.
@@ -83,8 +83,8 @@ def weight_first(layer: DenseLinear, rows: Tensor) -> Tensor:
     return product if layer.bias is None else product.add_(layer.bias)
 
 
-def for_rows(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model that shares its weights, made to answer quickly: dense layers so, and lean blocks.
+def quickened(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model that shares its weights and answers quickly: with such dense layers, and lean blocks.
 
     The same model where neither is possible, and where somebody listens with hooks.
     """

@@ -21,7 +21,7 @@ from workbench.models import sharing
 from workbench.models.packed import linear_layers, replace_module
 from workbench.runtime.footprint import Work, count_pass, numbers
 from workbench.runtime.forward import using
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.room import free_bytes
 from workbench.runtime.rows import Rows
 from workbench.runtime.trial import some_tokens, way_of
@@ -175,7 +175,7 @@ class Calls:
 
     def sample(self) -> float:
         """Seconds an operation outside the products, from a few tokens."""
-        rows = Rows(for_rows(self._model), [some_tokens(self._model, CONTEXT)], way_of(self._model))
+        rows = Rows(quickened(self._model), [some_tokens(self._model, CONTEXT)], way_of(self._model))
         rows.append(rows.logits().argmax(dim=-1))
         token = sorted(seconds(rows.logits, self._device) for _ in range(5))[2]
         products = sorted(seconds(self._products.run, self._device) for _ in range(5))[2]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from workbench.runtime.forward import using
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.kvcache import FULL, new_cache
 from workbench.runtime.prefix import body, common_cache, pad_left, shared_prefix
 from workbench.runtime.rows import KEYS_AND_VALUES, accepted
@@ -56,7 +56,7 @@ class Reader:
     def __init__(self, model: PreTrainedModel, spans: Sequence[Span], cache_bits: int, label: str) -> None:
         self._label, self._bits = label, cache_bits
         with using(label):
-            self._model = for_rows(model)
+            self._model = quickened(model)
             self._way = way_of(model)
             contexts = [span.context for span in spans]
             self._prefix = shared_prefix(self._model, contexts, cache_bits) if self._way.prefix else None

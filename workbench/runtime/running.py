@@ -15,7 +15,7 @@ from workbench.core.errors import InvalidInput, OutOfMemory
 from workbench.runtime.asks import Ask, hear
 from workbench.runtime.forward import memory_guard, using
 from workbench.runtime.kept import kept, known_prefix
-from workbench.runtime.kernels import for_rows
+from workbench.runtime.kernels import quickened
 from workbench.runtime.kvcache import FULL
 from workbench.runtime.prefix import Prefix
 from workbench.runtime.reading import Reading
@@ -55,7 +55,7 @@ class Running:
         keeps: int = 0,
     ) -> None:
         self._rows, self._most_bytes, self._prefix, self._label = rows, most_bytes, prefix, label
-        self._given, self._model, self._keeps = model, for_rows(model), 0 if prefix else keeps
+        self._given, self._model, self._keeps = model, quickened(model), 0 if prefix else keeps
         self._start = prefix.length if prefix else 0
         self._padded, self._context = way_of(model).padded, context_length(model.config)
         self._allowed = rows  # fewer once memory ran out, until all have left

@@ -67,7 +67,9 @@ def _remembered(key: str) -> Way | None:
 
 def _about(key: str) -> list[str]:
     """A way is remembered for these versions of the libraries and of what tries it."""
-    own = [files.sha256(Path(__file__).with_name(name)) for name in ("trial.py", "rows.py", "slots.py", "lean.py")]
+    own = [
+        files.sha256(Path(__file__).with_name(f"{name}.py")) for name in ("trial", "rows", "slots", "kvcache", "lean")
+    ]
     return [key, torch.__version__, transformers.__version__, *own]
 
 
