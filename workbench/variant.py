@@ -21,7 +21,7 @@ from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
 from workbench.models.interchange import gguf
-from workbench.models.tokens import closing_tokens, encode_chat
+from workbench.models.tokens import closing_tokens, encode_chat, encode_plain
 from workbench.recipe import Recipe, RecipeStep, from_record, to_record
 from workbench.runtime import offload, room, trial
 from workbench.runtime.decoding import Decoding
@@ -193,7 +193,8 @@ class Variant:
 
         Control tokens written inside a message's or a document's text stay text.
         """
-        return encode_chat(self.tokenizer, request.written())
+        encode = encode_plain if request.plain else encode_chat
+        return encode(self.tokenizer, request.written())
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a request once every stage has worked on it."""

@@ -11,7 +11,7 @@ from workbench.answering.grammar import guide
 from workbench.answering.pieces import Pieces
 from workbench.answering.request import Generation, Piece, Prepared, Prompt, Request
 from workbench.answering.speaker import Speaker
-from workbench.answering.stage import Stage
+from workbench.answering.stage import Stage, overrides
 from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.runtime.decoding import Decoding
@@ -53,14 +53,13 @@ class Row:
 
     Args:
         variant: who answers.
-        limit: how many tokens it may have.
+        settings: how many tokens it may have, and whether it goes on to that limit.
         started: when it was asked, for `time.perf_counter`.
-        endless: go on to the limit whatever comes, to be timed.
     """
 
-    def __init__(self, variant: Staged, limit: int, started: float, endless: bool = False) -> None:
-        self._variant, self._limit, self._started, self._endless = variant, limit, started, endless
-        self._stages = [each for each in variant.stages if _overrides(each, "enough")]
+    def __init__(self, variant: Staged, settings: Decoding, started: float) -> None:
+        self._variant, self._settings, self._started = variant, settings, started
+        self._stages = [each for each in variant.stages if overrides(each, "enough")]
         self.guides = [guide(variant, found) for each in variant.stages if (found := each.grammar(variant))]
         self.heard = 0
         self.tokens: list[int] = []
@@ -68,6 +67,7 @@ class Row:
         self.chances: list[float] = []
         self.reason: str | None = None
         self.kept: int | None = None
+        self._enough = False  # an endless one goes on all the same
 
     @property
     def watches(self) -> bool:
@@ -77,7 +77,7 @@ class Row:
     @property
     def ended(self) -> bool:
         """Whether it wants no more tokens."""
-        return self.reason is not None and not self._endless
+        return self.reason is not None
 
     @property
     def text(self) -> str:
@@ -87,7 +87,7 @@ class Row:
 
     def restrict(self, logits: Tensor) -> None:
         """Rule out tokens ``(vocabulary,)`` that may not come next."""
-        if self.reason is None:
+        if not self._enough:
             for each in self.guides:
                 each.restrict(logits)
             if len(self.guides) > 1 and not logits.isfinite().any():
@@ -100,9 +100,21 @@ class Row:
             return
         self.tokens.append(token)
         self.times.append(time.perf_counter() - self._started)
-        if token in self._variant.end_tokens:
-            self.reason = "stop"
+        full = "length" if len(self.tokens) >= self._settings.max_new_tokens else None
+        if self._enough:
+            self.reason = full
             return
+        kept, found = self._found(token, chance)
+        self._enough = found is not None
+        if self._settings.endless:
+            self.reason = full
+        else:
+            self.kept, self.reason = kept, found or full
+
+    def _found(self, token: int, chance: float | None) -> tuple[int | None, str | None]:
+        """How much of the text is kept and why it ends with this token, where it does."""
+        if token in self._variant.end_tokens:
+            return None, "stop"
         for each in self.guides:
             each.take(token)
         if chance is not None:  # not every engine tells
@@ -111,12 +123,8 @@ class Row:
             text = self._variant.decode(self.tokens)
             for stage in self._stages:
                 if found := stage.enough(text, self.chances):
-                    self.kept, self.reason = found
-                    return
-        if self.guides and all(each.stopped for each in self.guides):
-            self.reason = "complete"
-        elif len(self.tokens) >= self._limit:
-            self.reason = "length"
+                    return found
+        return None, "complete" if self.guides and all(each.stopped for each in self.guides) else None
 
     def generation(self, request: Request, prompt_tokens: int) -> Generation:
         """The answer, before the output stages."""
@@ -200,7 +208,7 @@ class Answering:
 
     def __init__(self, variant: Staged, asked: Prepared, settings: Decoding, started: float) -> None:
         self.variant, self.asked, self.settings = variant, asked, settings
-        self.rows = [Row(variant, settings.max_new_tokens, started) for _ in range(samples_of(variant))]
+        self.rows = [Row(variant, settings, started) for _ in range(samples_of(variant))]
         self._text, self._piece = Pieces(variant), Piece("", 0, 0.0)
         self._heard, self._waiting, self._held = 0, False, False
 
@@ -284,7 +292,7 @@ def answers(
     variant.check_length(max(len(each.ids) for each in asked), settings.max_new_tokens)
     found = [known(variant, each, settings, started) for each in asked]
     unknown = [each for each, answer in zip(asked, found, strict=True) if answer is None]
-    rows = [[Row(variant, settings.max_new_tokens, started) for _ in range(count)] for _ in unknown]
+    rows = [[Row(variant, settings, started) for _ in range(count)] for _ in unknown]
     prompts = [each.ids for each in unknown for _ in range(count)]
     flat = [row for each in rows for row in each]
     progress.start(f"{variant.name}: answering", len(asked))
@@ -300,7 +308,3 @@ def answers(
         for each, own in zip(unknown, rows, strict=True)
     )
     return [answer or next(fresh) for answer in found]
-
-
-def _overrides(stage: Stage, name: str) -> bool:
-    return getattr(type(stage), name) is not getattr(Stage, name)

@@ -42,6 +42,7 @@ class Request:
         passages: documents that go with the last message.
         notes: what rewriting took away or added, in sentences.
         salt: whose request it is, set by whoever serves several users: no other is given what was answered to one.
+        plain: whether the text itself is continued, without the model's chat template.
     """
 
     messages: tuple[Message, ...]
@@ -50,6 +51,7 @@ class Request:
     passages: tuple[Passage, ...] = ()
     notes: tuple[str, ...] = ()
     salt: str = ""
+    plain: bool = False
 
     @classmethod
     def of(cls, prompt: "Prompt") -> "Request":

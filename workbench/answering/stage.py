@@ -77,6 +77,11 @@ class Stage(named.Named):
         return ""
 
 
+def overrides(stage: Stage, name: str) -> bool:
+    """Whether a stage does something of its own in a method."""
+    return getattr(type(stage), name) is not getattr(Stage, name)
+
+
 def stage_to_json(stage: Stage) -> dict[str, Any]:
     """The stage's name and all it holds."""
     return named.to_json(stage, "stage")

@@ -57,13 +57,13 @@ def time_request(variant: Variant, prompt: str | Request, new_tokens: int) -> Ti
     What the variant's stages do to the request, such as looking something up, belongs to the time to the first token.
     The model itself is timed, never a cache of answers that knows what it would say.
     """
-    settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0)
+    settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0, endless=True)
     with using(variant.name):
         synchronize(variant.device)
         started = time.perf_counter()
         ids = variant.encode(prompt)
         variant.check_length(len(ids), new_tokens)
-        rows = [Row(variant, new_tokens, started, endless=True) for _ in range(samples_of(variant))]
+        rows = [Row(variant, settings, started) for _ in range(samples_of(variant))]
         prompts = [ids] * len(rows)
         passes: list[tuple[float, float]] = []
         # Reading the token waits for the device.

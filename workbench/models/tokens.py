@@ -25,7 +25,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
     no text holds one, the ids are those of ``tokenizer.apply_chat_template``.
     """
     if not tokenizer.chat_template:
-        return start_tokens(tokenizer) + encode_text(tokenizer, render(tokenizer, messages))
+        return encode_plain(tokenizer, messages)
     # The mark cuts control tokens in two on their way through the template, which may move a text, trim it or repeat
     # it. It is a number that nobody can guess, so that no case folding, escaping or trimming changes it.
     mark = str(10**20 + secrets.randbelow(9 * 10**20))
@@ -34,6 +34,11 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message])
         for message in messages
     ]
     return [token for piece in render(tokenizer, marked).split(mark) for token in encode_markup(tokenizer, piece)]
+
+
+def encode_plain(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a text that a model continues, without a chat template: the messages in paragraphs."""
+    return start_tokens(tokenizer) + encode_text(tokenizer, _paragraphs(messages))
 
 
 def start_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -63,7 +68,7 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
         InvalidInput: the template refuses the conversation.
     """
     if not tokenizer.chat_template:  # a base model: it continues the text
-        return "\n\n".join(message.content for message in messages)
+        return _paragraphs(messages)
     if messages[0].role != "system":
         return _template(tokenizer, messages)
     word = f"s{secrets.randbelow(10**20)}"  # that a template leaves as it is, whatever it does with a text
@@ -72,6 +77,10 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> s
     except InvalidInput:
         known = False
     return _template(tokenizer, messages if known else _without_system(messages))
+
+
+def _paragraphs(messages: Sequence[Message]) -> str:
+    return "\n\n".join(message.content for message in messages)
 
 
 def _template(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:

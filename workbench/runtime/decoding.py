@@ -20,12 +20,14 @@ class Decoding(Value):
         temperature: 0 takes the most likely token; higher values draw more freely.
         top_p: draw only from the most likely tokens that together have this probability.
         seed: of the draw; the same seed gives the same answer on the same device, alone or among others.
+        endless: go on to the limit whatever comes, so that answers of one length can be timed.
     """
 
     max_new_tokens: int = Field(default=128, ge=1, le=100_000)
     temperature: float = Field(default=0.0, ge=0.0, le=5.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    endless: bool = False
 
     def but(self, **changes: Any) -> "Decoding":
         """These settings with some changed.

@@ -1,0 +1,133 @@
+"""What a service has done and does now, by replica: for people, for Prometheus and for whoever routes requests."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from statistics import quantiles
+from time import monotonic
+from typing import Any
+
+import prometheus_client as prometheus
+
+RECENT = 500  # answers that the percentiles are of
+SECONDS = 60.0  # that a rate is of
+BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+@dataclass
+class Going:
+    """A request from when it was read.
+
+    Attributes:
+        started: on the clock of `monotonic`.
+        replica: who answers; empty while nobody does.
+        first: seconds to its first token.
+    """
+
+    started: float = field(default_factory=monotonic)
+    replica: str = ""
+    first: float | None = None
+
+
+@dataclass
+class Seat:
+    """One replica."""
+
+    going: int = 0
+    done: int = 0
+    failed: int = 0
+    tokens: int = 0
+    recent: deque[tuple[float, float, float, int]] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def shown(self, now: float) -> dict[str, Any]:
+        """Counts, and percentiles of the newest answers in seconds."""
+        last = [each for each in self.recent if now - each[0] < SECONDS]
+        found: dict[str, Any] = {
+            "in_flight": self.going,
+            "done": self.done,
+            "failed": self.failed,
+            "tokens": self.tokens,
+            "tokens_per_second": sum(each[3] for each in last) / SECONDS,
+        }
+        for name, part in (("ttft", 1), ("latency", 2)):
+            times = [each[part] for each in self.recent]
+            cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+            found[name] = {f"p{n}": cuts[n - 1] for n in (50, 95, 99)} if cuts else {}
+        return found
+
+
+class Board:
+    """Counts every request once, from when it was read to its end."""
+
+    def __init__(self) -> None:
+        self.seats: dict[str, Seat] = {}
+        self.waiting = 0
+        self.statuses: Counter[int] = Counter()
+        self._registry = prometheus.CollectorRegistry()
+        common: dict[str, Any] = {"namespace": "workbench", "registry": self._registry}
+        self._requests = prometheus.Counter("requests", "Requests answered or refused", ["status"], **common)
+        self._tokens = prometheus.Counter("tokens", "Tokens read and written", ["kind"], **common)
+        self._first = prometheus.Histogram(
+            "time_to_first_token_seconds", "From the request to its first token", ["replica"], buckets=BUCKETS, **common
+        )
+        self._whole = prometheus.Histogram(
+            "request_seconds", "From the request to its end", ["replica"], buckets=BUCKETS, **common
+        )
+        self._going = prometheus.Gauge("requests_in_flight", "Requests that a replica answers", ["replica"], **common)
+        self._queue = prometheus.Gauge("requests_waiting", "Requests that no replica answers yet", **common)
+
+    def enter(self) -> Going:
+        """A request was read."""
+        self.waiting += 1
+        return Going()
+
+    def seat(self, going: Going, replica: str) -> None:
+        """A replica took it; another one may, if the first died."""
+        if going.replica:
+            self.seats[going.replica].going -= 1
+        else:
+            self.waiting -= 1
+        going.replica = replica
+        self.seats.setdefault(replica, Seat()).going += 1
+
+    def spoke(self, going: Going) -> None:
+        """Its first token came."""
+        if going.first is None:
+            going.first = monotonic() - going.started
+
+    def leave(self, going: Going, status: int, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
+        """It ended, with a status of HTTP; 499 where nobody waited any more."""
+        now = monotonic()
+        self.statuses[status] += 1
+        self._requests.labels(str(status)).inc()
+        if not going.replica:
+            self.waiting -= 1
+            return
+        seat = self.seats[going.replica]
+        seat.going -= 1
+        if status != 200:
+            seat.failed += 1
+            return
+        seat.done += 1
+        seat.tokens += answer_tokens
+        whole = now - going.started
+        seat.recent.append((now, going.first or whole, whole, answer_tokens))
+        self._tokens.labels("prompt").inc(prompt_tokens)
+        self._tokens.labels("answer").inc(answer_tokens)
+        self._first.labels(going.replica).observe(going.first or whole)
+        self._whole.labels(going.replica).observe(whole)
+
+    def shown(self) -> dict[str, Any]:
+        """All of it, for people."""
+        now = monotonic()
+        return {
+            "waiting": self.waiting,
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "replicas": {name: seat.shown(now) for name, seat in sorted(self.seats.items())},
+        }
+
+    def exposition(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        self._queue.set(self.waiting)
+        for name, seat in self.seats.items():
+            self._going.labels(name).set(seat.going)
+        return prometheus.generate_latest(self._registry)

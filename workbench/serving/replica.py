@@ -1,0 +1,176 @@
+"""One process that answers for a service: a live variant, a GGUF file in llama.cpp, or an endpoint elsewhere."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.answering.answers import samples_of
+from workbench.answering.request import Piece, Request
+from workbench.answering.speaker import Respondent
+from workbench.answering.stage import overrides
+from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError
+from workbench.core.optional import library
+from workbench.serving.endpoint import Endpoint, connect
+from workbench.serving.wire import Ask, refused
+from workbench.steps.output import Stop
+from workbench.steps.prompt import Constrain
+from workbench.variant import Variant, load
+
+Told = dict[str, Any]  # on its way to the front
+
+
+@dataclass(frozen=True)
+class Source:
+    """What answers, in a form that another process can be given.
+
+    Attributes:
+        path: of an export, a model or a .gguf file; or the address of an endpoint.
+        name: of the model, as clients call it.
+        device: where a variant runs.
+        dtype: of its activations.
+        threads: of a process that answers on a CPU.
+        rows: answers that go on at once in llama.cpp.
+        model: what the endpoint calls it.
+        key: of the endpoint.
+    """
+
+    path: str
+    name: str
+    device: str = "cpu"
+    dtype: str | None = None
+    threads: int = 1
+    rows: int = 16
+    model: str = ""
+    key: str = ""
+
+    def opened(self) -> tuple[Respondent, Any]:
+        """Who answers, and what must be held meanwhile."""
+        if self.path.startswith(("http://", "https://")):
+            return connect(self.path, self.model or None, self.key or None), None
+        if Path(self.path).suffix == ".gguf":
+            server = llama_server(self.path, self.threads, self.rows)
+            return connect(f"{server.listening_address}/v1"), server
+        return load(self.path, device=self.device, dtype=self.dtype, name=self.name), None
+
+
+def llama_server(path: str, threads: int, rows: int, context: int = 0) -> Any:
+    """llama.cpp's own server in this process, on a port that only this machine reaches.
+
+    Args:
+        path: of a .gguf file.
+        threads: that it computes with.
+        rows: answers that go on at once.
+        context: tokens of each; 0 for as many as the model was made for.
+    """
+    module = library("xllamacpp", "Serving a GGUF file", extra="engine")
+    if not Path(path).is_file():
+        raise InvalidInput(f"There is no file '{path}'.")
+    settings = module.CommonParams()
+    settings.model.path = path
+    settings.n_parallel, settings.n_ctx, settings.port = rows, context * rows, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
+    try:
+        return module.Server(settings)
+    except RuntimeError as error:
+        raise NotAvailable(f"llama.cpp cannot run '{path}': {error}.") from None
+
+
+class Replica:
+    """Answers one request after another, or many at once, as its engine does.
+
+    Args:
+        source: what answers.
+        label: tells this process from others.
+    """
+
+    def __init__(self, source: Source, label: str) -> None:
+        self.label = label
+        if torch.get_num_threads() != source.threads:
+            torch.set_num_threads(source.threads)
+        self._respondent, self._held = source.opened()
+
+    async def answer(self, told: Mapping[str, Any]) -> AsyncIterator[Told]:
+        """Who answers; then each piece; then the counts, or why there is no answer. An error is told, not raised."""
+        yield {"replica": self.label}
+        try:
+            ask = Ask.model_validate(told)
+            respondent, held_back = self._asked(ask)
+            decoding = dict(ask.decoding)
+            async for each in _texts(respondent, _request(ask), decoding, held_back):
+                yield each
+        except WorkbenchError as error:
+            yield {"error": refused(error)}
+
+    def check(self) -> None:
+        """Raise an error where it can answer no more."""
+        if self._respondent.closed:
+            raise NotAvailable("What answers was closed.")
+
+    def _asked(self, ask: Ask) -> tuple[Respondent, int]:
+        """Who answers such a request, and how many characters may still be taken back while it does."""
+        respondent = self._respondent
+        if isinstance(respondent, Endpoint):
+            more: dict[str, Any] = {"stop": ask.stops} if ask.stops else {}
+            if ask.form:
+                schema = {"name": "form", "schema": _json(ask.form)}
+                more["response_format"] = {"type": "json_schema", "json_schema": schema}
+            return replace(respondent, more=more), 0
+        assert isinstance(respondent, Variant)
+        if ask.form:
+            respondent = respondent.apply(Constrain(rule=ask.form))
+        if ask.stops:
+            escaped = "\n".join(each.replace("\n", "\\n") for each in ask.stops)
+            respondent = respondent.apply(Stop(strings=escaped))
+        return respondent, _held_back(respondent, ask.stops)
+
+
+def _json(text: str) -> Any:
+    import json
+
+    return json.loads(text)
+
+
+def _request(ask: Ask) -> Request:
+    return Request.of(ask.messages).but(salt=ask.salt, plain=ask.plain)
+
+
+def _held_back(variant: Variant, stops: list[str]) -> int:
+    """Characters at the end of what was said that may be no part of the answer; -1 for all."""
+    if samples_of(variant) > 1 or any(overrides(each, "finish") for each in variant.stages):
+        return -1
+    return max(map(len, stops), default=1) - 1
+
+
+async def _texts(
+    respondent: Respondent, request: Request, decoding: Mapping[str, Any], held_back: int
+) -> AsyncIterator[Told]:
+    """The answer's text as far as it is sure, with the tokens so far; at the end the rest of it and the counts."""
+    said, sent, tokens = "", 0, 0
+    async for piece in respondent.astream(request, **decoding):
+        tokens += 1
+        said += piece.text
+        if piece.answer:
+            yield _end(piece, sent, said)
+            return
+        sure = len(said) - held_back if held_back >= 0 else 0
+        if sure > sent:
+            yield {"text": said[sent:sure], "tokens": tokens}
+            sent = sure
+
+
+def _end(piece: Piece, sent: int, said: str) -> Told:
+    answer = piece.answer
+    assert answer is not None
+    text = answer.text if answer.text.startswith(said[:sent]) else said[:sent]
+    return {
+        "text": text[sent:],
+        "whole": answer.text,
+        "reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "answer_tokens": answer.spent or len(answer.times),
+        "notes": list(answer.notes),
+        "cached": answer.cached,
+    }

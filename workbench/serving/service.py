@@ -1,0 +1,367 @@
+"""A variant as a service with OpenAI's interface, by as many processes as it takes, on Ray Serve."""
+
+import atexit
+import itertools
+import logging
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from workbench.core import files
+from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError, first_line
+from workbench.core.progress import Progress
+from workbench.serving import cluster
+from workbench.serving.endpoint import Endpoint, connect
+from workbench.serving.replica import Replica, Source
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    import pandas
+
+POLICIES: Mapping[str, str] = {
+    "power of two": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
+    "round robin": "ray.serve.experimental.round_robin_router:RoundRobinRouter",
+    "consistent hash": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
+    "prefix aware": "workbench.serving.routers:PrefixAware",
+}
+LOCAL = ("127.0.0.1", "localhost", "::1")
+SHORTEST_KEY = 16
+MANY = 10_000  # connections that wait in the front; what is beyond the queue is refused there
+DRAIN = 60.0  # seconds that a replica may take to end what it has begun
+
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False, repr=False)
+class Service:
+    """A service that runs. Made by `serve`; it ends with this process, or by `stop`.
+
+    Attributes:
+        name: of Ray Serve's application.
+        model: what clients call the model.
+        url: of the interface.
+        policy: how a replica is chosen for a request.
+        replicas: how many there are, or should be.
+    """
+
+    name: str
+    model: str
+    url: str
+    policy: str
+    replicas: int
+    _plan: "Plan" = field(repr=False)
+    _folders: list[Path] = field(default_factory=list)
+    stopped: bool = False
+
+    def endpoint(self, **options: Any) -> Endpoint:
+        """A connection to it, which is compared, talked to and put under load like any other.
+
+        Args:
+            options: of `connect`.
+        """
+        self._check()
+        return connect(self.url, self.model, self._plan.key or None, **{"name": self.name} | options)
+
+    def scale(self, replicas: int) -> None:
+        """Have another number of replicas; those that go end what they have begun.
+
+        Raises:
+            InvalidInput: fewer than one.
+        """
+        self._check()
+        self._plan = self._plan.but(replicas=replicas)
+        self._run()
+
+    def update(self, variant: Variant) -> None:
+        """Serve another variant under the same name, one replica after another: no request fails.
+
+        Raises:
+            InvalidInput: it is no variant.
+            NotAvailable: it cannot be served; the service goes on as it was.
+        """
+        self._check()
+        source, folder = _source(variant, self._plan.source.threads, self.model)
+        before, self._plan = self._plan, self._plan.but(source=source)
+        try:
+            self._run()
+        except WorkbenchError:
+            self._plan = before
+            self._run()
+            _remove(folder)
+            raise
+        self._folders += [folder] if folder else []
+        while len(self._folders) > 1:
+            _remove(self._folders.pop(0))
+
+    def status(self) -> dict[str, Any]:
+        """What each replica has done and does now, as the service itself says."""
+        self._check()
+        import httpx2
+
+        headers = {"Authorization": f"Bearer {self._plan.key}"} if self._plan.key else {}
+        try:
+            answer = httpx2.get(
+                self.url.removesuffix("/v1") + "/replicas", headers=headers, timeout=10, trust_env=False
+            )
+            return dict(answer.raise_for_status().json())
+        except (httpx2.HTTPError, ValueError) as error:
+            raise NotAvailable(
+                f"'{self.name}' does not answer ({first_line(error)}): stop and start it again."
+            ) from None
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a replica: in flight, done, failed, and percentiles in seconds."""
+        import pandas
+
+        rows = []
+        for name, seat in self.status()["replicas"].items():
+            times = {f"{part}_{p}": value for part in ("ttft", "latency") for p, value in seat.pop(part).items()}
+            rows.append({"replica": name, **seat, **times})
+        return pandas.DataFrame(rows)
+
+    def stop(self) -> None:
+        """End it; requests that were begun are answered first."""
+        if self.stopped:
+            return
+        self.stopped = True
+        import ray
+        from ray import serve
+
+        if ray.is_initialized():
+            serve.delete(self.name)
+        for folder in self._folders:
+            _remove(folder)
+
+    def _check(self) -> None:
+        if self.stopped:
+            raise InvalidInput(f"'{self.name}' was stopped: start it again with serve().")
+
+    def _run(self) -> None:
+        self._plan.run(self.name)
+        self.replicas = self._plan.replicas
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "stopped" if self.stopped else f"{self.replicas} replicas, {self.policy}"
+        return f"<Service {self.name!r}: {self.model!r} at {self.url}, {state}>"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that Ray Serve needs to know of a service."""
+
+    source: Source
+    replicas: int
+    policy: str
+    key: str = field(repr=False)
+    rows: int
+    waiting: int
+    timeout: float
+    prefix: str
+    local: bool
+
+    def but(self, **changes: Any) -> "Plan":
+        """The same with something changed, checked like a new one."""
+        return replace(self, **changes)
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise InvalidInput(f"There is no policy '{self.policy}': use one of {', '.join(POLICIES)}.")
+        if not 1 <= self.replicas <= 1000:
+            raise InvalidInput("A service has 1 to 1000 replicas.")
+        if self.rows < 1 or self.waiting < 0 or not self.timeout > 0:
+            raise InvalidInput("rows is at least 1, waiting at least 0, and timeout a number of seconds above 0.")
+
+    def run(self, name: str) -> None:
+        """Have Ray Serve run this; where it runs already, replica by replica.
+
+        Raises:
+            NotAvailable: the replicas cannot start.
+        """
+        from ray import serve
+        from ray.serve.config import RequestRouterConfig
+
+        from workbench.serving.front import Ingress, Settings, digest
+
+        actor: dict[str, Any] = {"num_cpus": 0 if self.local else self.source.threads}
+        if self.source.device.startswith("cuda"):
+            actor["num_gpus"] = min(1.0, max(1, torch.cuda.device_count()) / self.replicas)
+        router = RequestRouterConfig(request_router_class=POLICIES[self.policy])  # type: ignore[arg-type]
+        deployment: Any = serve.deployment
+        answering = deployment(
+            _Served,
+            name="answers",
+            num_replicas=self.replicas,
+            ray_actor_options=actor,
+            max_ongoing_requests=self.rows,
+            max_queued_requests=self.waiting,
+            graceful_shutdown_timeout_s=DRAIN,
+            health_check_period_s=2.0,
+            health_check_timeout_s=30.0,
+            request_router_config=router,
+        )
+        front = deployment(
+            Ingress,
+            name="front",
+            num_replicas=1,
+            ray_actor_options={"num_cpus": 0},
+            max_ongoing_requests=MANY,
+            graceful_shutdown_timeout_s=DRAIN,
+        )
+        settings = Settings(self.source.name, digest(self.key) if self.key else "", self.timeout)
+        try:
+            serve.run(
+                front.bind(answering.bind(self.source), settings),
+                name=name,
+                route_prefix=self.prefix,
+                logging_config={"log_level": "ERROR", "enable_access_log": False},
+            )
+        except RuntimeError as error:
+            raise NotAvailable(f"The replicas could not start: {first_line(error, 1000)}.") from None
+
+
+class _Served(Replica):
+    """A replica with the name and the health check that Ray Serve asks for."""
+
+    def __init__(self, source: Source) -> None:
+        from ray import serve
+
+        super().__init__(source, serve.get_replica_context().replica_id.unique_id)
+
+    def check_health(self) -> None:
+        """Called by Ray every few seconds; an error has the replica replaced."""
+        self.check()
+
+
+def serve(
+    what: Variant | Endpoint | str | Path,
+    *,
+    replicas: int = 1,
+    policy: str = "power of two",
+    name: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    key: str | None = None,
+    threads: int | None = None,
+    rows: int = 16,
+    waiting: int = 100,
+    timeout: float = 600.0,
+    progress: Progress | None = None,
+) -> Service:
+    """Answer clients of OpenAI's interface with a variant, in processes of their own.
+
+    Args:
+        what: a variant, an export or a model's folder, a .gguf file that llama.cpp runs, or an endpoint to pass on to.
+        replicas: processes that answer, each with the whole model.
+        policy: how one is chosen for a request: "power of two", "round robin", "consistent hash" (of how a conversation
+            begins), or "prefix aware".
+        name: what clients call the model; by default the variant's name.
+        host: address that it listens on. Any but this machine's own needs a key.
+        port: of HTTP; 0 takes one that is free. A second service of this process has the same port, under its name.
+        key: that clients must give, as they give one to OpenAI.
+        threads: of each replica on a CPU; by default they share the processor's cores.
+        rows: requests that one replica answers at once.
+        waiting: further ones that wait; beyond these they are refused with status 429.
+        timeout: seconds that an answer may take.
+        progress: cancel and progress.
+
+    Raises:
+        NotAvailable: Ray is not installed, or the replicas cannot start.
+        InvalidInput: a setting is out of range, the port is taken, or a key is missing.
+    """
+    if host not in LOCAL and not key:
+        raise InvalidInput(f"A service on {host} can be reached by other machines: give it a key with key=... .")
+    if key is not None and (len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable()):
+        raise InvalidInput(
+            f"A key has at least {SHORTEST_KEY} plain characters, such as secrets.token_urlsafe() makes."
+        )
+    progress = progress or Progress()
+    each = threads or max(1, torch.get_num_threads() // max(1, replicas))
+    plan = Plan(Source("", "", threads=each), replicas, policy, key or "", rows, waiting, timeout, "/", True)
+    ours = cluster.start()[1]
+    place = _listen(host, port)
+    source, folder = _source(what, each, name)
+    number = next(_numbers)
+    title = f"service-{number}"
+    prefix = "/" if number == 1 else f"/{title}"
+    plan = plan.but(source=replace(source, rows=rows), prefix=prefix, local=ours)
+    service = Service(title, source.name, f"{place}{prefix.rstrip('/')}/v1", policy, replicas, plan)
+    if folder is not None:
+        service._folders.append(folder)
+    try:
+        service._run()
+    except BaseException:
+        service.stop()
+        raise
+    atexit.register(service.stop)
+    return service
+
+
+_listening: list[tuple[str, int]] = []
+
+
+def _remove(folder: Path | None) -> None:
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listen(host: str, port: int) -> str:
+    """Where Ray's HTTP proxy listens, started if it does not yet; one serves all services of this process."""
+    if not _listening:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind((host, port))
+            except OSError as error:
+                raise InvalidInput(f"Port {port} of {host} cannot be used ({error.strerror}): name another.") from None
+            port = tried.getsockname()[1]
+        from ray import serve
+
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": host, "port": port, "keep_alive_timeout_s": 65},
+            logging_config={"log_level": "ERROR", "enable_access_log": False},
+        )
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        _listening.append((host, port))
+    host, port = _listening[0]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
+    return f"http://{shown}:{port}"
+
+
+def _source(what: Any, threads: int, name: str | None) -> tuple[Source, Path | None]:
+    """What a replica opens, and the folder that was made for it."""
+    if isinstance(what, Endpoint):
+        address = what._clients.address
+        return Source(address.url, name or what.model, model=what.model, key=address.key, threads=threads), None
+    if isinstance(what, Variant):
+        home = files.cache_folder() / "serving"
+        home.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=home))
+        try:
+            what.save(folder / "variant")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        dtype = str(what.dtype).removeprefix("torch.")
+        source = Source(str(folder / "variant"), name or what.name, str(what.device), dtype, threads)
+        return source, folder
+    if isinstance(what, str | Path):
+        path = files.home(what)
+        if not path.exists():
+            raise InvalidInput(f"There is nothing at '{path}': name an export, a model's folder or a .gguf file.")
+        device = "cuda" if torch.cuda.is_available() and path.suffix != ".gguf" else "cpu"
+        return Source(str(path.resolve()), name or path.stem, device, threads=threads), None
+    raise InvalidInput(f"serve() takes a variant, an endpoint or a path, not {type(what).__name__}.")
