@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from workbench.answering.speaker import Respondent
 from workbench.core import files, units
 from workbench.core.errors import InvalidInput
 from workbench.core.jobs import Job, Worker
@@ -42,7 +43,7 @@ class Session:
         self.sensitivity: Sensitivity | None = None
         self.lock = threading.RLock()
         self._idle = threading.Condition(self.lock)
-        self._variants = {base.name: base}
+        self._variants: dict[str, Respondent] = {base.name: base}
         self._colours = {base.name: COLOURS[0]}
         self._palette = itertools.cycle(COLOURS[1:])
         self._chosen = {base.name}
@@ -57,6 +58,12 @@ class Session:
     @property
     def variants(self) -> dict[str, Variant]:
         """The variants by name, the base first; a copy."""
+        with self.lock:
+            return {name: each for name, each in self._variants.items() if isinstance(each, Variant)}
+
+    @property
+    def respondents(self) -> dict[str, Respondent]:
+        """Variants and endpoints by name, in the order of the list; a copy."""
         with self.lock:
             return dict(self._variants)
 
@@ -77,16 +84,16 @@ class Session:
         """The colour that a variant keeps in lists and charts."""
         return self._colours.get(name, COLOURS[0])
 
-    def __getitem__(self, name: str) -> Variant:
+    def __getitem__(self, name: str) -> Respondent:
         with self.lock:
             if name not in self._variants:
                 raise InvalidInput(f"There is no variant '{name}' in this bench: it has {', '.join(self._variants)}.")
             return self._variants[name]
 
-    def add(self, variant: Variant) -> str:
-        """Put a variant on the list; returns its name, with a number added if the name is taken."""
-        if not isinstance(variant, Variant):
-            raise InvalidInput(f"bench.add() takes a variant, not {type(variant).__name__}.")
+    def add(self, variant: Respondent) -> str:
+        """Put a variant or an endpoint on the list; returns its name, with a number added if the name is taken."""
+        if not isinstance(variant, Respondent):
+            raise InvalidInput(f"bench.add() takes a variant or an endpoint, not {type(variant).__name__}.")
         with self.lock:
             self._check_open()
             for name, each in self._variants.items():
@@ -127,7 +134,7 @@ class Session:
                 return
             if new in self._variants:
                 raise InvalidInput(f"There is already a variant '{new}': choose another name.")
-            renamed = variant.renamed(new)
+            renamed = variant.under(new)
             if variant == self.base:
                 self.base = renamed
             self._variants = {new if name == old else name: each for name, each in self._variants.items()}
@@ -140,7 +147,10 @@ class Session:
 
     def save(self, name: str, folder_name: str) -> str:
         """Write a variant to a folder under exports/; returns a sentence that says where."""
-        path = self[name].save(files.inside(EXPORTS, folder_name.strip()))
+        variant = self[name]
+        if not isinstance(variant, Variant):
+            raise InvalidInput(f"'{name}' answers elsewhere: its weights cannot be saved from here.")
+        path = variant.save(files.inside(EXPORTS, folder_name.strip()))
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
 

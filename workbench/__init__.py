@@ -17,6 +17,8 @@ from workbench.measurement.comparison import Comparison, compare, measure
 from workbench.measurement.kernels import Kernels, kernels
 from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
+from workbench.serving.endpoint import Endpoint, connect
+from workbench.serving.service import Service, serve
 from workbench.step import Step
 from workbench.tasks.sources import read_task, read_text
 from workbench.tasks.task import Example, Task, Text
@@ -30,6 +32,7 @@ __all__ = [
     "Comparison",
     "Curve",
     "Diff",
+    "Endpoint",
     "Estimate",
     "Example",
     "Explanation",
@@ -44,6 +47,7 @@ __all__ = [
     "Run",
     "RunStore",
     "Sensitivity",
+    "Service",
     "Step",
     "Task",
     "Text",
@@ -54,6 +58,7 @@ __all__ = [
     "batching",
     "caches",
     "compare",
+    "connect",
     "curve",
     "diff",
     "explain",
@@ -65,6 +70,7 @@ __all__ = [
     "read_task",
     "read_text",
     "sensitivity",
+    "serve",
     "steps",
     "verify_export",
 ]

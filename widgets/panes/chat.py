@@ -2,7 +2,6 @@
 
 import contextlib
 import queue
-import time
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
@@ -10,13 +9,14 @@ from typing import TYPE_CHECKING
 import ipywidgets as ipw
 
 from widgets.parts import html
+from widgets.parts.asked import Asked
 from widgets.parts.number import Number
-from workbench.answering.concurrent import SCHEDULER, Call, Told
+from workbench.answering.concurrent import Told
 from workbench.answering.request import Passage, Piece
+from workbench.answering.speaker import Respondent
 from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.core.jobs import Job
 from workbench.core.progress import Progress, Throttle
-from workbench.variant import Variant
 
 if TYPE_CHECKING:
     from widgets.session import Session
@@ -182,7 +182,7 @@ class Chat:
             self.turns = []
             self.message.value, self.live.value, self.past.value = "", "", EMPTY
 
-    def _answer(self, variants: dict[str, Variant], prompt: str, settings: dict, progress: Progress) -> None:
+    def _answer(self, variants: dict[str, Respondent], prompt: str, settings: dict, progress: Progress) -> None:
         """Ask all at once and show what each says as it comes, until all have ended; runs on the worker.
 
         They are decoded in fair turns, beside whoever else asks; those of one model in one batch.
@@ -194,20 +194,19 @@ class Chat:
         show = Throttle(lambda: self._show(past, turn))
         progress.start("Answering", len(variants) * settings["max_new_tokens"])
         news: queue.SimpleQueue[tuple[str, Told]] = queue.SimpleQueue()
-        calls: dict[str, Call] = {}
+        calls: dict[str, Asked] = {}
         going = list(variants)
         try:
             for name, variant in variants.items():
-                calls[name] = SCHEDULER.enter(variant, lambda told, name=name: news.put((name, told)))
-                started = time.perf_counter()
+                calls[name] = Asked(variant, lambda told, name=name: news.put((name, told)))
                 known = calls[name].begin(_messages(past, name, prompt), settings)
-                turn.answers[name].looked_up = time.perf_counter() - started
+                turn.answers[name].looked_up = calls[name].looked_up
                 if known:
                     turn.answers[name].take(known, 0.0)
                     turn.answers[name].state = "done"
                     going.remove(name)
             for name in going:
-                SCHEDULER.start(calls[name])
+                calls[name].start()
             while going:
                 name, told = _next(news, progress)
                 if isinstance(told, Exception):
@@ -229,7 +228,7 @@ class Chat:
             raise
         finally:
             for call in calls.values():
-                SCHEDULER.leave(call)
+                call.leave()
             show(force=True)
 
     def _show(self, past: list[Turn], turn: Turn) -> None:

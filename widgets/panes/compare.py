@@ -95,6 +95,8 @@ class Compare:
             if len(names) < 2:
                 raise InvalidInput("Tick two variants: the heat map shows how far the last is from the first.")
             before, after = self.bench[names[0]], self.bench[names[-1]]
+            if not (isinstance(before, Variant) and isinstance(after, Variant)):
+                raise InvalidInput("An endpoint's weights are elsewhere: tick a variant first and last in the list.")
 
             def work(progress: Progress) -> None:
                 figure = diff(before, after, progress).figure(transparent=True)
@@ -117,7 +119,7 @@ class Compare:
 
     def _estimate(self) -> None:
         settings = self._settings()
-        variants = [self.bench[name] for name in self.bench.chosen]
+        variants = [each for name in self.bench.chosen if isinstance(each := self.bench[name], Variant)]
         for variant in variants:
             if variant not in self._trials:
                 prompt = requests(variant, self._task(), 1)[0]

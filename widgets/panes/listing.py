@@ -10,6 +10,7 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.progress import Progress
 from workbench.layers.calibration import kept_bytes
 from workbench.models import sharing
+from workbench.variant import Variant
 
 if TYPE_CHECKING:
     from widgets.session import Session
@@ -37,7 +38,7 @@ class Listing:
 
     def draw(self) -> None:
         """Make the rows agree with the bench, keeping those that still hold."""
-        variants = self.bench.variants
+        variants = self.bench.respondents
         gone = [name for name, row in self.rows.items() if variants.get(name) is not row.variant]
         closing = [self.rows.pop(name) for name in gone]
         for name in variants:
@@ -70,7 +71,7 @@ class Row:
     def __init__(self, listing: Listing, name: str) -> None:
         self._listing = listing
         self.name = name
-        self.variant = listing.bench.variants[name]
+        self.variant = listing.bench[name]
         is_base = self.variant == listing.bench.base
         self.tick = ipw.Checkbox(description=name, indent=False, tooltip=f"Use {name} in chat and comparison")
         self.facts = ipw.HTML()
@@ -78,7 +79,12 @@ class Row:
         self.menu.add_class("wb-icon")
         self.typed = ipw.Text(value=name, description="Name", tooltip=f"New name, or export folder, for {name}")
         self.rename = ipw.Button(description="Rename", tooltip=f"Rename {name}")
-        self.save = ipw.Button(description="Save", tooltip=f"Save {name} to a folder of this name under exports/")
+        here = isinstance(self.variant, Variant)
+        self.save = ipw.Button(
+            description="Save",
+            tooltip=f"Save {name} to a folder of this name under exports/" if here else "Its weights are elsewhere",
+            disabled=not here,
+        )
         self.remove = ipw.Button(
             description="Remove",
             tooltip="The baseline stays" if is_base else f"Take {name} off the list",
@@ -102,13 +108,13 @@ class Row:
         chosen = self.name in bench.chosen
         if self.tick.value != chosen:
             self.tick.value = chosen
-        said = html.variant_line(bench[self.name], bench[self.name] == bench.base)
+        said = html.respondent_line(bench[self.name], bench[self.name] == bench.base)
         if self.facts.value != said:
             self.facts.value = said
 
     def _ticked(self, change: dict) -> None:
         bench = self._listing.bench
-        if self.name in bench.variants and (self.name in bench.chosen) != change["new"]:
+        if self.name in bench.respondents and (self.name in bench.chosen) != change["new"]:
             bench.choose(self.name, change["new"])
 
     def _fold(self) -> None:

@@ -7,6 +7,7 @@ from html import escape
 from workbench.analysis.diff import Matrix
 from workbench.analysis.explain import Explanation
 from workbench.analysis.preview import Preview
+from workbench.answering.speaker import Respondent
 from workbench.core import units
 from workbench.core.jobs import Job
 from workbench.core.listed import Listed
@@ -96,8 +97,10 @@ def header(base: Variant, task: object) -> str:
     return f'<div class="wb-title"><h2>Bench</h2><p>{" · ".join(said)}</p></div>'
 
 
-def variant_line(variant: Variant, is_base: bool) -> str:
-    """Sizes and recipe of a variant."""
+def respondent_line(variant: Respondent, is_base: bool) -> str:
+    """Sizes and recipe of a variant, or where an endpoint is."""
+    if not isinstance(variant, Variant):
+        return f'<div class="wb-facts"><span>answers elsewhere</span><code>{escape(variant.source)}</code></div>'
     recipe = " → ".join(map(repr, variant.recipe)) or "as loaded"
     owned = units.size(variant.owned_bytes)
     recipe = f"baseline, {recipe}" if is_base else recipe

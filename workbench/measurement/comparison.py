@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from workbench.answering.speaker import Respondent
 from workbench.core import files
 from workbench.core.device import environment
 from workbench.core.drawn import HTML, drawn
@@ -128,7 +131,7 @@ class Comparison:
 
 
 def compare(
-    variants: Sequence[Variant],
+    variants: Sequence[Respondent],
     task: Task | Text,
     *,
     examples: int | None = None,
@@ -141,9 +144,11 @@ def compare(
     """Measure variants side by side on a task; the first is the baseline.
 
     Text is scored first, then requests are timed (interleaved, never while anything is scored), then answers are
-    generated and scored.
+    generated and scored. Endpoints, which answer outside this process, have no memory and no likelihoods here.
 
     Args:
+        variants: variants and endpoints.
+        task: what they are measured on.
         examples: how many test examples or windows are scored; all by default.
         rounds: timed requests of every variant.
         new_tokens: length of a timed answer.
@@ -158,7 +163,10 @@ def compare(
         raise InvalidInput("compare() needs at least one variant.")
     if rounds < 1 or new_tokens < 2 or (examples is not None and examples < 1):
         raise InvalidInput("compare() needs at least one example, one round and two new tokens.")
-    devices = {str(variant.device) for variant in variants}
+    here = [each for each in variants if isinstance(each, Variant)]
+    if isinstance(task, Text) and not here:
+        raise InvalidInput("A text is scored by likelihoods, which an endpoint does not give: compare on a task.")
+    devices = {str(variant.device) for variant in here}
     if len(devices) > 1:
         raise InvalidInput(f"The variants are on different devices ({', '.join(sorted(devices))}): load them on one.")
     progress = progress or Progress()
@@ -170,30 +178,35 @@ def compare(
             on_update(Comparison(updated))
         return updated
 
-    runs = tell([metrics.with_memory(run, v, task, new_tokens) for run, v in zip(runs, variants, strict=True)])
-    asked = [prepared(variant, task, examples, progress) for variant in variants]
-    spans = [task_spans(variant, task, examples, each) for variant, each in zip(variants, asked, strict=True)]
-    likely = likelihoods(variants, spans, progress)
-    pairs = enumerate(zip(runs, likely, strict=True))
-    runs = tell([metrics.with_likelihood(run, found, baseline=not index) for index, (run, found) in pairs])
+    places = [index for index, each in enumerate(variants) if isinstance(each, Variant)]
+    asked = {index: prepared(each, task, examples, progress) for index, each in zip(places, here, strict=True)}
+    for index, each in zip(places, here, strict=True):
+        runs[index] = metrics.with_memory(runs[index], each, task, new_tokens)
+    tell(runs)
+    spans = [task_spans(each, task, examples, asked[index]) for index, each in zip(places, here, strict=True)]
+    for index, found in zip(places, likelihoods(here, spans, progress) if here else [], strict=True):
+        apart = index == 0 or places[0] != 0  # KL is to the baseline, which may be elsewhere
+        runs[index] = metrics.with_likelihood(runs[index], found, baseline=apart)
+    tell(runs)
     timed: list[list[Timing]] = [[] for _ in variants]
     for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
-        for each, timing in zip(timed, timings, strict=True):
-            each.append(timing)
+        for own, timing in zip(timed, timings, strict=True):
+            own.append(timing)
         if on_update:
             tell([metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)])
     runs = [metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)]
     if isinstance(task, Task):
         for index, variant in enumerate(variants):
-            found = scored(variant, task, examples, progress, asked[index])
-            runs[index] = metrics.with_scores(runs[index], found, runs[0])
+            marks = scored(variant, task, examples, progress, asked.get(index))
+            prices = getattr(variant, "prices", None)
+            runs[index] = metrics.with_scores(runs[index], marks, runs[0], prices)
             tell(runs)
     if store is not False:
         _keep(runs, RunStore() if store is True else store)
     return Comparison(runs)
 
 
-def measure(variant: Variant, task: Task | Text, **settings: Any) -> Run:
+def measure(variant: Respondent, task: Task | Text, **settings: Any) -> Run:
     """Measure one variant alone; takes what `compare` takes."""
     return compare([variant], task, **settings).runs[0]
 
@@ -207,29 +220,31 @@ def _keep(runs: list[Run], store: RunStore) -> None:
         warnings.warn(str(error), stacklevel=3)
 
 
-def _blank_runs(variants: Sequence[Variant], task: Task | Text, settings: dict[str, int]) -> list[Run]:
+def _blank_runs(variants: Sequence[Respondent], task: Task | Text, settings: dict[str, int]) -> list[Run]:
     names: list[str] = []
     for variant in variants:
         repeats = sum(name == variant.name or name.startswith(f"{variant.name} (") for name in names)
         names.append(f"{variant.name} ({repeats + 1})" if repeats else variant.name)
+    device = next((each.device for each in variants if isinstance(each, Variant)), torch.device("cpu"))
     session, now = secrets.token_hex(8), datetime.now(UTC).isoformat(timespec="seconds")
     return [
         Run(
             variant=name,
             source=variant.source,
-            recipe=[step.to_json() for step in variant.recipe],
+            recipe=[step.to_json() for step in steps],
             task=task.name,
             fingerprint=task.fingerprint,
-            environment=environment(variant.device),
+            environment=environment(device),
             settings=settings,
             session=session,
             measured_at=now,
-            beginning=_beginning(variant) if isinstance(task, Text) else "",
-            layers=describe_layers(variant),
+            beginning=_beginning(variant) if isinstance(task, Text) and isinstance(variant, Variant) else "",
+            layers=describe_layers(variant) if isinstance(variant, Variant) else "",
             notes=list(variant.notes),
-            caveats=list(dict.fromkeys(step.caveat for step in variant.recipe if step.caveat)),
+            caveats=list(dict.fromkeys(step.caveat for step in steps if step.caveat)),
         )
         for name, variant in zip(names, variants, strict=True)
+        for steps in [variant.recipe if isinstance(variant, Variant) else ()]
     ]
 
 

@@ -1,13 +1,16 @@
 """How long a request takes: time to the first token, and from token to token."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
 from workbench.answering.answers import Row, samples_of
 from workbench.answering.request import Generation, Request
+from workbench.answering.speaker import Respondent
 from workbench.core.device import synchronize
+from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.runtime.forward import using
 from workbench.tasks.task import Task, Text
@@ -41,22 +44,35 @@ class Timing:
         return (1 + len(self.inter_token)) / (self.ttft + sum(self.inter_token))
 
 
-def requests(variant: Variant, task: Task | Text, count: int) -> list[Request]:
-    """What to ask: the first test examples, or the beginnings of the test windows."""
+def requests(variant: Variant | None, task: Task | Text, count: int) -> list[Request]:
+    """What to ask: the first test examples, or the beginnings of the test windows.
+
+    Raises:
+        InvalidInput: there is no variant to cut a text into windows.
+    """
     if isinstance(task, Task):
         found = [Request.example(task, example) for example in task.test[:count]]
+    elif variant is None:
+        raise InvalidInput(
+            "A text is cut into tokens by a variant: put one first, or compare on a task with questions."
+        )
     else:
         windows = task.windows(variant.tokenizer, "test")[:count]
         found = [Request.of(variant.decode(window[:PROMPT_TOKENS])) for window in windows]
     return [found[index % len(found)] for index in range(count)]
 
 
-def time_request(variant: Variant, prompt: str | Request, new_tokens: int) -> Timing:
+def time_request(variant: Respondent, prompt: str | Request, new_tokens: int) -> Timing:
     """Answer a prompt with exactly `new_tokens` greedy tokens, end tokens ignored, and time each.
 
     What the variant's stages do to the request, such as looking something up, belongs to the time to the first token.
-    The model itself is timed, never a cache of answers that knows what it would say.
+    The model itself is timed, never a cache of answers that knows what it would say. Of what answers outside this
+    process, times are those at which its pieces come.
     """
+    if not isinstance(variant, Variant):
+        exact = {"max_new_tokens": new_tokens, "temperature": 0.0, "endless": True}
+        times = variant.generate(prompt, fresh=True, **exact).times
+        return timing([(each, float(bisect_right(times, each))) for each in sorted(set(times))])
     settings = variant.decoding.but(max_new_tokens=new_tokens, temperature=0.0, endless=True)
     with using(variant.name):
         synchronize(variant.device)
@@ -95,13 +111,13 @@ def timing(passes: Sequence[tuple[float, float]]) -> Timing:
 
 
 def time_interleaved(
-    variants: Sequence[Variant], task: Task | Text, rounds: int, new_tokens: int, progress: Progress
+    variants: Sequence[Respondent], task: Task | Text, rounds: int, new_tokens: int, progress: Progress
 ) -> Iterator[list[Timing]]:
     """Yield one timing of every variant a round: all answer the same prompt, in an order that reverses every round.
 
     The reversal (A B, B A, ...) cancels a machine that slowly gets hotter or busier. A first round warms up.
     """
-    asked = requests(variants[0], task, rounds)
+    asked = requests(next((each for each in variants if isinstance(each, Variant)), None), task, rounds)
     progress.start("Timing requests", (rounds + 1) * len(variants), undisturbed=True)
     for variant in variants:
         time_request(variant, asked[0], min(4, new_tokens))

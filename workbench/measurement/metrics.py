@@ -51,26 +51,42 @@ def with_timing(run: Run, timings: Sequence[Timing]) -> Run:
     samples = {
         "ttft": [timing.ttft for timing in timings],
         "inter_token": [gap for timing in timings for gap in timing.inter_token],
-        "inter_token_median": [timing.token_seconds for timing in timings],
+        "inter_token_median": [timing.token_seconds for timing in timings if timing.inter_token],
         "throughput": [timing.throughput for timing in timings],
     }
     measured = {
         "ttft": estimates.median(samples["ttft"], "s"),
-        "inter_token_latency": estimates.median(samples["inter_token_median"], "s"),
-        "inter_token_latency_p95": estimates.quantile(samples["inter_token"], 0.95, "s"),
         "throughput": estimates.median(samples["throughput"], "tokens/s"),
     }
+    if samples["inter_token"]:  # an endpoint may end with its first token, whatever was asked for
+        measured["inter_token_latency"] = estimates.median(samples["inter_token_median"], "s")
+        measured["inter_token_latency_p95"] = estimates.quantile(samples["inter_token"], 0.95, "s")
     return _with(run, measured, samples)
 
 
-def with_scores(run: Run, found: Scored, baseline: Run) -> Run:
-    """The task score, the tokens it took and, against a baseline, the share of examples whose correctness changed."""
+def with_scores(run: Run, found: Scored, baseline: Run, prices: tuple[float, float] | None = None) -> Run:
+    """The task score, the tokens it took and, against a baseline, the share of examples whose correctness changed.
+
+    Args:
+        run: that is added to.
+        found: the scores; none where the task is scored by likelihoods and there are none.
+        baseline: the run of the baseline.
+        prices: of a million tokens of prompt and of answer, where they are known.
+    """
+    if not found.scores:
+        note = "The task is scored by the likelihood of its choices, which an endpoint does not give: it has no score."
+        return run.model_copy(update={"notes": [*run.notes, note]})
     measured = {"score": estimates.mean(found.scores, "fraction")}
     samples = {"score": found.scores}
     if found.answers:
         samples["prompt_tokens"] = [float(each.prompt_tokens) for each in found.answers]
         samples["answer_tokens"] = [float(each.spent) for each in found.answers]
         measured |= {name: estimates.mean(samples[name], "tokens") for name in ("prompt_tokens", "answer_tokens")}
+        if prices:
+            pairs = list(zip(samples["prompt_tokens"], samples["answer_tokens"], strict=True))
+            samples["cost"] = [prompt * prices[0] + answer * prices[1] for prompt, answer in pairs]
+            tokens = [prompt + answer for prompt, answer in pairs]
+            measured["cost"] = estimates.ratio_of_sums(samples["cost"], tokens, "per million tokens")
     before = baseline.samples.get("score")
     if before is not None:
         flipped = [float((after >= 0.5) != (b >= 0.5)) for after, b in zip(found.scores, before, strict=True)]

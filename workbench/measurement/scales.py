@@ -10,6 +10,7 @@ METRICS: dict[str, tuple[str, str, float, str, int]] = {
     "throughput": ("Throughput", "tokens/s", 1, "tokens/s", 1),
     "prompt_tokens": ("Prompt", "tokens", 1, "tokens", 1),
     "answer_tokens": ("Answer", "tokens", 1, "tokens", 1),
+    "cost": ("Cost of a million tokens", "per million tokens", 1, "", 3),
     "peak_memory": ("Peak memory", "bytes", 1e-6, "MB", 0),
     "weight_bytes": ("Weights", "bytes", 1e-6, "MB", 0),
     "bits_per_weight": ("Bits per weight", "bits", 1, "", 2),

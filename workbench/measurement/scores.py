@@ -1,15 +1,19 @@
 """How good a variant's answers are on a task's test examples."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from workbench.answering.answers import answers, prepare
 from workbench.answering.request import Generation, Prepared, Request
+from workbench.answering.speaker import Respondent
 from workbench.core.progress import Progress
 from workbench.measurement.likelihood import answer_span, likelihoods, prepared
 from workbench.runtime.decoding import Decoding
 from workbench.tasks.task import Example, Task
 from workbench.variant import Variant
+
+OUTSIDE = 8  # requests at once to what answers outside this process, while it is scored
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Scored:
 
     Attributes:
         scores: 0 to 1, in the order of the examples.
-        answers: what was said; nothing where the likelihood of choices decides.
+        answers: what was said; nothing where the likelihood of choices decides. Who gives no likelihood has no scores
+            then.
     """
 
     scores: list[float]
@@ -26,7 +31,7 @@ class Scored:
 
 
 def scored(
-    variant: Variant,
+    variant: Respondent,
     task: Task,
     limit: int | None = None,
     progress: Progress | None = None,
@@ -43,12 +48,34 @@ def scored(
     """
     examples = task.test[:limit]
     progress = progress or Progress()
+    if not isinstance(variant, Variant):
+        return _scored_outside(variant, task, examples, progress)
     asked = prepared(variant, task, limit, progress) if asked is None else asked
     if task.scorer == "choice":
         return Scored(_choice_scores(variant, examples, asked, progress), [])
     found = answers(variant, asked, _settings(variant, task), progress)
     marks = [task.score(example, answer.text.strip()) for example, answer in zip(examples, found, strict=True)]
     return Scored(marks, found)
+
+
+def _scored_outside(who: Respondent, task: Task, examples: Sequence[Example], progress: Progress) -> Scored:
+    """The same of what answers outside this process, a few requests at once."""
+    if task.scorer == "choice":
+        return Scored([], [])
+
+    def answer(example: Example) -> Generation:
+        progress.check()
+        settings = {"max_new_tokens": task.max_new_tokens, "temperature": 0.0}
+        return who.generate(Request.example(task, example), **settings)
+
+    with ThreadPoolExecutor(OUTSIDE) as pool:
+        told = progress.track(f"{who.name}: answering", pool.map(answer, examples), len(examples))
+        try:
+            found = list(told)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return Scored([task.score(e, a.text.strip()) for e, a in zip(examples, found, strict=True)], found)
 
 
 def generate_answers(

@@ -5,11 +5,11 @@ Imported where it is used: the library comes with an extra.
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 import httpx2
 import openai
@@ -45,11 +45,13 @@ class Address:
             "api_key": self.key,
             "timeout": httpx2.Timeout(self.timeout, connect=min(CONNECT, self.timeout)),
             "max_retries": self.retries,
-            # What is unpacked here could be any number of times larger than what was sent.
-            "default_headers": {"Accept-Encoding": "identity"},
-            # Variables that only OpenAI itself should be told.
-            "organization": "",
-            "project": "",
+            "default_headers": {
+                # What is unpacked here could be any number of times larger than what was sent.
+                "Accept-Encoding": "identity",
+                # From variables that only OpenAI itself should be told.
+                "OpenAI-Organization": openai.omit,
+                "OpenAI-Project": openai.omit,
+            },
         }
 
 
@@ -61,7 +63,9 @@ class Clients:
         self.closed = False
         self._lock = threading.Lock()
         self._plain: openai.OpenAI | None = None
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[openai.AsyncOpenAI, None]]
+        self._loops = WeakKeyDictionary()
+        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
 
     @property
     def plain(self) -> openai.OpenAI:
@@ -71,22 +75,17 @@ class Clients:
             if self._plain is None:
                 bounded = openai.DefaultHttpxClient(follow_redirects=False, event_hooks={"response": [_bound]})
                 self._plain = openai.OpenAI(http_client=bounded, **self.address.options)
+                finalize(self, self._plain.close)
             return self._plain
 
-    @property
-    def running(self) -> openai.AsyncOpenAI:
-        """For the event loop that runs."""
+    async def running(self) -> openai.AsyncOpenAI:
+        """For the event loop that runs; closed with it."""
         loop = asyncio.get_running_loop()
-        with self._lock:
-            self._check()
-            if loop not in self._loops:
-                bounded = openai.DefaultAsyncHttpxClient(
-                    follow_redirects=False,
-                    event_hooks={"response": [_abound]},
-                    limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
-                )
-                self._loops[loop] = openai.AsyncOpenAI(http_client=bounded, **self.address.options)
-            return self._loops[loop]
+        self._check()
+        if loop not in self._open:
+            self._loops[loop] = _lasting(self.address)
+            self._open[loop] = await anext(self._loops[loop])
+        return self._open[loop]
 
     def close(self) -> None:
         """Close what waits; what event loops hold ends with them."""
@@ -98,6 +97,17 @@ class Clients:
     def _check(self) -> None:
         if self.closed:
             raise Closed(f"The connection to {self.address.url} was closed: connect to it again.")
+
+
+async def _lasting(address: Address) -> AsyncGenerator[openai.AsyncOpenAI, None]:
+    """A client that an event loop closes when it ends, as it closes every generator that was begun in it."""
+    bounded = openai.DefaultAsyncHttpxClient(
+        follow_redirects=False,
+        event_hooks={"response": [_abound]},
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=100),
+    )
+    async with openai.AsyncOpenAI(http_client=bounded, **address.options) as client:
+        yield client
 
 
 class _Counted(httpx2.SyncByteStream):

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 from workbench.answering.request import Generation, Piece, Prompt, Request
 from workbench.core.errors import InvalidInput
 from workbench.core.optional import library
-from workbench.recipe import Recipe
 from workbench.runtime.decoding import Decoding
 from workbench.serving.heard import Heard
 
@@ -24,19 +23,6 @@ SHOWN = 10  # models that are named
 EXTENSIONS = ("ignore_eos", "stream_options", "max_tokens")  # what some services refuse
 
 
-@dataclass(frozen=True)
-class Prices:
-    """What a million tokens cost, in whatever currency.
-
-    Attributes:
-        prompt: of the request.
-        answer: of the answer.
-    """
-
-    prompt: float
-    answer: float
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Endpoint:
     """A model that a service answers with, through OpenAI's interface. Made by `connect`.
@@ -46,7 +32,7 @@ class Endpoint:
         model: what the service calls it.
         source: the service's address.
         decoding: how tokens are chosen unless a request says otherwise.
-        prices: what its tokens cost, if that is known.
+        prices: of a million tokens of prompt and of answer, in whatever currency, where they are known.
         notes: what a reader of its results should know, in sentences.
         more: what every request says beside that, such as `stop` or `response_format`.
     """
@@ -56,15 +42,10 @@ class Endpoint:
     source: str
     _clients: "Clients"
     decoding: Decoding = field(default_factory=Decoding)
-    prices: Prices | None = None
+    prices: tuple[float, float] | None = None
     notes: tuple[str, ...] = (ELSEWHERE,)
     more: Mapping[str, Any] = field(default_factory=dict)
     _refused: set[str] = field(default_factory=set)  # learnt of the service, by all that bear its name
-
-    @property
-    def recipe(self) -> Recipe:
-        """Nothing that is known here."""
-        return Recipe()
 
     @property
     def closed(self) -> bool:
@@ -117,7 +98,8 @@ class Endpoint:
             heard = self._heard(request, settings)
             while True:
                 try:
-                    messages = await self._clients.running.chat.completions.create(**self._asked(request, settings))
+                    client = await self._clients.running()
+                    messages = await client.chat.completions.create(**self._asked(request, settings))
                     break
                 except Exception as error:
                     self._learn(error)
@@ -223,7 +205,7 @@ def connect(
         model=found,
         source=clients.address.url,
         _clients=clients,
-        prices=None if prices is None else Prices(*map(float, prices)),
+        prices=prices,
     )
 
 

@@ -29,6 +29,7 @@ MOST_BYTES = 8 << 20  # of a request
 PATIENCE = 30.0  # seconds for a request to arrive
 TRIES = 3  # replicas that may die before one has said anything
 REPLICA = "x-workbench-replica"
+LOCAL = ("127.0.0.1", "localhost", "::1")
 app = FastAPI(openapi_url=None)
 
 
@@ -123,6 +124,8 @@ class Front:
 
     def _check_key(self, request: Request) -> None:
         if not self._settings.key:
+            if request.url.hostname not in LOCAL:  # a page that was given this machine's address for its own name
+                raise Refused(403, "Without a key, this service answers under this machine's own names only.")
             return
         given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
         if not hmac.compare_digest(digest(given), self._settings.key):
@@ -137,6 +140,8 @@ class Front:
 
     async def _answer(self, request: Request, kind: type[Body]) -> Response:
         self._check_key(request)
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise Refused(415, "Send the request as application/json.")  # pages elsewhere may send anything else
         body = parsed(kind, await _read(request))
         self._check_model(body.model)
         ask, going = body.ask(), self._board.enter()

@@ -1,5 +1,6 @@
 """One process that answers for a service: a live variant, a GGUF file in llama.cpp, or an endpoint elsewhere."""
 
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,29 +52,38 @@ class Source:
         if self.path.startswith(("http://", "https://")):
             return connect(self.path, self.model or None, self.key or None), None
         if Path(self.path).suffix == ".gguf":
-            server = llama_server(self.path, self.threads, self.rows)
-            return connect(f"{server.listening_address}/v1"), server
+            server, (url, key) = llama_server(self.path, self.threads, self.rows)
+            return connect(url, key=key), server
         return load(self.path, device=self.device, dtype=self.dtype, name=self.name), None
 
 
-def llama_server(path: str, threads: int, rows: int, context: int = 0) -> Any:
-    """llama.cpp's own server in this process, on a port that only this machine reaches.
+def llama_server(path: str, threads: int, rows: int, context: int = 0) -> tuple[Any, tuple[str, str]]:
+    """llama.cpp's own server in this process, on a port that only this machine reaches, with a key of its own.
 
     Args:
         path: of a .gguf file.
         threads: that it computes with.
         rows: answers that go on at once.
         context: tokens of each; 0 for as many as the model was made for.
+
+    Returns:
+        What must be held while it runs, and its address and key.
+
+    Raises:
+        InvalidInput: there is no such file.
+        NotAvailable: xllamacpp is not installed, or cannot run it.
     """
     module = library("xllamacpp", "Serving a GGUF file", extra="engine")
     if not Path(path).is_file():
         raise InvalidInput(f"There is no file '{path}'.")
     settings = module.CommonParams()
-    settings.model.path = path
+    key = secrets.token_urlsafe()  # without one, any page in a browser here may ask it
+    settings.model.path, settings.api_keys, settings.verbosity = path, [key], 0
     settings.n_parallel, settings.n_ctx, settings.port = rows, context * rows, 0
     settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
     try:
-        return module.Server(settings)
+        server = module.Server(settings)
+        return server, (f"{server.listening_address}/v1", key)
     except RuntimeError as error:
         raise NotAvailable(f"llama.cpp cannot run '{path}': {error}.") from None
 

@@ -30,7 +30,7 @@ POLICIES: Mapping[str, str] = {
     "consistent hash": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
     "prefix aware": "workbench.serving.routers:PrefixAware",
 }
-LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine reaches
 SHORTEST_KEY = 16
 MANY = 10_000  # connections that wait in the front; what is beyond the queue is refused there
 DRAIN = 60.0  # seconds that a replica may take to end what it has begun
