@@ -30,18 +30,29 @@ class Going:
 
 @dataclass
 class Seat:
-    """One replica."""
+    """One replica.
 
+    Attributes:
+        process: its number on its machine.
+        going: requests that it answers now.
+        recent: of each of its newest answers, when it ended, seconds to the first token and to the last, and tokens.
+        lost: whether it died while it answered.
+    """
+
+    process: int = 0
     going: int = 0
     done: int = 0
     failed: int = 0
     tokens: int = 0
+    lost: bool = False
     recent: deque[tuple[float, float, float, int]] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def shown(self, now: float) -> dict[str, Any]:
         """Counts, and percentiles of the newest answers in seconds."""
         last = [each for each in self.recent if now - each[0] < SECONDS]
         found: dict[str, Any] = {
+            "process": self.process,
+            "lost": self.lost,
             "in_flight": self.going,
             "done": self.done,
             "failed": self.failed,
@@ -80,14 +91,19 @@ class Board:
         self.waiting += 1
         return Going()
 
-    def seat(self, going: Going, replica: str) -> None:
-        """A replica took it; another one may, if the first died."""
-        if going.replica:
-            self.seats[going.replica].going -= 1
-        else:
-            self.waiting -= 1
+    def seat(self, going: Going, replica: str, process: int) -> None:
+        """A replica took it."""
+        self.waiting -= 1
         going.replica = replica
-        self.seats.setdefault(replica, Seat()).going += 1
+        self.seats.setdefault(replica, Seat(process)).going += 1
+
+    def lose(self, going: Going) -> None:
+        """The replica that took it has died: it waits again."""
+        if going.replica:
+            self.waiting += 1
+            self.seats[going.replica].going -= 1
+            self.seats[going.replica].lost = True
+            going.replica = ""
 
     def spoke(self, going: Going) -> None:
         """Its first token came."""

@@ -2,28 +2,37 @@
 
 import logging
 import os
-from typing import Any
+import warnings
 
 from workbench.core.optional import library
 
 LOOPBACK = "127.0.0.1"
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
 
 
-def start(purpose: str = "Serving") -> tuple[Any, bool]:
-    """Ray, started on this machine unless it runs already; it is reached by this machine only, and reports nothing.
+_ours = ""  # address of the cluster that this process started
+
+
+def start(purpose: str = "Serving") -> tuple[str, bool]:
+    """Start Ray on this machine, unless it runs already; it is reached by this machine only, and reports nothing.
 
     Returns:
-        The library, and whether this process started it: then its processors are not counted out, since a few requests
-        at a time can share one.
+        The cluster's address, and whether this process started it: then its processors are not counted out, since
+        several replicas may share one.
 
     Raises:
         NotAvailable: Ray is not installed.
     """
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
+    global _ours
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    ray = library("ray", purpose, extra="serve")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own code is warned of, which nobody here can mend
+        ray = library("ray", purpose, extra="serve")
+        library("ray.serve", purpose, extra="serve")
     if ray.is_initialized():
-        return ray, bool(getattr(start, "ours", False))
+        address = str(ray.get_runtime_context().gcs_address)
+        return address, address == _ours
     ray.init(
         address="local",
         include_dashboard=False,
@@ -32,5 +41,5 @@ def start(purpose: str = "Serving") -> tuple[Any, bool]:
         object_store_memory=100 << 20,  # it carries texts
         _node_ip_address=LOOPBACK,
     )
-    start.ours = True  # type: ignore[attr-defined]
-    return ray, True
+    _ours = str(ray.get_runtime_context().gcs_address)
+    return _ours, True

@@ -10,7 +10,7 @@ import json
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve
 from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from workbench.core.errors import first_line
@@ -179,7 +179,7 @@ class Front:
                     if told is None:
                         return
                     if "replica" in told:
-                        self._board.seat(going, told["replica"])
+                        self._board.seat(going, told["replica"], told["process"])
                         continue
                     if "error" in told:
                         raise Refused.of(*told["error"])
@@ -191,12 +191,14 @@ class Front:
             except BackPressureError:
                 raise Refused(429, "Too many requests wait already: ask again later.", "busy") from None
             except RayActorError:
+                self._board.lose(going)
                 if heard or not left:
                     raise Refused(502, "The replica that answered has died: ask again.", "replica_died") from None
             except RayError as error:
                 raise Refused(502, f"The replica failed: {first_line(error)}.", "replica_failed") from None
             finally:
-                answers.cancel()
+                with suppress(RayServeException):  # one that was never given to a replica says so again
+                    answers.cancel()
 
     async def _whole(
         self, first: Mapping[str, Any], told: AsyncGenerator[Mapping[str, Any], None], going: Going, words: "_Words"

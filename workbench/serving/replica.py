@@ -1,5 +1,6 @@
 """One process that answers for a service: a live variant, a GGUF file in llama.cpp, or an endpoint elsewhere."""
 
+import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
@@ -104,7 +105,7 @@ class Replica:
 
     async def answer(self, told: Mapping[str, Any]) -> AsyncIterator[Told]:
         """Who answers; then each piece; then the counts, or why there is no answer. An error is told, not raised."""
-        yield {"replica": self.label}
+        yield {"replica": self.label, "process": os.getpid()}
         try:
             ask = Ask.model_validate(told)
             respondent, held_back = self._asked(ask)

@@ -2,8 +2,9 @@
 
 import atexit
 import itertools
-import logging
+import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Mapping
@@ -124,6 +125,23 @@ class Service:
             times = {f"{part}_{p}": value for part in ("ttft", "latency") for p, value in seat.pop(part).items()}
             rows.append({"replica": name, **seat, **times})
         return pandas.DataFrame(rows)
+
+    def kill(self, replica: str) -> None:
+        """End a replica's process at once, to see what becomes of its requests; Ray starts another.
+
+        Args:
+            replica: as `status` calls it.
+
+        Raises:
+            InvalidInput: there is no such replica, or it is on another machine.
+        """
+        seat = self.status()["replicas"].get(replica)
+        if seat is None or seat["lost"]:
+            raise InvalidInput(f"'{self.name}' has no replica '{replica}' that has answered: see status().")
+        try:
+            os.kill(seat["process"], signal.SIGKILL)
+        except ProcessLookupError:
+            raise InvalidInput(f"Replica '{replica}' has ended already, or is on another machine.") from None
 
     def stop(self) -> None:
         """End it; requests that were begun are answered first."""
@@ -334,7 +352,6 @@ def _listen(host: str, port: int) -> str:
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 65},
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
-        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         _listening.append((host, port))
     host, port = _listening[0]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
