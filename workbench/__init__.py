@@ -18,6 +18,7 @@ from workbench.measurement.kernels import Kernels, kernels
 from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
 from workbench.serving.endpoint import Endpoint, connect
+from workbench.serving.load import LoadTest, load_test
 from workbench.serving.service import Service, serve
 from workbench.step import Step
 from workbench.tasks.sources import read_task, read_text
@@ -40,6 +41,7 @@ __all__ = [
     "Generation",
     "Job",
     "Kernels",
+    "LoadTest",
     "Memory",
     "Piece",
     "Progress",
@@ -65,6 +67,7 @@ __all__ = [
     "fits",
     "kernels",
     "load",
+    "load_test",
     "measure",
     "memory",
     "read_task",

@@ -206,6 +206,7 @@ class Generation:
         notes: what should be known of it, in sentences.
         spent: tokens decoded for it, those of samples that were not chosen included; none if it was known.
         cached: what knew it before the model was asked: "exact" or "meaning"; empty when the model answered.
+        replica: which of a service's processes answered, where it says so.
     """
 
     text: str
@@ -218,6 +219,7 @@ class Generation:
     notes: tuple[str, ...] = ()
     spent: int = 0
     cached: str = ""
+    replica: str = ""
 
     def but(self, **changes: Any) -> "Generation":
         """This answer with some parts changed."""

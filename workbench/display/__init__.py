@@ -6,6 +6,7 @@ from workbench.display.changes import closeup_figure, diff_figure, histogram_fig
 from workbench.display.comparison import comparison_figure
 from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
+from workbench.display.load import load_figure, load_html, load_timeline
 from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
@@ -28,6 +29,9 @@ __all__ = [
     "explanation_html",
     "histogram_figure",
     "kernels_html",
+    "load_figure",
+    "load_html",
+    "load_timeline",
     "plain",
     "ranking_figure",
     "roofline_figure",

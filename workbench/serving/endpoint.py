@@ -11,6 +11,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.optional import library
 from workbench.runtime.decoding import Decoding
 from workbench.serving.heard import Heard
+from workbench.serving.wire import REPLICA
 
 if TYPE_CHECKING:
     from workbench.serving.client import Clients
@@ -78,6 +79,7 @@ class Endpoint:
                     break
                 except Exception as error:
                     self._learn(error)
+            heard.replica = messages.response.headers.get(REPLICA, "")[:40]
             with closing(messages):
                 for message in messages:
                     if piece := heard.take(message):
@@ -103,6 +105,7 @@ class Endpoint:
                     break
                 except Exception as error:
                     self._learn(error)
+            heard.replica = messages.response.headers.get(REPLICA, "")[:40]
             async with aclosing(messages.response):
                 async for message in messages:
                     if piece := heard.take(message):
@@ -116,6 +119,12 @@ class Endpoint:
             last = piece.answer
         assert last is not None
         return last
+
+    def impatient(self) -> "Endpoint":
+        """The same by connections of its own, and never asked again by itself: each refusal is heard."""
+        from workbench.serving.client import Clients
+
+        return replace(self, _clients=Clients(replace(self._clients.address, retries=0)))
 
     def close(self) -> None:
         """Close the connections; the service goes on."""

@@ -23,12 +23,11 @@ from ray.serve.handle import DeploymentHandle
 
 from workbench.core.errors import first_line
 from workbench.serving.board import Board, Going
-from workbench.serving.wire import Ask, Body, Chat, Completion, Refused, parsed, reason
+from workbench.serving.wire import REPLICA, Ask, Body, Chat, Completion, Refused, parsed, reason
 
 MOST_BYTES = 8 << 20  # of a request
 PATIENCE = 30.0  # seconds for a request to arrive
 TRIES = 3  # replicas that may die before one has said anything
-REPLICA = "x-workbench-replica"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 app = FastAPI(openapi_url=None)
 

@@ -21,6 +21,8 @@ class Heard:
         timeout: seconds after which no more is waited for.
     """
 
+    replica = ""  # which process answers, where the service says so
+
     def __init__(self, request: Request, settings: Decoding, timeout: float) -> None:
         self._request, self._most, self._timeout = request, settings.max_new_tokens, timeout
         self._started = time.perf_counter()
@@ -86,6 +88,7 @@ class Heard:
                 passages=self._request.passages,
                 notes=(*self._request.notes, *notes),
                 spent=tokens,
+                replica=self.replica,
             ),
         )
 

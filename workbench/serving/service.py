@@ -307,8 +307,8 @@ def serve(
     progress = progress or Progress()
     each = threads or max(1, torch.get_num_threads() // max(1, replicas))
     plan = Plan(Source("", "", threads=each), replicas, policy, key or "", rows, waiting, timeout, "/", True)
-    ours = cluster.start()[1]
-    place = _listen(host, port)
+    address, ours = cluster.start()
+    place = _listen(address, host, port)
     source, folder = _source(what, each, name)
     number = next(_numbers)
     title = f"service-{number}"
@@ -326,7 +326,7 @@ def serve(
     return service
 
 
-_listening: list[tuple[str, int]] = []
+_listening: dict[str, tuple[str, int]] = {}  # by the cluster's address
 
 
 def _remove(folder: Path | None) -> None:
@@ -334,9 +334,9 @@ def _remove(folder: Path | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _listen(host: str, port: int) -> str:
-    """Where Ray's HTTP proxy listens, started if it does not yet; one serves all services of this process."""
-    if not _listening:
+def _listen(address: str, host: str, port: int) -> str:
+    """Where Ray's HTTP proxy listens, started if it does not yet; one serves all services of a cluster."""
+    if address not in _listening:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.socket(family) as tried:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -352,8 +352,8 @@ def _listen(host: str, port: int) -> str:
             http_options={"host": host, "port": port, "keep_alive_timeout_s": 65},
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
-        _listening.append((host, port))
-    host, port = _listening[0]
+        _listening[address] = host, port
+    host, port = _listening[address]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     return f"http://{shown}:{port}"
 

@@ -1,0 +1,373 @@
+"""How a service holds under load: requests that come at random, or so many at once, and what each of them waited."""
+
+import asyncio
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, cycle
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.answering.request import Request
+from workbench.answering.speaker import Respondent
+from workbench.core import estimate
+from workbench.core.device import environment
+from workbench.core.drawn import HTML, Drawn, drawn
+from workbench.core.errors import Busy, InvalidInput, WorkbenchError
+from workbench.core.estimate import Estimate
+from workbench.core.progress import Progress
+from workbench.measurement.latency import requests
+from workbench.serving.endpoint import Endpoint
+from workbench.serving.service import Service
+from workbench.tasks.task import Task, Text
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects
+
+PERCENTILES = (50, 95, 99)
+PATIENCE = 0.2  # seconds between two looks at the progress
+TIMELINE = "timeline"
+Kind = Literal["rate", "concurrency"]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request; times are seconds since its stage began.
+
+    Attributes:
+        due: when it came. What it waited counts from then, whether or not it could be sent at once.
+        first: its first token; None where none came.
+        end: its last token, or its error.
+        prompt_tokens: of the request.
+        answer_tokens: of the answer.
+        replica: which process answered, where the service says so.
+        error: the kind of error; "refused" where the queue was full, empty where it was answered.
+    """
+
+    due: float
+    first: float | None
+    end: float
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    replica: str = ""
+    error: str = ""
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token."""
+        return (self.end if self.first is None else self.first) - self.due
+
+    @property
+    def latency(self) -> float:
+        """Seconds to the last one."""
+        return self.end - self.due
+
+    @property
+    def gap(self) -> float:
+        """Seconds from token to token."""
+        return (self.latency - self.ttft) / max(1, self.answer_tokens - 1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One service under one load.
+
+    Attributes:
+        name: of the service.
+        kind: whether requests come at a rate or a number is kept going.
+        level: requests per second, or how many at once.
+        seconds: that requests were sent for.
+        sent: all of them, in the order in which they came.
+        targets: seconds to the first token and from token to token, within which an answer is good.
+    """
+
+    name: str
+    kind: Kind
+    level: float
+    seconds: float
+    sent: tuple[Sent, ...]
+    targets: tuple[float, float]
+
+    @property
+    def answered(self) -> list[Sent]:
+        """Those that were."""
+        return [each for each in self.sent if not each.error]
+
+    @property
+    def errors(self) -> dict[str, int]:
+        """How many were not, by the kind of error."""
+        return dict(Counter(each.error for each in self.sent if each.error))
+
+    @property
+    def spent(self) -> float:
+        """Seconds from the first request to the last answer."""
+        return max((each.end for each in self.sent), default=0.0)
+
+    @property
+    def throughput(self) -> float:
+        """Tokens of answers a second."""
+        return sum(each.answer_tokens for each in self.answered) / self.spent if self.spent else 0.0
+
+    @property
+    def goodput(self) -> Estimate:
+        """Requests a second that were answered within the targets."""
+        first, gap = self.targets
+        good = [float(not each.error and each.ttft <= first and each.gap <= gap) for each in self.sent]
+        rate = len(good) / self.spent
+        found = estimate.mean(good, "requests/s")
+        return found.model_copy(update={end: getattr(found, end) * rate for end in ("value", "low", "high")})
+
+    def percentile(self, measure: str, percent: int) -> Estimate | None:
+        """Of "ttft", "latency" or "gap" of the requests that were answered; None where none was."""
+        values = [getattr(each, measure) for each in self.answered]
+        return estimate.quantile(values, percent / 100, "s") if values else None
+
+    def row(self) -> dict[str, Any]:
+        """All of it in one row; times in seconds."""
+        found: dict[str, Any] = {
+            "service": self.name,
+            self.kind: self.level,
+            "requests": len(self.sent),
+            "errors": sum(self.errors.values()),
+            "tokens/s": self.throughput,
+            "goodput": self.goodput.value if self.sent else 0.0,
+        }
+        for measure in ("ttft", "latency"):
+            for percent in PERCENTILES:
+                value = self.percentile(measure, percent)
+                found[f"{measure}_p{percent}"] = value.value if value else None
+        return found
+
+
+@dataclass(frozen=True)
+class LoadTest(Drawn):
+    """Services under load.
+
+    Attributes:
+        stages: one a service and level, in the order in which they were measured.
+        notes: what a reader should know.
+        environment: of whoever asked.
+    """
+
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The services, in their order."""
+        return list(dict.fromkeys(each.name for each in self.stages))
+
+    def __str__(self) -> str:
+        return " ".join(map(_sentence, self.stages))
+
+    def table(self) -> "pandas.DataFrame":
+        """One row a service and level; times in seconds."""
+        import pandas
+
+        return pandas.DataFrame([each.row() for each in self.stages])
+
+    def figure(self, transparent: bool = False) -> "plotly.graph_objects.Figure":
+        """Time to the first token, latency and throughput over the load."""
+        return drawn(self, transparent=transparent)
+
+    def timeline(self, transparent: bool = False) -> "plotly.graph_objects.Figure":
+        """Every request: what it waited over when it came, by the replica that answered, errors marked."""
+        return drawn(self, TIMELINE, transparent=transparent)
+
+    def html(self) -> str:
+        """A table that needs no kernel."""
+        return str(drawn(self, HTML))
+
+
+def _sentence(stage: Stage) -> str:
+    load = f"{stage.level:g} requests/s" if stage.kind == "rate" else f"{stage.level:g} at once"
+    first, whole = stage.percentile("ttft", 95), stage.percentile("latency", 95)
+    errors = ", ".join(f"{number} {kind}" for kind, number in stage.errors.items()) or "no errors"
+    if first is None or whole is None:
+        return f"'{stage.name}' at {load}: nothing was answered; {errors}."
+    return (
+        f"'{stage.name}' at {load}: {stage.throughput:.4g} tokens/s; first token p95 {first.value:.3g} s, whole answer "
+        f"p95 {whole.value:.3g} s; {errors}."
+    )
+
+
+def load_test(
+    services: Respondent | Service | Sequence[Respondent | Service],
+    task: Task | Text,
+    *,
+    rate: float | Sequence[float] = (),
+    concurrency: int | Sequence[int] = (),
+    seconds: float = 20.0,
+    new_tokens: int = 32,
+    target_ttft: float = 1.0,
+    target_gap: float = 0.2,
+    at: Mapping[float, Callable[[], object]] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+    on_update: Callable[[LoadTest], None] | None = None,
+) -> LoadTest:
+    """Put services under load, one after another at each level: requests that come at a rate, or so many at once.
+
+    At a rate, they come as independent users' do (a Poisson process), whether or not earlier ones were answered; what
+    each waits counts from when it came, so that a service that stalls is seen to stall. All services get the same
+    requests at the same times. Nothing is asked twice. Answers have exactly `new_tokens` tokens where the service can.
+
+    Args:
+        services: services, endpoints or variants; several are tried in turn, in an order that reverses at each level.
+        task: its test examples are asked, again and again.
+        rate: requests per second, one or several levels.
+        concurrency: requests at once, one or several levels; a new one is sent when one ends.
+        seconds: that requests are sent for at each level; those that were sent are waited for.
+        new_tokens: of every answer.
+        target_ttft: seconds within which the first token of a good answer comes.
+        target_gap: seconds from token to token of a good answer, on average.
+        at: what is done so many seconds after a level began, such as killing a replica.
+        seed: of the times at which requests come.
+        progress: cancel and progress.
+        on_update: called with what is known so far after every level.
+
+    Raises:
+        InvalidInput: there is no level, or a setting is out of range.
+    """
+    asked = [each.endpoint(retries=0) if isinstance(each, Service) else each for each in _listed(services)]
+    targets = [each.impatient() if isinstance(each, Endpoint) else each for each in asked]
+    levels: list[tuple[Kind, float]] = [("rate", float(each)) for each in _listed(rate)]
+    levels += [("concurrency", int(each)) for each in _listed(concurrency)]
+    if not targets or not levels or min(level for _, level in levels) <= 0:
+        raise InvalidInput("load_test() needs a service, and a rate or a concurrency above 0.")
+    if not seconds > 0 or new_tokens < 1 or not (target_ttft > 0 and target_gap > 0):
+        raise InvalidInput("load_test() needs seconds, new_tokens and targets above 0.")
+    progress = progress or Progress()
+    variant = next((each for each in targets if isinstance(each, Variant)), None)
+    prompts = requests(variant, task, len(task.test) if isinstance(task, Task) else task.test)
+    settings = {"max_new_tokens": new_tokens, "temperature": 0.0, "endless": True}
+    stages: list[Stage] = []
+    progress.start("Under load", len(levels) * len(targets), undisturbed=True)
+    for number, (kind, level) in enumerate(levels):
+        for each in targets[:: -1 if number % 2 else 1]:
+            due = _arrivals(level, seconds, seed) if kind == "rate" else None
+            load = _Load(each, prompts, settings, seconds, dict(at or {}), progress)
+            sent = _in_thread(load.paced(due) if due is not None else load.kept(int(level)))
+            stages.append(Stage(each.name, kind, level, seconds, tuple(sent), (target_ttft, target_gap)))
+            progress.advance()
+            if on_update:
+                on_update(_result(stages, targets))
+    return _result(stages, targets)
+
+
+def _result(stages: Sequence[Stage], targets: Sequence[Respondent]) -> LoadTest:
+    notes = tuple(dict.fromkeys(note for each in targets for note in each.notes))
+    import torch
+
+    return LoadTest(tuple(stages), notes, environment(torch.device("cpu")))
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+def _arrivals(rate: float, seconds: float, seed: int) -> list[float]:
+    """When requests come, in seconds: a Poisson process."""
+    draw, found, now = random.Random(seed), [], 0.0
+    while (now := now + draw.expovariate(rate)) < seconds:
+        found.append(now)
+    return found or [0.0]
+
+
+def _in_thread(work: Any) -> list[Sent]:
+    """What a coroutine gives, in an event loop of its own: a notebook's is running already."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(asyncio.run(work))
+        except BaseExceptionGroup as errors:
+            found.append(errors.exceptions[0])
+
+    thread = threading.Thread(target=run, name="workbench-load")
+    thread.start()
+    thread.join()
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return list(found[0])
+
+
+class _Load:
+    """One level of load on one service."""
+
+    def __init__(
+        self,
+        who: Respondent,
+        prompts: Sequence[Request],
+        settings: Mapping[str, Any],
+        seconds: float,
+        at: Mapping[float, Callable[[], object]],
+        progress: Progress,
+    ) -> None:
+        self._who, self._settings, self._seconds = who, settings, seconds
+        self._prompts: Iterator[Request] = cycle(prompts)
+        self._at, self._progress = sorted(at.items()), progress
+        self._started = 0.0
+        self._sent: dict[int, Sent] = {}
+        self._numbers = count()
+
+    @property
+    def _now(self) -> float:
+        return perf_counter() - self._started
+
+    async def paced(self, due: Sequence[float]) -> list[Sent]:
+        """Requests at given times."""
+        self._started = perf_counter()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch())
+            for time in due:
+                await asyncio.sleep(max(0.0, time - self._now))
+                self._progress.check()
+                group.create_task(self._ask(time))
+        return self._found
+
+    async def kept(self, many: int) -> list[Sent]:
+        """So many at once, again and again."""
+        self._started = perf_counter()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch())
+            for _ in range(many):
+                group.create_task(self._repeat())
+        return self._found
+
+    @property
+    def _found(self) -> list[Sent]:
+        return [self._sent[number] for number in sorted(self._sent)]
+
+    async def _watch(self) -> None:
+        """Do what is to be done at its time, and end all when the test is cancelled."""
+        at = list(self._at)
+        while self._now < self._seconds:
+            self._progress.check()
+            while at and at[0][0] <= self._now:
+                await asyncio.to_thread(at.pop(0)[1])
+            await asyncio.sleep(min(PATIENCE, max(0.0, self._seconds - self._now)))
+
+    async def _repeat(self) -> None:
+        while self._now < self._seconds:
+            await self._ask(self._now)
+
+    async def _ask(self, due: float) -> None:
+        number, first, answer, error = next(self._numbers), None, None, ""
+        try:
+            async for piece in self._who.astream(next(self._prompts), **self._settings):
+                first = self._now if first is None else first
+                answer = piece.answer
+        except Busy:
+            error = "refused"
+        except WorkbenchError as failed:
+            error = type(failed).__name__
+        spent = (answer.prompt_tokens, answer.spent, answer.replica) if answer else (0, 0, "")
+        self._sent[number] = Sent(due, first, self._now, *spent, error=error)
+        if error == "refused":
+            await asyncio.sleep(0.05)  # whoever is refused at once and asks at once again measures nothing else
