@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import openai
+import psutil
 import pytest
 import torch
 
@@ -251,6 +252,26 @@ def test_a_rolling_update_fails_no_request(service: wb.Service, tiny: wb.Variant
     assert (
         service.endpoint().generate(QUESTION, max_new_tokens=8).text == other.generate(QUESTION, max_new_tokens=8).text
     )
+
+
+def test_what_others_can_reach_asks_for_a_token(service: wb.Service) -> None:
+    import grpc
+
+    service.endpoint().generate(QUESTION, max_new_tokens=1)
+    seats = [seat for seat in service.status()["replicas"].values() if not seat["lost"]]
+    found = 0
+    for seat in seats:
+        for each in psutil.Process(seat["process"]).net_connections(kind="tcp"):
+            if each.status == psutil.CONN_LISTEN and each.laddr.ip not in ("127.0.0.1", "::ffff:127.0.0.1", "::1"):
+                found += 1
+                with grpc.insecure_channel(f"127.0.0.1:{each.laddr.port}") as channel:
+                    call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                    with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                        call(b"", timeout=10)
+    assert found >= len(seats) or not seats
+    proxy = int(service.url.rsplit(":", 1)[1].partition("/")[0])
+    listening = [each.laddr for each in psutil.net_connections(kind="tcp") if each.status == psutil.CONN_LISTEN]
+    assert {each.ip for each in listening if each.port == proxy} == {"127.0.0.1"}
 
 
 def test_what_cannot_be_served(tiny: wb.Variant) -> None:

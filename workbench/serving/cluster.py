@@ -2,19 +2,28 @@
 
 import logging
 import os
+import secrets
 import warnings
 
 from workbench.core.optional import library
 
-LOOPBACK = "127.0.0.1"
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
+OWN = {  # of a cluster that is started here; each is as the user has set it, where that was done
+    "RAY_AUTH_MODE": "token",  # who reaches a port of Ray's may run anything, unless asked for a token
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on these systems, all of its ports are on the loopback address
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_LOG_TO_STDERR": "0",
+}
 
 
 _ours = ""  # address of the cluster that this process started
 
 
 def start(purpose: str = "Serving") -> tuple[str, bool]:
-    """Start Ray on this machine, unless it runs already; it is reached by this machine only, and reports nothing.
+    """Start Ray on this machine, unless it runs already; it reports nothing.
+
+    What listens for Ray's own messages does so on the loopback address, but for one port of each of Serve's replicas,
+    which Ray opens everywhere; all of them ask for a token that only this process and its children know.
 
     Returns:
         The cluster's address, and whether this process started it: then its processors are not counted out, since
@@ -24,8 +33,10 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
         NotAvailable: Ray is not installed.
     """
     global _ours
-    for name, value in QUIET.items():
+    for name, value in OWN.items():
         os.environ.setdefault(name, value)
+    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):  # else Ray writes one that every user can read
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own code is warned of, which nobody here can mend
         ray = library("ray", purpose, extra="serve")
@@ -39,7 +50,6 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=100 << 20,  # it carries texts
-        _node_ip_address=LOOPBACK,
     )
     _ours = str(ray.get_runtime_context().gcs_address)
     return _ours, True
