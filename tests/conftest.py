@@ -278,6 +278,15 @@ def smollm() -> wb.Variant:
     return wb.load(device="cpu", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Ray, for all tests of a process that start it; it ends with them."""
+    yield
+    import ray
+
+    ray.shutdown()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The documents of `library` as files."""

@@ -28,6 +28,7 @@ TABS = (
     "Runtime",
     "Chat",
     "Compare",
+    "Serve",
 )
 # Clicks, and gives the milliseconds until the element changes.
 CLICK_TO_CHANGE = """([button, watched]) => new Promise((resolve) => {

@@ -28,12 +28,9 @@ def tiny(load_tiny: Any) -> wb.Variant:
 
 
 @pytest.fixture(scope="module")
-def service(tiny: wb.Variant) -> Iterator[wb.Service]:
+def service(tiny: wb.Variant, cluster: None) -> Iterator[wb.Service]:
     with wb.serve(tiny, replicas=2, port=0, key=KEY, rows=2, waiting=4) as service:
         yield service
-    import ray
-
-    ray.shutdown()
 
 
 @pytest.fixture

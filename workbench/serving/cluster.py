@@ -3,8 +3,12 @@
 import logging
 import os
 import secrets
+import threading
 import warnings
+from collections.abc import Callable
+from queue import Queue
 
+from workbench.core.errors import NotAvailable, first_line
 from workbench.core.optional import library
 
 OWN = {  # of a cluster that is started here; each is as the user has set it, where that was done
@@ -13,6 +17,7 @@ OWN = {  # of a cluster that is started here; each is as the user has set it, wh
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": str(1 << 30),  # else a notebook ends when Ray has been gone for a minute
 }
 
 
@@ -30,7 +35,7 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
         several replicas may share one.
 
     Raises:
-        NotAvailable: Ray is not installed.
+        NotAvailable: Ray is not installed, or cannot be started.
     """
     global _ours
     for name, value in OWN.items():
@@ -44,12 +49,30 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
     if ray.is_initialized():
         address = str(ray.get_runtime_context().gcs_address)
         return address, address == _ours
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=100 << 20,  # it carries texts
-    )
+    _lasting(ray.init)
     _ours = str(ray.get_runtime_context().gcs_address)
     return _ours, True
+
+
+def _lasting(init: Callable[..., object]) -> None:
+    """Start Ray's processes from a thread that never ends: the kernel kills them together with the thread's."""
+    done: Queue[Exception | None] = Queue()
+
+    def run() -> None:
+        try:
+            init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=100 << 20,  # it carries texts
+            )
+        except Exception as error:
+            done.put(error)
+            return
+        done.put(None)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="workbench-ray", daemon=True).start()
+    if (error := done.get()) is not None:
+        raise NotAvailable(f"Ray cannot be started: {first_line(error)}.") from None

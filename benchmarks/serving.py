@@ -1,0 +1,283 @@
+"""What a service costs and gains: overhead, clients at once, replicas, policies, a killed replica, a rolling update.
+
+    python benchmarks/serving.py overhead scaling policies faults     # about 12 minutes on 2 cores
+    python benchmarks/serving.py soak --seconds 1800
+
+Each part writes a result of its own. Replicas have one thread each; whatever is compared is measured in turns.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from statistics import median
+
+import psutil
+import torch
+from common import public_rows, rounded, write_result
+
+import workbench as wb
+from workbench.core import estimate
+from workbench.serving.service import POLICIES, Service
+from workbench.steps import prompt, runtime
+
+SLICE = 0.3  # seconds that a slowed replica is stopped and let go in turns
+
+
+def task() -> wb.Task:
+    """Short questions."""
+    rows = public_rows("gsm8k-test-300.jsonl")[:40]
+    examples = [wb.Example(id=str(n), prompt=row["question"], answer="") for n, row in enumerate(rows)]
+    return wb.Task(name="gsm8k", test=tuple(examples), scorer="contains")
+
+
+def overhead(rounds: int) -> None:
+    """One request, straight from the variant and through the service, in turns."""
+    torch.set_num_threads(1)
+    base = wb.load()
+    with wb.serve(base, port=0, threads=1) as service:
+        endpoint = service.endpoint()
+        asked = [each.prompt for each in task().test[:rounds]]
+        found: dict[str, list[tuple[float, float]]] = {"variant": [], "service": []}
+        for number, text in enumerate([asked[0], *asked]):
+            for name, who in [("variant", base), ("service", endpoint)][:: 1 if number % 2 else -1]:
+                answer = who.generate(text, max_new_tokens=32, temperature=0.0, endless=True)
+                each = (answer.times[-1] - answer.times[0]) / (len(answer.times) - 1)
+                found[name] += [(answer.ttft, each)] if number else []
+    first, gaps = ({name: [each[part] for each in values] for name, values in found.items()} for part in range(2))
+    later = [1e3 * (s - v) for s, v in zip(first["service"], first["variant"], strict=True)]
+    write_result(
+        "serving_overhead",
+        {
+            "time per token, service / variant": rounded(estimate.paired_ratio(gaps["service"], gaps["variant"])),
+            "first token later, ms": rounded(estimate.median(later, "ms"), 2),
+            "variant, ms a token": round(1e3 * median(gaps["variant"]), 2),
+            "rounds": rounds,
+        },
+    )
+
+
+def scaling(rounds: int, seconds: float) -> None:
+    """Throughput of one replica and of two, with one client each and with eight, in turns."""
+    base = wb.load()
+    with wb.serve(base, port=0, threads=1) as one, wb.serve(base, replicas=2, threads=1) as two:
+        warm(one, two)
+        found: dict[str, list[float]] = {}
+        levels = [(one, 1), (two, 2), (one, 8), (two, 16)]
+        for number in range(rounds):
+            for service, clients in levels[:: -1 if number % 2 else 1]:
+                test = wb.load_test(service, task(), concurrency=clients, seconds=seconds, new_tokens=32, seed=number)
+                stage = test.stages[0]
+                assert not stage.errors, stage.errors
+                found.setdefault(f"{service.replicas} replicas, {clients} at once", []).append(stage.throughput)
+    one1, two2, one8, two16 = found.values()
+    write_result(
+        "serving_scaling",
+        {
+            "tokens/s": {name: round(median(values), 1) for name, values in found.items()},
+            "2 replicas / 1, one request each": rounded(estimate.paired_ratio(two2, one1)),
+            "2 replicas / 1, eight requests each": rounded(estimate.paired_ratio(two16, one8)),
+            "8 clients / 1 on one replica": rounded(estimate.paired_ratio(one8, one1)),
+            "rounds": rounds,
+        },
+    )
+
+
+def policies(rounds: int, seconds: float) -> None:
+    """Every policy with one of two replicas slowed to a third, and with conversations that begin alike."""
+    base = wb.load().apply(runtime.PrefixCache())
+    with ExitStack() as stack:
+        services = {
+            policy: stack.enter_context(wb.serve(base, replicas=2, policy=policy, threads=1, port=0))
+            for policy in POLICIES
+        }
+        warm(*services.values())
+        slow: dict[str, list[wb.LoadTest]] = {policy: [] for policy in POLICIES}
+        alike: dict[str, list[float]] = {policy: [] for policy in POLICIES}
+        for number in range(rounds):
+            for policy, service in list(services.items())[:: -1 if number % 2 else 1]:
+                with slowed(service):
+                    test = wb.load_test(service, task(), rate=0.8, seconds=seconds, new_tokens=16, seed=number)
+                slow[policy].append(test)
+                alike[policy] += first_tokens(service, number)
+        write_result(
+            "serving_policies",
+            {
+                "one of two replicas slowed to a third": {
+                    policy: {
+                        "latency p50, s": rounded(pooled(tests, 0.5), 2),
+                        "latency p95, s": rounded(pooled(tests, 0.95), 2),
+                        "errors": sum(sum(test.stages[0].errors.values()) for test in tests),
+                    }
+                    for policy, tests in slow.items()
+                },
+                "conversations with shared 512-token beginnings": {
+                    policy: {"first token, median, s": rounded(estimate.median(values, "s"), 3), "n": len(values)}
+                    for policy, values in alike.items()
+                },
+                "rounds": rounds,
+            },
+        )
+
+
+def pooled(tests: list[wb.LoadTest], q: float) -> wb.Estimate:
+    """A quantile of the latency of all requests."""
+    return estimate.quantile([sent.latency for test in tests for sent in test.stages[0].answered], q, "s")
+
+
+def first_tokens(service: Service, seed: int) -> list[float]:
+    """Seconds to the first token of four conversations' questions, each behind a beginning of its own."""
+    facts = [each.prompt for each in task().test]
+    found = []
+    endpoint = service.endpoint()
+    for turn in range(3):
+        for talk in range(4):
+            beginning = f"Conversation {seed}.{talk}. " + " ".join(facts[talk * 8 : talk * 8 + 8])[:2200]
+            answer = endpoint.generate(f"{beginning}\n\nQuestion {turn}: {facts[turn]}", max_new_tokens=2, endless=True)
+            found += [answer.ttft] if turn else []
+    return found
+
+
+@contextmanager
+def slowed(service: Service) -> Iterator[None]:
+    """One of its replicas runs a third of the time."""
+    process = next(seat["process"] for seat in service.status()["replicas"].values() if not seat["lost"])
+    over = threading.Event()
+
+    def throttle() -> None:
+        while not over.is_set():
+            os.kill(process, signal.SIGSTOP)
+            time.sleep(2 * SLICE)
+            os.kill(process, signal.SIGCONT)
+            time.sleep(SLICE)
+
+    thread = threading.Thread(target=throttle)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def faults(seconds: float) -> None:
+    """A replica killed under load, and a rolling update under load."""
+    base = wb.load()
+    with wb.serve(base, replicas=2, threads=1, port=0) as service:
+        warm(service)
+        victim = next(iter(service.status()["replicas"]))
+        died: list[float] = []
+
+        def kill() -> None:
+            died.append(time.monotonic())
+            service.kill(victim)
+
+        back: list[float] = []
+        watching = threading.Thread(target=lambda: back.append(recovered(service, victim, died)))
+        watching.start()
+        killed = wb.load_test(service, task(), rate=1.0, seconds=seconds, new_tokens=16, at={seconds / 3: kill})
+        watching.join()
+        other = base.apply(prompt.System(text="Be brief."))
+        update = {seconds / 6: lambda: service.update(other)}
+        updated = wb.load_test(service, task(), rate=1.0, seconds=2 * seconds, new_tokens=16, at=update)
+    write_result(
+        "serving_faults",
+        {
+            "killed": {
+                "requests": len(killed.stages[0].sent),
+                "answered": len(killed.stages[0].answered),
+                "errors": killed.stages[0].errors,
+                "two replicas again after, s": round(back[0], 1),
+            },
+            "rolling update": {
+                "requests": len(updated.stages[0].sent),
+                "answered": len(updated.stages[0].answered),
+                "errors": updated.stages[0].errors,
+            },
+        },
+    )
+
+
+def recovered(service: Service, victim: str, died: list[float]) -> float:
+    """Seconds from a replica's death until another has answered in its place."""
+    before = set(service.status()["replicas"])
+    while not died or not set(service.status()["replicas"]) - before:
+        time.sleep(0.2)
+    return time.monotonic() - died[0]
+
+
+def soak(seconds: float) -> None:
+    """Memory of a service's processes while it answers for long; and every error."""
+    base = wb.load()
+    held: list[dict[str, float]] = []
+    with wb.serve(base, replicas=2, threads=1, port=0) as service:
+        warm(service)
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(30):
+                held.append({name: round(rss / 1e6) for name, rss in resident().items()})
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        test = wb.load_test(service, task(), rate=1.0, seconds=seconds, new_tokens=16)
+        over.set()
+        watching.join()
+    stage = test.stages[0]
+    write_result(
+        "serving_soak",
+        {
+            "seconds": seconds,
+            "requests": len(stage.sent),
+            "errors": stage.errors,
+            "MB in the first tenth": held[len(held) // 10],
+            "MB at the end": held[-1],
+        },
+    )
+
+
+def resident() -> dict[str, float]:
+    """Bytes in memory of this process and of the service's, by kind."""
+    found = {"client": float(psutil.Process().memory_info().rss)}
+    for each in psutil.process_iter(["cmdline", "memory_info"]):
+        name = " ".join(each.info["cmdline"] or [])
+        for kind in ("ServeReplica:service-1:answers", "ServeReplica:service-1:front", "ProxyActor", "ServeController"):
+            if kind in name:
+                found[kind] = found.get(kind, 0.0) + each.info["memory_info"].rss
+    return found
+
+
+def warm(*services: Service) -> None:
+    """Have every replica answer once."""
+
+    async def ask(service: Service) -> None:
+        endpoint = service.endpoint()
+        while len(service.status()["replicas"]) < service.replicas:
+            await asyncio.gather(*(endpoint.agenerate("Hi", max_new_tokens=4) for _ in range(2 * service.replicas)))
+
+    for service in services:
+        asyncio.run(ask(service))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="+", choices=["overhead", "scaling", "policies", "faults", "soak"])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    given = parser.parse_args()
+    for part in given.parts:
+        match part:
+            case "overhead":
+                overhead(4 * given.rounds)
+            case "scaling":
+                scaling(given.rounds, given.seconds / 2)
+            case "policies":
+                policies(given.rounds // 2, given.seconds)
+            case "faults":
+                faults(2 * given.seconds)
+            case "soak":
+                soak(given.seconds)

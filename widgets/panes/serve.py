@@ -1,0 +1,243 @@
+"""Serve what won: start it as a service, watch its replicas, and put it under load."""
+
+import threading
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as ipw
+
+from widgets.parts import html
+from widgets.parts.code import Snippet
+from widgets.parts.figure import Plot, draw
+from widgets.parts.message import Message
+from widgets.parts.number import Number
+from widgets.parts.style import close_tree
+from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.progress import Progress
+from workbench.serving.load import LoadTest, load_test
+from workbench.serving.service import POLICIES, Service, serve
+
+if TYPE_CHECKING:
+    from widgets.session import Session
+
+PERIOD = 1.0  # seconds between two looks at the replicas
+HEADS = (
+    "Replica",
+    "In flight",
+    "Answered",
+    "Failed",
+    "Tokens/s",
+    "First token, ms: p50 / p95 / p99",
+    "Whole answer, ms: p50 / p95 / p99",
+)
+
+
+class Serve:
+    """The serving pane.
+
+    Attributes:
+        service: the one that runs, or None.
+        load: the last load test, or None.
+        plot: its figure, once there is one.
+        widget: what is shown.
+    """
+
+    def __init__(self, bench: "Session") -> None:
+        self.bench = bench
+        self.service: Service | None = None
+        self.load: LoadTest | None = None
+        self.plot: Plot | None = None
+        self._over = threading.Event()
+        self.target = ipw.Dropdown(options=tuple(bench.respondents), description="Serve", tooltip="What answers")
+        self.policy = ipw.Dropdown(options=tuple(POLICIES), description="Policy", tooltip="How a replica is chosen")
+        self.replicas = Number(1, 1, 8, notch=1, whole=True, description="Replicas", tooltip="Processes that answer")
+        self.port = Number(0, 0, 65535, whole=True, description="Port", tooltip="Of HTTP; 0 takes one that is free")
+        self.start = ipw.Button(
+            description="Start", button_style="primary", tooltip="Start it as a service that only this machine reaches"
+        )
+        self.stop = ipw.Button(description="Stop", tooltip="End the service", disabled=True)
+        self.list = ipw.Button(description="Add to the list", tooltip="Talk to it and compare it", disabled=True)
+        self.kill = ipw.Button(
+            description="Kill a replica", tooltip="End one process at once, to see what becomes of it", disabled=True
+        )
+        self.kind = ipw.ToggleButtons(
+            options=[("Requests a second", "rate"), ("Requests at once", "concurrency")],
+            description="Load",
+            tooltip="Requests that come at random, or so many at once",
+        )
+        self.level = Number(1.0, 0.1, 100.0, description="Level", tooltip="Requests a second, or at once")
+        self.seconds = Number(
+            10, 1, 600, notch=1, whole=True, description="Seconds", tooltip="That requests are sent for"
+        )
+        self.test = ipw.Button(description="Put under load", tooltip="Ask it the task's questions", disabled=True)
+        self.message, self.where, self.seats, self.report = Message(bench), ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.code, self.place, self.times = Snippet(), ipw.VBox(), ipw.VBox()
+        knobs = ipw.HBox([self.policy, self.replicas, self.port])
+        loads = ipw.HBox([self.level, self.seconds])
+        for box in (knobs, loads):
+            box.add_class("wb-grid")
+        footer = ipw.HBox([self.start, self.stop, self.list, self.kill])
+        under = ipw.HBox([self.test])
+        for box in (footer, under):
+            box.add_class("wb-footer")
+        shown = [self.where, self.seats, self.kind, loads, under, self.place, self.times, self.report, self.code]
+        self.widget = ipw.VBox([self.target, knobs, footer, self.message, *shown])
+        self.widget.add_class("wb-panel")
+        self.start.on_click(lambda _: self.run())
+        self.stop.on_click(lambda _: self.end())
+        self.list.on_click(lambda _: self._add())
+        self.kill.on_click(lambda _: self._kill())
+        self.test.on_click(lambda _: self.measure())
+        for knob in (self.target, self.policy, self.replicas, self.port, self.kind, self.level, self.seconds):
+            knob.observe(lambda _: self._show_code(), "value")
+        bench.watch(self._show_targets)
+        self._show_state()
+
+    def run(self) -> None:
+        """Queue the start of the service."""
+        with self.message.refusals():
+            if self.service is not None:
+                raise InvalidInput("A service runs already: stop it first.")
+            name, settings = self.target.value, self._settings()
+            who = self.bench[name]
+
+            def work(progress: Progress) -> str:
+                service = serve(who, **settings, progress=progress)
+                with self.bench.lock:
+                    if self.bench.closed:
+                        service.stop()
+                        return ""
+                    self.service, self._over = service, threading.Event()
+                    self._show_state()
+                threading.Thread(target=self._watch, args=(service, self._over), daemon=True).start()
+                return f"'{name}' is served at {service.url}."
+
+            self.message.submit(f"Serve {name}", work, key="serve")
+
+    def end(self) -> None:
+        """Queue the end of the service."""
+        with self.message.refusals():
+            service = self._running()
+
+            def work(progress: Progress) -> str:
+                self._over.set()
+                service.stop()
+                with self.bench.lock:
+                    self.service = None
+                    self._show_state()
+                return "The service has ended."
+
+            self.message.submit("Stop the service", work, key="serve")
+
+    def measure(self) -> None:
+        """Queue a load test of the service with the bench's task."""
+        with self.message.refusals():
+            service, task = self._running(), self.bench.task
+            if task is None:
+                raise InvalidInput("This bench has no task to take questions from: make it with Bench(base, task).")
+            settings = {self.kind.value: self._level(), "seconds": self.seconds.checked}
+
+            def work(progress: Progress) -> str:
+                self.load = load_test(service, task, **settings, progress=progress)
+                with self.bench.lock:
+                    if not self.bench.closed:
+                        self.plot = draw(self.place, self.load.figure(transparent=True))
+                        draw(self.times, self.load.timeline(transparent=True))
+                        self.report.value = html.wide(self.load.html())
+                return str(self.load)
+
+            self.message.submit("Put under load", work, key="load")
+
+    def close(self) -> None:
+        """End the service and remove the pane from the page."""
+        self._over.set()
+        service, self.service = self.service, None
+        if service is not None:  # it answers first what was begun
+            threading.Thread(target=service.stop, name="workbench-stop").start()
+        close_tree(self.widget)
+
+    def _running(self) -> Service:
+        if self.service is None:
+            raise InvalidInput("No service runs: start one first.")
+        return self.service
+
+    def _settings(self) -> dict[str, Any]:
+        return {"replicas": self.replicas.checked, "policy": self.policy.value, "port": self.port.checked}
+
+    def _level(self) -> float:
+        level = self.level.checked
+        return max(1, round(level)) if self.kind.value == "concurrency" else level
+
+    def _add(self) -> None:
+        with self.message.refusals():
+            service = self._running()
+            self.message.submit("Add the service", lambda _: self.bench.add(service.endpoint()), "It is on the list.")
+
+    def _kill(self) -> None:
+        with self.message.refusals():
+            service = self._running()
+            alive = [name for name, seat in service.status()["replicas"].items() if not seat["lost"]]
+            if not alive:
+                raise InvalidInput("No replica has answered yet: ask it something first.")
+            service.kill(alive[0])
+            self.message.value = html.message(f"Replica {alive[0]} was killed: Ray starts another.")
+
+    def _watch(self, service: Service, over: threading.Event) -> None:
+        """Show the replicas until the service ends."""
+        while not over.wait(PERIOD):
+            try:
+                said = replicas_html(service.status())
+            except WorkbenchError as error:
+                said = html.help_line(str(error))
+            with self.bench.lock:
+                if self.bench.closed or over.is_set():
+                    return
+                if self.seats.value != said:
+                    self.seats.value = said
+
+    def _show_state(self) -> None:
+        """Follow whether a service runs."""
+        runs = self.service is not None
+        self.start.disabled = runs
+        for button in (self.stop, self.list, self.kill, self.test):
+            button.disabled = not runs
+        said = f"At {self.service.url}, for this machine only." if self.service else "No service runs."
+        self.where.value = html.help_line(said)
+        if not runs:
+            self.seats.value = ""
+        self._show_code()
+
+    def _show_targets(self) -> None:
+        names = tuple(self.bench.respondents)
+        if self.target.options != names:
+            kept = self.target.value if self.target.value in names else names[0]
+            self.target.options = names
+            self.target.value = kept
+
+    def _show_code(self) -> None:
+        try:
+            settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
+            load = f"{self.kind.value}={self._level()!r}, seconds={self.seconds.checked!r}"
+        except WorkbenchError as error:
+            self.code.value = f"# {error}"
+            return
+        name = self.target.value
+        who = "base" if self.bench[name] == self.bench.base else f"bench[{name!r}]"
+        self.code.value = f"service = wb.serve({who}, {settings})\nwb.load_test(service, task, {load})"
+
+
+def replicas_html(status: dict[str, Any]) -> str:
+    """A row a replica; times in milliseconds."""
+    rows = "".join(_row(name, seat) for name, seat in status["replicas"].items())
+    waiting = html.help_line(f"{status['waiting']} requests wait for a replica.")
+    if not rows:
+        return waiting + html.help_line("No replica has answered yet.")
+    head = "".join(f"<th>{each}</th>" for each in HEADS)
+    return waiting + html.wide(f'<table class="wb-report"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+
+
+def _row(name: str, seat: dict[str, Any]) -> str:
+    times = [" / ".join(f"{1e3 * value:.0f}" for value in seat[part].values()) or "–" for part in ("ttft", "latency")]
+    gone = " (died)" if seat["lost"] else ""
+    cells = [f"{name}{gone}", seat["in_flight"], seat["done"], seat["failed"], f"{seat['tokens_per_second']:.1f}"]
+    return "<tr>" + "".join(f"<td>{escape(str(each))}</td>" for each in [*cells, *times]) + "</tr>"
