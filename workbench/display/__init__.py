@@ -6,6 +6,7 @@ from workbench.display.changes import closeup_figure, diff_figure, histogram_fig
 from workbench.display.comparison import comparison_figure
 from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
+from workbench.display.plan import plan_figure, plan_html
 from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
@@ -29,6 +30,8 @@ __all__ = [
     "histogram_figure",
     "kernels_html",
     "plain",
+    "plan_figure",
+    "plan_html",
     "ranking_figure",
     "roofline_figure",
     "sensitivity_figure",
