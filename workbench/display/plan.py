@@ -98,7 +98,7 @@ def plan_html(plan: Plan) -> str:
     lines = "".join(f"<li>{escape(each)}</li>" for each in plan.lines)
     rows = [
         (name.replace("_", " "), f"{value:,}" if isinstance(value, int | float) else str(value), unit, source)
-        for name, value, unit, source in plan.assumptions.listed(plan.given)
+        for name, value, unit, source in plan.assumptions.listed(plan.sources)
     ]
     return (
         f'{STYLE}<div class="wb-report"><p><b>{escape(plan.sentence)}</b></p><ol>{lines}</ol>'

@@ -1,6 +1,6 @@
 """What a plan assumes, each with its unit and where it is from, and what a replica takes by it on another device."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Self
@@ -101,8 +101,8 @@ class Assumptions(Value):
         """The same with some changed; a device may be named by words of its data sheet."""
         return self.model_copy(update=changes)
 
-    def listed(self, given: Iterable[str] = ()) -> list[tuple[str, Any, str, str]]:
-        """Name, value, unit and source of each that is used; of those given, the source says so."""
+    def listed(self, sources: Mapping[str, str]) -> list[tuple[str, Any, str, str]]:
+        """Name, value, unit and source of each that is used; a default has a source of its own."""
         found: list[tuple[str, Any, str, str]] = []
         value: Any
         for name, field in type(self).model_fields.items():
@@ -110,7 +110,7 @@ class Assumptions(Value):
             assert isinstance(about, dict)
             if self.times is not None and name in PREDICTING:
                 continue
-            source = "given" if name in given else str(about["source"])
+            source = sources.get(name, str(about["source"]))
             if isinstance(value, Device):
                 value, source = value.name, f"from data sheets: {value.source}" if value in SHEETS else value.source
             elif isinstance(value, ServiceTimes):

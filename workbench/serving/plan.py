@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
+GIVEN = "given"
 MONTH = 730  # hours
 BOUNDS = {
     "reading weights": "Bandwidth",
@@ -43,7 +44,7 @@ class Plan(Drawn):
 
     Attributes:
         assumptions: all that it rests on.
-        given: those of them that are not defaults.
+        sources: of those that are not defaults: given, or read from the model.
         times: of a replica, measured or predicted.
         capacity: requests a second above which queues of one replica only grow.
         trials: numbers of replicas that were simulated, in order.
@@ -51,7 +52,7 @@ class Plan(Drawn):
     """
 
     assumptions: Assumptions
-    given: tuple[str, ...]
+    sources: dict[str, str]
     times: ServiceTimes
     capacity: float
     trials: tuple[Trial, ...]
@@ -160,7 +161,8 @@ class Plan(Drawn):
         if fewer:
             last = fewer[-1]
             found.append(
-                f"{last.replicas:,} would not: {last.found['ttft p95'].value:.3g} s and "
+                f"{_count(last.replicas, 'replica')} would not: used to "
+                f"{load.rate / last.replicas / self.capacity:.0%}, {last.found['ttft p95'].value:.3g} s and "
                 f"{1e3 * last.found['gap p95'].value:.3g} ms."
             )
         if self.chosen.replicas > SIMULATED:
@@ -216,14 +218,14 @@ class Plan(Drawn):
         Raises:
             InvalidInput: what `plan` refuses.
         """
-        given = {name: getattr(self.assumptions, name) for name in self.given}
-        return _planned(given | changes)
+        kept = {name: getattr(self.assumptions, name) for name in self.sources}
+        return _planned(kept | changes, self.sources | dict.fromkeys(changes, GIVEN))
 
     def table(self) -> "pandas.DataFrame":
         """One row an assumption: its value, its unit, and where it is from."""
         import pandas
 
-        rows = self.assumptions.listed(self.given)
+        rows = self.assumptions.listed(self.sources)
         columns = ["assumption", "value", "unit", "source"]
         return pandas.DataFrame(rows, columns=columns).astype({"value": object}).set_index("assumption")
 
@@ -258,10 +260,10 @@ def plan(what: "Variant | str | Path | None" = None, **assumptions: Any) -> Plan
         NotAvailable: the model is not on this machine.
     """
     known = about(what, assumptions.get("kind")) if what is not None else {}
-    return _planned(known | assumptions)
+    return _planned(known | assumptions, dict.fromkeys(known, "the model") | dict.fromkeys(assumptions, GIVEN))
 
 
-def _planned(given: dict[str, Any]) -> Plan:
+def _planned(given: dict[str, Any], sources: dict[str, str]) -> Plan:
     if isinstance(given.get("device"), str):
         given = given | {"device": roofline.rows_of([given["device"]])[0]}
     assumptions = Assumptions(**given)
@@ -271,7 +273,7 @@ def _planned(given: dict[str, Any]) -> Plan:
     trials = tried(assumptions, times, alone)
     chosen = min((each for each in trials if each.meets), key=lambda each: each.replicas)
     kept = tuple(each for each in trials if each.meets or each.replicas < chosen.replicas)
-    return Plan(assumptions, tuple(given), times, alone, kept, chosen)
+    return Plan(assumptions, sources, times, alone, kept, chosen)
 
 
 def _count(count: int, what: str) -> str:

@@ -1,6 +1,5 @@
 """The smallest number of replicas that keeps to the targets of a plan, by simulating them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
@@ -26,7 +25,7 @@ class Trial:
     Attributes:
         replicas: without spare ones.
         found: by simulation.
-        meets: whether both targets are kept.
+        meets: whether both targets are kept, and no replica is used to more than it may be.
     """
 
     replicas: int
@@ -52,7 +51,7 @@ def tried(a: Assumptions, times: ServiceTimes, alone: float) -> tuple[Trial, ...
 
     def trial(replicas: int) -> Trial:
         if replicas not in found:
-            found[replicas] = _trial(a, times, replicas)
+            found[replicas] = _trial(a, times, replicas, allowed=replicas >= least)
         return found[replicas]
 
     low, high = least - 1, least
@@ -65,16 +64,13 @@ def tried(a: Assumptions, times: ServiceTimes, alone: float) -> tuple[Trial, ...
     while high - low > max(1, high // 100):
         middle = (low + high) // 2
         low, high = (low, middle) if trial(middle).meets else (middle, high)
-    for count in _around(high, least):
+    stable = int(a.load.rate / alone) + 1
+    for count in sorted({max(stable, round(share * high)) for share in AROUND}):
         trial(count)
     return tuple(found[count] for count in sorted(found))
 
 
-def _around(count: int, least: int) -> Iterable[int]:
-    return sorted({max(least, round(share * count)) for share in AROUND})
-
-
-def _trial(a: Assumptions, times: ServiceTimes, replicas: int) -> Trial:
+def _trial(a: Assumptions, times: ServiceTimes, replicas: int, allowed: bool) -> Trial:
     count = min(replicas, SIMULATED)
     load = a.load.but(rate=a.load.rate * count / replicas)
     going = load.rate * float(np.mean(load.answers)) * float(times.token(times.rows))
@@ -85,4 +81,4 @@ def _trial(a: Assumptions, times: ServiceTimes, replicas: int) -> Trial:
         and found["gap p95"].value <= a.target_gap
         and found["refused"].value <= REFUSED
     )
-    return Trial(replicas, found, meets and found.stable)
+    return Trial(replicas, found, meets and allowed)
