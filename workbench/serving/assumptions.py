@@ -32,7 +32,7 @@ def told(default: Any, unit: str, source: str = ASSUMED, **bounds: Any) -> Any:
 # What is not used where times were measured.
 PREDICTING = (
     *("weights", "weight_bytes", "token_bytes", "kind", "device", "devices_per_replica", "divided", "memory_usable"),
-    *("bandwidth_reached", "arithmetic_reached", "most_rows", "chunk", "overhead"),
+    *("bandwidth_reached", "arithmetic_reached", "most_rows", "waiting", "chunk", "overhead"),
 )
 H200 = sheet("H200")
 assert H200 is not None
@@ -49,6 +49,7 @@ class Assumptions(Value):
         spread: of both, as standard deviation over mean; 0 for all alike. They are drawn log-normally.
         target_first: within which 95 % of the requests are to have their first token.
         target_gap: below which 95 % of the requests are to wait from token to token, on average over the answer.
+        target_refused: requests that may find no place to wait.
         model: what is served.
         weights: numbers that take part in the products.
         weight_bytes: held, and read for every pass.
@@ -61,6 +62,7 @@ class Assumptions(Value):
         arithmetic_reached: share of its arithmetic.
         memory_usable: share of its memory for weights, keys and values.
         most_rows: side by side in a replica.
+        waiting: that may wait for a row.
         chunk: tokens of prompts read between two tokens of the others.
         overhead: of a request outside the replica.
         policy: who gets a request.
@@ -77,6 +79,7 @@ class Assumptions(Value):
     spread: float = told(1.0, "of the mean", ge=0, le=5)
     target_first: float = told(1.0, "s, 95 % within", gt=0, le=3600)
     target_gap: float = told(0.05, "s, 95 % within", gt=0, le=3600)
+    target_refused: float = told(0.001, "of the requests at most", ge=0, le=1)
     model: str = told("8 billion weights in bfloat16", "", f"as {MODEL}", min_length=1, max_length=200)
     weights: int = told(7_504_924_672, "weights", f"as {MODEL}, its token embedding left out", ge=1, le=10**14)
     weight_bytes: int = told(16_060_522_496, "bytes", "2 for each of 8,030,261,248", ge=1, le=10**15)
@@ -89,6 +92,7 @@ class Assumptions(Value):
     arithmetic_reached: float = told(0.4, "of the arithmetic", gt=0, le=1)
     memory_usable: float = told(0.9, "of the memory", gt=0, le=1)
     most_rows: int = told(256, "requests", ge=1, le=4096)
+    waiting: int = told(1000, "requests a replica", ge=0, le=10_000_000)
     chunk: int = told(2048, "tokens", ge=16, le=1 << 20)
     overhead: float = told(0.02, "s", ge=0, le=3600)
     policy: str = told("power of two choices", "")
@@ -180,7 +184,7 @@ class Assumptions(Value):
         read = [(tokens, self.prefill(tokens).least(device, calls=False)) for tokens in lengths]
         read.append((2 * self.chunk, 2 * read[-1][1]))  # longer ones are read piece by piece
         return ServiceTimes(
-            read=tuple(read), gap=gap, rows=most, waiting=10_000, chunk=self.chunk, overhead=self.overhead,
+            read=tuple(read), gap=gap, rows=most, waiting=self.waiting, chunk=self.chunk, overhead=self.overhead,
             source=f"prediction by the roofline of {self.device.name}",
         )  # fmt: skip
 

@@ -272,8 +272,7 @@ def _planned(given: dict[str, Any], sources: dict[str, str]) -> Plan:
     alone = capacity(times, assumptions.load)
     trials = tried(assumptions, times, alone)
     chosen = min((each for each in trials if each.meets), key=lambda each: each.replicas)
-    kept = tuple(each for each in trials if each.meets or each.replicas < chosen.replicas)
-    return Plan(assumptions, sources, times, alone, kept, chosen)
+    return Plan(assumptions, sources, times, alone, trials, chosen)
 
 
 def _count(count: int, what: str) -> str:

@@ -14,7 +14,6 @@ SIMULATED = 8  # replicas; more are simulated as so many with their share of the
 REPETITIONS = 6
 FEWEST, MOST = 1_500, 12_000  # requests of a repetition
 STEP, TRIES = 1.3, 60
-REFUSED = 0.001  # of the requests, at most
 AROUND = (0.8, 0.9, 1.1, 1.25, 1.5)  # times the number found, for the figure
 
 
@@ -25,7 +24,7 @@ class Trial:
     Attributes:
         replicas: without spare ones.
         found: by simulation.
-        meets: whether both targets are kept, and no replica is used to more than it may be.
+        meets: whether the targets are kept, and no replica is used to more than it may be.
     """
 
     replicas: int
@@ -79,6 +78,6 @@ def _trial(a: Assumptions, times: ServiceTimes, replicas: int, allowed: bool) ->
     meets = (
         found["ttft p95"].value <= a.target_first
         and found["gap p95"].value <= a.target_gap
-        and found["refused"].value <= REFUSED
+        and found["refused"].value <= a.target_refused
     )
     return Trial(replicas, found, meets and allowed)
