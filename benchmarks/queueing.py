@@ -2,8 +2,8 @@
 
 python benchmarks/queueing.py [--requests 60] [--rounds 1] [--rows 8] [--loads 0.3 0.55 0.8] [--replicas 1]
 
-The times of a replica are calibrated twice, before any load that is compared: from `wb.batching`, and fitted to samples
-of loads of their own. The prediction is a replay: the simulated replicas are given the measured run's arrivals and
+The times of a replica are calibrated twice: from `wb.batching`, and fitted to loads of their own that come before and
+after those that are compared. The prediction is a replay: the simulated replicas are given the measured run's arrivals and
 lengths, so that chance is the same on both sides.
 """
 
@@ -26,7 +26,7 @@ from workbench.serving.simulation import simulate
 from workbench.serving.times import Sample, ServiceTimes
 from workbench.steps.runtime import Batch
 
-SIZES, LENGTHS, ANSWERS = (1, 2, 4, 8), (24, 48, 96), (8, 16, 24, 48)  # at once; tokens
+SIZES, LENGTHS, ANSWERS = (1, 2, 4, 8), (16, 32, 64), (4, 8, 16, 32)  # at once; tokens
 SHOWN = ("ttft p50", "ttft p95", "latency p50", "latency p95", "gap p50", "gap p95")
 
 
@@ -117,36 +117,40 @@ def main() -> None:
 
 
 def compared(base: wb.Variant, text: wb.Text, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate, then measure every load and replay it."""
+    """Calibrate, measure every load, calibrate again for what drifts, and replay."""
     who, prompts = speakers(base, chosen.replicas), Prompts(base, text)
     asked = [len(base.encode(each)) for each in requests(base, text, SIZES[-1])]
-    curve = wb.batching(base, text, SIZES, rounds=2)
+    curve = wb.batching(base, text, SIZES, rounds=2, new_tokens=12)
     known = {"batching": ServiceTimes.measured(curve, float(np.mean(asked)), rows=chosen.rows)}
+
+    def load(rate: float, count: int, seed: int) -> list[Sample]:
+        return asyncio.run(loaded(who, prompts, rate, count, seed))
+
     rough = capacity(known["batching"], Load(rate=1, prompts=asked, answers=ANSWERS))
-    apart = asyncio.run(loaded(who, prompts, 0.15 * rough, chosen.requests // 2, seed=1))
-    dense = asyncio.run(loaded(who, prompts, 0.7 * rough, chosen.requests, seed=2))
-    known["samples"] = ServiceTimes.fitted([*apart, *dense], rows=chosen.rows)
-    if chosen.replicas > 1:
-        known["samples"] = known["samples"].contended([*apart, *dense], chosen.replicas)
-    load = Load(rate=1, prompts=[each.prompt for each in dense], answers=[each.answer for each in dense])
-    most = capacity(known["samples"], load, chosen.replicas)
-    found: dict[str, Any] = {
-        "times": {name: {"read": each.read, "gap": each.gap} for name, each in known.items()},
-        "requests_per_s_at_most": round(most, 3),
-        "loads": {},
+    light = load(0.25 * rough, chosen.requests // 2, seed=1)
+    dense = load(0.7 * rough, chosen.requests, seed=2)
+    first = ServiceTimes.fitted([*light, *dense], rows=chosen.rows)
+    lengths = Load(rate=1, prompts=[each.prompt for each in dense], answers=[each.answer for each in dense])
+    most = chosen.replicas * capacity(first, lengths)
+    runs = {
+        f"{share:.0%}": [load(share * most, chosen.requests, seed=10 + number) for number in range(chosen.rounds)]
+        for share in chosen.loads
     }
-    for share in chosen.loads:
-        runs = []
-        for number in range(chosen.rounds):
-            samples = asyncio.run(loaded(who, prompts, share * most, chosen.requests, seed=10 + number))
-            runs.append(
-                {
-                    name: beside(measured(samples), replayed(each, samples, chosen.replicas))
-                    for name, each in known.items()
-                }
-            )
-        found["loads"][f"{share:.0%}"] = runs
-    return found
+    dense += load(0.7 * rough, chosen.requests, seed=3)
+    known["samples"] = ServiceTimes.fitted([*light, *dense], rows=chosen.rows)
+    if chosen.replicas > 1:
+        known["samples"] = known["samples"].contended([*light, *dense], chosen.replicas)
+    return {
+        "times": {name: {"read": each.read, "gap": each.gap} for name, each in known.items()},
+        "requests_per_s_at_most": round(capacity(known["samples"], lengths, chosen.replicas), 3),
+        "loads": {
+            share: [
+                {name: beside(measured(each), replayed(times, each, chosen.replicas)) for name, times in known.items()}
+                for each in found
+            ]
+            for share, found in runs.items()
+        },
+    }
 
 
 if __name__ == "__main__":

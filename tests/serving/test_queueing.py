@@ -5,9 +5,13 @@ from math import factorial
 import numpy as np
 import pytest
 
+import workbench as wb
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.measurement.batching import Batching
+from workbench.runtime.asks import Ask
+from workbench.runtime.decoding import Decoding
+from workbench.runtime.running import CHUNK, Running
 from workbench.serving.queueing import Load, capacity, forecast, summary
 from workbench.serving.simulation import POLICIES, Trace, simulate
 from workbench.serving.times import ServiceTimes
@@ -178,6 +182,64 @@ def test_contention_and_a_slow_replica_by_hand() -> None:
     alone = times.but(contention=())
     trace = simulate(alone, arrivals, prompts, answers, replicas=2, policy="round robin", slower=(3.0,))
     np.testing.assert_allclose(trace.end, [12.0, 4.0])
+
+
+class Follower:
+    """Follows an answer of so many tokens, whatever they are."""
+
+    watches = False
+
+    def __init__(self, tokens: int) -> None:
+        self.left, self.heard = tokens, 0
+
+    @property
+    def ended(self) -> bool:
+        return self.left <= 0
+
+    def restrict(self, logits: object) -> None:
+        """Any token may come."""
+
+    def take(self, token: int, chance: float | None = None) -> None:
+        self.left -= 1
+        self.heard += 1
+
+
+def test_the_engine_itself_on_a_clock_of_its_own(base: wb.Variant) -> None:
+    """The real batch answers, and every pass moves a clock by what it takes: all tokens come when they are simulated."""
+    times = ServiceTimes(read=((1, 0.25), (1001, 5.25)), gap=((1, 0.5), (4, 0.8)), rows=4)
+    load = Load(rate=0.25, prompts=(9, 30, 61, 150, 300), answers=(1, 5, 12, 20, 8))
+    arrivals, prompts, answers = load.drawn(60, 3)
+    running, now, coming = Running(base.model, 4), 0.0, 0
+    followers = [Follower(each) for each in answers]
+    asks = [
+        Ask([(7 * at + each) % 300 + 5 for each in range(length)], Decoding(max_new_tokens=64), follower)
+        for at, (length, follower) in enumerate(zip(prompts.tolist(), followers, strict=True))
+    ]
+    first, end = np.full(60, np.nan), np.full(60, np.nan)
+    done = total = 0
+    while coming < 60 or running.busy:
+        if not running.busy:
+            now = max(now, arrivals[coming])
+        while coming < 60 and arrivals[coming] <= now:
+            running.join([asks[coming]])
+            coming += 1
+        waiting, rows = list(running.waiting), len(running.going)
+        running.step()
+        if running._just_read:
+            chosen = [len(each.ids) for each in waiting if each not in running.waiting]
+            done, total = (0, max(chosen) * len(chosen)) if chosen else (done, total)
+            before, done = done, min(total, done + CHUNK)
+            now += float(times.reading(done)) - (float(times.reading(before)) if before else 0.0)
+        else:
+            now += float(times.token(rows))
+        for at, follower in enumerate(followers):
+            first[at] = now if follower.heard and np.isnan(first[at]) else first[at]
+            end[at] = now if follower.ended and np.isnan(end[at]) else end[at]
+    trace = simulate(times, arrivals, prompts, answers)
+    assert not np.isnan(first + end).any()
+    assert trace.busy[0] > 0.7 * end.max()  # there was something to queue for
+    np.testing.assert_allclose(trace.first, first)
+    np.testing.assert_allclose(trace.end, end)
 
 
 def test_capacity_by_hand_and_what_is_above_it() -> None:
