@@ -3,8 +3,8 @@
 python benchmarks/queueing.py [--requests 60] [--rounds 1] [--rows 8] [--loads 0.3 0.55 0.8] [--replicas 1]
 
 The times of a replica are calibrated twice: from `wb.batching`, and fitted to loads of their own that come before and
-after those that are compared. The prediction is a replay: the simulated replicas are given the measured run's arrivals and
-lengths, so that chance is the same on both sides.
+after those that are compared. The prediction is a replay: the simulated replicas are given the measured run's
+arrivals and lengths, so that chance is the same on both sides.
 """
 
 import argparse

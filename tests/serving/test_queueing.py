@@ -205,7 +205,7 @@ class Follower:
 
 
 def test_the_engine_itself_on_a_clock_of_its_own(base: wb.Variant) -> None:
-    """The real batch answers, and every pass moves a clock by what it takes: all tokens come when they are simulated."""
+    """The real batch answers, and every pass moves a clock by what it takes: tokens come when they are simulated."""
     times = ServiceTimes(read=((1, 0.25), (1001, 5.25)), gap=((1, 0.5), (4, 0.8)), rows=4)
     load = Load(rate=0.25, prompts=(9, 30, 61, 150, 300), answers=(1, 5, 12, 20, 8))
     arrivals, prompts, answers = load.drawn(60, 3)

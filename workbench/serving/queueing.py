@@ -1,6 +1,6 @@
 """What users would wait with so many replicas: a queueing model of their times and of the load, simulated."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,11 +21,6 @@ REQUESTS, REPETITIONS = 2_000, 10
 SETTLING = 0.2  # of the requests come before the queues are as they stay
 QUANTILES = (50, 95, 99)
 MOST_REPLICAS = 1_000
-TIMES = {  # what is said of every repetition, and what a reader calls it
-    "ttft": "first token",
-    "latency": "whole answer",
-    "gap": "token to token",
-}
 
 
 class Load(Value):
@@ -142,7 +137,7 @@ class Forecast:
         rows = [{"value": each.value, "low": each.low, "high": each.high, "unit": each.unit} for each in self]
         return pandas.DataFrame(rows, index=pandas.Index(list(self.estimates), name="quantity"))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Estimate]:
         return iter(self.estimates.values())
 
 
