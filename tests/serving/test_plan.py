@@ -54,6 +54,14 @@ def test_memory_bounds_the_rows() -> None:
     assert unknown.by_roofline().rows == 256
 
 
+def test_what_dominates_by_hand() -> None:
+    """A prompt of 2,000 tokens takes 80 ms of arithmetic; four tokens of answer, alone, 4 times 4 ms of bandwidth."""
+    found = plan(**SMALL | {"prompt_tokens": 2000, "answer_tokens": 5, "users": 10, "target_first": 2})
+    assert found.dominates.startswith("Arithmetic is the bound: reading prompts takes")
+    alone = 4 * (2e9 + 2002.5 * 1e5) / 5e11
+    assert found.shares["reading prompts"] == pytest.approx(0.08 / (0.08 + alone), rel=0.02)
+
+
 def test_the_arithmetic_line_by_line() -> None:
     found = plan(**SMALL, users=7200, requests_per_hour=2, price=2.5, spare=2)
     said = "\n".join(found.lines)

@@ -122,7 +122,10 @@ class Plan(Drawn):
                 f"Memory for keys and values is the bound: only {int(a.fitting)} requests fit beside "
                 f"{units.size(a.weight_bytes)} of weights; fewer bits of either help most."
             )
-        return f"{BOUNDS[name]} is the bound: {name} takes {self.shares[name]:.0%} of the time; {HELPS[name]}."
+        prompt, bound = a.prefill(min(a.prompt_tokens, a.chunk)), BOUNDS[name]
+        if name == "reading prompts" and a.times is None:
+            bound = "Arithmetic" if prompt.computing(a.reached) > prompt.reading(a.reached) else "Bandwidth"
+        return f"{bound} is the bound: {name} takes {self.shares[name]:.0%} of the time; {HELPS[name]}."
 
     @property
     def sentence(self) -> str:

@@ -32,7 +32,7 @@ class Load(Value):
         answers: tokens of answers; where there are as many as prompts, those at one place belong together.
     """
 
-    rate: float = Field(gt=0, le=1e7)
+    rate: float = Field(gt=0, le=1e13)
     prompts: tuple[int, ...]
     answers: tuple[int, ...]
 
