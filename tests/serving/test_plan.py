@@ -115,19 +115,19 @@ def test_no_replica_is_used_to_more_than_it_may_be() -> None:
 
 
 def test_a_plan_is_changed_and_says_where_its_numbers_are_from() -> None:
-    found = plan(users=50_000, target_first=2.0)
+    found = plan(users=5_000, target_first=2.0)
     table = found.table()
     assert set(Assumptions.model_fields) == set(table.index)
     assert table.loc["users", "source"] == "given"
     assert table.loc["answer_tokens", "source"] == "assumption"
     assert table.loc["device", "source"].startswith("from data sheets: NVIDIA H200")
     assert table.loc["times", "source"] == "prediction"
-    assert (table.loc["users", "value"], table.loc["users", "unit"]) == (50_000, "users")
-    more = found.but(users=500_000, device="h100")
+    assert (table.loc["users", "value"], table.loc["users", "unit"]) == (5_000, "users")
+    more = found.but(users=60_000, device="h100")
     assert more.assumptions.target_first == 2.0
     assert more.assumptions.device.name == "H100 SXM"
     assert more.devices > found.devices
-    assert found.assumptions.users == 50_000
+    assert found.assumptions.users == 5_000
     measured = found.but(times=FIXED, target_gap=1.0, target_first=100.0, answer_tokens=5, users=100)
     assert "bandwidth_reached" not in measured.table().index
     assert measured.table().loc["times", "source"] == "by hand"
@@ -168,10 +168,10 @@ def test_what_is_assumed_of_a_variant_and_of_a_folder(
 
 
 def test_it_is_drawn_with_its_targets_and_escaped() -> None:
-    found = plan(**SMALL, model="<b>x</b>", users=300_000)
+    found = plan(**SMALL, model="<b>x</b>", users=100_000)
     figure = json.loads(found.figure().to_json())
     line, point, first, gap = figure["data"]
-    assert (point["x"], point["y"]) == ([300_000], [found.devices])
+    assert (point["x"], point["y"]) == ([100_000], [found.devices])
     assert len(line["x"]) == len(line["y"]) == 61
     assert first["x"] == [each.replicas + 1 for each in found.trials]
     assert gap["y"] == [1000 * each.found["gap p95"].value for each in found.trials]
@@ -179,7 +179,7 @@ def test_it_is_drawn_with_its_targets_and_escaped() -> None:
     assert "<b>x</b>" not in figure["layout"]["title"]["text"]
     said = found.html()
     assert "<b>x</b>" not in said
-    assert "300,000" in said
+    assert "100,000" in said
     for name in Assumptions.model_fields:
         assert name.replace("_", " ") in said
 
