@@ -19,7 +19,10 @@ from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
 from workbench.serving.endpoint import Endpoint, connect
 from workbench.serving.load import LoadTest, load_test
+from workbench.serving.plan import Plan, plan
+from workbench.serving.queueing import Load, forecast
 from workbench.serving.service import Service, serve
+from workbench.serving.times import ServiceTimes
 from workbench.step import Step
 from workbench.tasks.sources import read_task, read_text
 from workbench.tasks.task import Example, Task, Text
@@ -41,15 +44,18 @@ __all__ = [
     "Generation",
     "Job",
     "Kernels",
+    "Load",
     "LoadTest",
     "Memory",
     "Piece",
+    "Plan",
     "Progress",
     "Recipe",
     "Run",
     "RunStore",
     "Sensitivity",
     "Service",
+    "ServiceTimes",
     "Step",
     "Task",
     "Text",
@@ -65,11 +71,13 @@ __all__ = [
     "diff",
     "explain",
     "fits",
+    "forecast",
     "kernels",
     "load",
     "load_test",
     "measure",
     "memory",
+    "plan",
     "read_task",
     "read_text",
     "sensitivity",

@@ -7,6 +7,7 @@ from workbench.display.comparison import comparison_figure
 from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
 from workbench.display.load import load_figure, load_html, load_timeline
+from workbench.display.plan import plan_figure, plan_html
 from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.style import COLOURS, NEUTRAL, plain, styled
@@ -33,6 +34,8 @@ __all__ = [
     "load_html",
     "load_timeline",
     "plain",
+    "plan_figure",
+    "plan_html",
     "ranking_figure",
     "roofline_figure",
     "sensitivity_figure",
