@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from workbench.core import units
@@ -15,13 +16,13 @@ from workbench.measurement.comparison import Comparison
 from workbench.measurement.runs import Run
 from workbench.measurement.verdict import verdict
 from workbench.runtime.engine import Eager
-from workbench.serving.launch import TRIED_VLLM, Launch, command
+from workbench.serving.launch import Launch, command, tried_with
 from workbench.serving.smoke import sentence
 from workbench.variant import Variant
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 LONGEST = 2000  # characters of a text from outside
-MARKUP = re.compile(r"([\\`*_\[\]|~#!$@])")
+MARKUP = re.compile(r"([\\`*_\[\]|~#!$@:]|(?<=www)\.)")  # the last two would make links of addresses
 LIBRARIES = {"transformers": "transformers", "vllm": "vllm", "gguf": "gguf", "ray": "transformers"}
 PROGRAMS = {
     "transformers": "plain transformers",
@@ -117,8 +118,9 @@ def _front(variant: Variant, launch: Launch, told: Told) -> str:
 
 
 def _what(variant: Variant, launch: Launch, told: Told) -> str:
+    source = Path(variant.source).name if looks_like_path(variant.source) else variant.source
     return (
-        f"A variant of {plain(variant.source)}, made with the LLM Optimization Workbench for "
+        f"A variant of {plain(source)}, made with the LLM Optimization Workbench for "
         f"{PROGRAMS[launch.target]}: {units.size(told.bytes)} of weights ({plain(told.layout)}), up to "
         f"{variant.context_length} tokens of prompt and answer. The licence is that of the model it was made from."
     )
@@ -138,8 +140,8 @@ def _start(variant: Variant, launch: Launch, told: Told) -> str:
         fenced("\n".join(said), "sh"),
         "`run.sh` starts, on this machine only and at port 8000 unless `HOST` and `PORT` say otherwise:",
         fenced(command(launch), "sh"),
-        "Further flags are passed on. All paths are relative: the folder may be moved. `Containerfile` runs it as a user "
-        "without rights; it was not built where this was written.",
+        "Further flags are passed on. All paths are relative: the folder may be moved. `Containerfile` runs it as a "
+        "user without rights; it was not built where this was written.",
         fenced(f"{call}'{json.dumps(ask)}'", "sh"),
     ]
     if launch.target == "gguf":
@@ -157,10 +159,8 @@ def _start(variant: Variant, launch: Launch, told: Told) -> str:
 def _tests(launch: Launch, told: Told) -> str:
     again = "`python smoke.py` repeats it, and first says if a file is missing, cut off or changed."
     if told.tests is None:
-        return (
-            f"**Not run**: vLLM was not on the machine that wrote this folder. vLLM {TRIED_VLLM} (its CPU build) was tried "
-            f"with others of its format. {again}"
-        )
+        why = "no interpreter with vLLM was named where this folder was written"
+        return f"**Not run**: {why}. {tried_with(launch.kind)} {again}"
     versions = ", ".join(f"{plain(name)} {plain(each)}" for name, each in told.tests["versions"].items())
     gaps, tie = told.tests["gaps"], told.tests["tie"]
     head = f"Run in a fresh process by {PROGRAMS[launch.target]} on {told.tests['date']} ({versions}): "
@@ -193,8 +193,8 @@ def _figures(variant: Variant, measured: Run | Comparison | None) -> str:
     place = run.environment
     threads = f", {plain(place['threads'])} threads" if place.get("threads") else ""
     where = (
-        f"Measured in the workbench, not in the program above: task {plain(run.task)}, {plain(place.get('device', '?'))}"
-        f"{threads}, torch {plain(place.get('torch', '?'))}, {plain(run.measured_at)}."
+        f"Measured in the workbench, not in the program above: task {plain(run.task)}, "
+        f"{plain(place.get('device', '?'))}{threads}, torch {plain(place.get('torch', '?'))}, {plain(run.measured_at)}."
     )
     parts = [table, where]
     if baseline:
@@ -209,17 +209,15 @@ def _lacking(variant: Variant, launch: Launch, told: Told) -> str:
     if launch.target == "ray":
         said = f"Requests pass {names}." if names else "No stage rewrites requests."
         lines.append(f"Nothing: the workbench serves all of the variant. {said}")
-        lines += [
-            f"{plain(type(stage).__name__)} reads documents at {plain(str(stage.source))}, which are not in this folder: "
-            "another machine needs them at the same place."
-            for stage in variant.stages
-            if getattr(stage, "source", "")
-        ]
+        for stage in variant.stages:
+            if place := getattr(stage, "source", ""):
+                said = "which are not in this folder: another machine needs them at the same place"
+                lines.append(f"{plain(type(stage).__name__)} reads documents at {plain(str(place))}, {said}.")
     elif names:
         lines.append(
             f"**This folder is the weights alone.** In the workbench requests and answers pass {names}, which "
-            f"{PROGRAMS[launch.target]} does not know: it answers as if they were not there, and the figures above do not "
-            'hold for it. Deploy with target="ray" to serve all of it.'
+            f"{PROGRAMS[launch.target]} does not know: it answers as if they were not there, and the figures above do "
+            'not hold for it. Deploy with target="ray" to serve all of it.'
         )
     else:
         lines.append("No stage rewrites requests or answers: the weights are all of the variant.")

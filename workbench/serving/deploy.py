@@ -1,6 +1,5 @@
-"""deploy(): a variant as a folder that another engine runs: weights, recipe, card, pins, command, and a test that was run."""
+"""deploy(): a variant as a folder that another engine runs, with its recipe, a card, and a test that was run there."""
 
-import ast
 import contextlib
 import json
 import os
@@ -12,23 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import workbench.steps
-from workbench.analysis import verification
+from pydantic import Field
+from transformers import AutoConfig
+
 from workbench.core import files, units
-from workbench.core.errors import Corrupt, InvalidInput, WorkbenchError
+from workbench.core.errors import Corrupt, InvalidInput
 from workbench.core.progress import Progress
 from workbench.core.value import Value
 from workbench.measurement.agreement import Agreement
 from workbench.measurement.comparison import Comparison
 from workbench.measurement.runs import Run
-from workbench.models import adapters, export, interchange
+from workbench.models import adapters, export
 from workbench.models.interchange import gguf
 from workbench.recipe import to_record
 from workbench.runtime.engine import Eager
-from workbench.runtime.forward import using
-from workbench.serving import card, launch, questions, smoke
+from workbench.serving import card, contents, launch, questions, smoke
 from workbench.serving.launch import Launch, Target
-from workbench.serving.modelfile import modelfile
 from workbench.variant import Variant
 
 MAKER = gguf.MAKER
@@ -57,7 +55,7 @@ class Deployment(Value):
     command: str
     bytes: int
     gaps: tuple[float, ...] = ()
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
     @property
     def holds(self) -> bool | None:
@@ -67,8 +65,8 @@ class Deployment(Value):
     def __repr__(self) -> str:
         said = f"its answers to {len(self.gaps)} prompts: {Agreement(self.gaps)}" if self.gaps else "not tried here"
         return (
-            f"<Deployment of {self.name!r} for {self.target} in '{self.folder}', {units.size(self.bytes)}; {said}; run it "
-            f"with `sh {self.folder / 'run.sh'}`>"
+            f"<Deployment of {self.name!r} for {self.target} in '{self.folder}', {units.size(self.bytes)}; {said}; "
+            f"run it with `sh {self.folder / 'run.sh'}`>"
         )
 
     __str__ = __repr__
@@ -84,12 +82,12 @@ def deploy(
     overwrite: bool = False,
     python: str | Path | None = None,
 ) -> Deployment:
-    """Write a folder with all that running a variant elsewhere takes, and try it in a fresh process of the target's loader.
+    """Write a folder with all that it takes to run a variant elsewhere, and try it in a fresh process of the target's.
 
-    In it are the weights, the recipe, a model card, pinned requirements, a script that starts it, a container file (never
-    built here), and the smoke test with its questions. Paths are relative, so that it can be moved; every file that is
-    read but the card has its hash in deploy.json. Outsiders get the weights alone: stages that rewrite requests are only
-    applied by the target "ray", which is the workbench's own service with its code in the folder.
+    In it are the weights, the recipe, a model card, pinned requirements, a script that starts it, a container file
+    (never built here), and the smoke test with its questions. Paths are relative, so that it can be moved; every file
+    but the card has its hash in deploy.json. Others get the weights alone: stages that rewrite requests are applied by
+    the target "ray" only, which is the workbench's own service with its code in the folder.
 
     Args:
         variant: what is deployed.
@@ -98,8 +96,8 @@ def deploy(
         measured: what `compare` or `measure` gave for it; the card shows these figures, and without them says so.
         progress: told of every stage; a cancel leaves nothing behind.
         overwrite: replace whatever is there.
-        python: the interpreter that has the target's loader; by default this one, for vLLM $WORKBENCH_VLLM_PYTHON. Where
-            there is none for vLLM, the smoke test is written and not run, and the card says so.
+        python: the interpreter that has the target's loader; by default this one, for vLLM $WORKBENCH_VLLM_PYTHON.
+            Where there is none for vLLM, the smoke test is written and not run, and the card says so.
 
     Returns:
         What was written, and what the test found.
@@ -196,13 +194,27 @@ def _write(
 ) -> dict[str, Any]:
     """Everything into a folder that is not there yet; what deploy.json says."""
     progress.start(f"Writing {files.clipped(variant.name)} for {target}", 1)
-    layout, library, remarks = _write_weights(folder, variant, target)
+    layout, library, remarks = contents.weights(folder, variant, target)
     progress.advance()
     asked = questions.asked(variant, target == "ray", progress)
-    own = target == "ray" and (bool(variant.stages) or variant.engine != Eager())
-    how = Launch(target, launch.slug(variant.name), min(variant.context_length, CONTEXT), library)
-    how = replace(how, adapter=adapters.has_adapter(variant.model), stages=own)
-    _write_texts(folder, variant, how, asked)
+    how = Launch(
+        target=target,
+        slug=launch.slug(variant.name),
+        context=min(variant.context_length, CONTEXT),
+        dtype=asked["dtype"],
+        layout=library,
+        adapter=adapters.has_adapter(variant.model),
+        stages=target == "ray" and (bool(variant.stages) or variant.engine != Eager()),
+    )
+    ranks: list[int] = []
+    if target == "vllm":
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        ranks, kind = launch.tensor_sizes(config), launch.scheme(config)
+        how = replace(how, kind=kind, dtype=launch.vllm_dtype(kind, asked["dtype"]))
+    if how.dtype != asked["dtype"]:
+        told = f"vLLM computes with packed weights in {how.dtype}, this variant in {asked['dtype']}"
+        remarks += (f"{told}: its answers differ the more for it. A variant that was loaded in {how.dtype} is closer.",)
+    contents.texts(folder, variant, how, asked | {"dtype": how.dtype})
     facts = {
         "made_by": MAKER,
         "made_at": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()),
@@ -220,70 +232,11 @@ def _write(
     weights = sum(
         each.stat().st_size for each in folder.rglob("*") if each.suffix in (".safetensors", ".gguf", ".tensors")
     )
-    ranks = launch.tensor_sizes(variant.model.config) if target == "vllm" else ()
-    told = card.Told(layout, weights, remarks, ranks, questions.PROMPTS, tested)
-    files.write_text(folder / "README.md", card.card(variant, how, told, measured))
+    tells = card.Told(layout, weights, remarks, ranks, questions.PROMPTS, tested)
+    files.write_text(folder / "README.md", card.card(variant, how, tells, measured))
     facts["smoke"] = tested
     _write_facts(folder, facts, {"requirements.txt"})
     return facts
-
-
-def _write_weights(folder: Path, variant: Variant, target: Target) -> tuple[str, str, tuple[str, ...]]:
-    """The weights into a new folder; how they are stored, the library of their layout, and how they differ there."""
-    if target == "gguf":
-        folder.mkdir(parents=True)
-        with using(variant.name):
-            notes = gguf.save(folder / smoke.WEIGHTS, variant.model, variant.tokenizer, launch.slug(variant.name))
-        return "GGUF", "", notes
-    variant.save(folder)
-    manifest = export.read_manifest(folder)
-    said, library = verification.layout(folder, manifest["dtype"])
-    note = interchange.note(manifest["packed"]) if target != "ray" else ""
-    return said, library, (note,) if note else ()
-
-
-def _write_texts(folder: Path, variant: Variant, how: Launch, asked: dict[str, Any]) -> None:
-    """All but the weights and the card."""
-    texts = {
-        "run.sh": launch.run_script(how),
-        "requirements.txt": launch.requirements(how),
-        "Containerfile": launch.containerfile(how),
-        "recipe.json": variant.recipe.to_json(),
-        "recipe.py": _program(variant),
-        smoke.QUESTIONS: json.dumps(asked),
-        "smoke.py": Path(smoke.__file__).read_text(encoding="utf-8"),
-    }
-    if how.target == "gguf":
-        texts["Modelfile"] = modelfile(variant.tokenizer, how.context, variant.decoding)
-    for name, text in texts.items():
-        files.write_text(folder / name, text)
-    if how.target == "ray":
-        code = Path(workbench.__file__).parent
-        shutil.copytree(code, folder / code.name, ignore=shutil.ignore_patterns("__pycache__"))
-
-
-def _program(variant: Variant) -> str:
-    """The recipe as a program; by the JSON beside it where it has steps that no import of ours names."""
-    recipe = repr(variant.recipe)
-    names = {each.id for each in ast.walk(ast.parse(recipe)) if isinstance(each, ast.Name)} - {"Recipe", "None"}
-    ours = {each for each in names if hasattr(workbench.steps, each)}
-    made = recipe if ours == names else 'Recipe.from_json(Path(__file__).with_name("recipe.json").read_text())'
-    dtype = str(variant.dtype).removeprefix("torch.")
-    imported = f"from workbench.steps import {', '.join(sorted(ours))}\n" if ours == names and ours else ""
-    return f"""\
-# Makes the variant again: python recipe.py [task]
-import sys
-from pathlib import Path
-
-import workbench as wb
-from workbench.recipe import Recipe
-{imported}
-recipe = {made}
-
-if __name__ == "__main__":
-    task = wb.read_task(sys.argv[1]) if sys.argv[1:] else None
-    print(recipe.apply(wb.load({variant.source!r}, dtype={dtype!r}), task))
-"""
 
 
 def _kept(run: Run) -> dict[str, Any]:

@@ -15,7 +15,15 @@ from workbench.serving.smoke import WEIGHTS
 
 Target = Literal["transformers", "vllm", "gguf", "ray"]
 TARGETS: tuple[Target, ...] = get_args(Target)
-TRIED_VLLM = "0.32.0"  # dense float32 and bfloat16, and integers of compressed-tensors, on its CPU build
+TRIED_VLLM = "0.32.0"
+READS = f"vLLM {TRIED_VLLM} (its CPU build) was tried with other folders of this kind"
+WIDE = ("dense", "8 bits, with rounded activations")  # of which vLLM's kernels compute in float32 as well
+TRIED = {
+    "dense": f"{READS} and answered as their variants did.",
+    "4 bits": f"{READS} and answered as variants loaded in bfloat16 did, which is what it computes in.",
+    "8 bits, with rounded activations": f"{READS}; it rounds activations in its own way, and answered otherwise.",
+    "8 bits": f"vLLM {TRIED_VLLM} has no kernel for 8 bits in its CPU build, and was not tried on a GPU.",
+}
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "accelerate", "Jinja2")
 SERVING = ("fastapi", "uvicorn", "openai", "pydantic", "rich")  # what `transformers serve` asks for
 RAY = ("ray[serve]", "fastapi", "uvicorn", "pydantic", "regex")
@@ -56,7 +64,9 @@ class Launch:
         target: who runs it.
         slug: what it is called there; safe in a shell, an address, a Modelfile.
         context: tokens of prompt and answer that it is started for.
+        dtype: that it computes in.
         layout: library whose format the packed layers are in; empty if all are dense.
+        kind: what `scheme` calls the weights.
         adapter: whether it has an adapter.
         stages: whether requests pass stages, or an engine of its own runs it.
         tried: versions of the smoke test, where it was run by another Python than this.
@@ -65,7 +75,9 @@ class Launch:
     target: Target
     slug: str
     context: int
+    dtype: str = "float32"
     layout: str = ""
+    kind: str = "dense"
     adapter: bool = False
     stages: bool = False
     tried: Mapping[str, str] | None = None
@@ -121,12 +133,12 @@ def tensor_sizes(config: PreTrainedConfig) -> list[int]:
 def command(launch: Launch) -> str:
     """What starts it, in a shell that stands in the folder; HOST, PORT and KEY_FILE are variables of the shell."""
     place, key = '--host "$HOST" --port "$PORT"', '${KEY_FILE:+%s "$KEY_FILE"}'
-    name = shlex.quote(launch.slug)
+    name, size = shlex.quote(launch.slug), f"--max-model-len {launch.context}"
     match launch.target:
         case "transformers":
             return f"transformers serve . {place}"
         case "vllm":
-            return f"vllm serve . --served-model-name {name} --max-model-len {launch.context} {place}"
+            return f"vllm serve . --served-model-name {name} --dtype {launch.dtype} {size} {place}"
         case "ray":
             return f"python3 -m workbench serve . {place} {key % '--key-file'}"
         case "gguf":
@@ -151,7 +163,7 @@ def run_script(launch: Launch) -> str:
 def requirements(launch: Launch) -> str:
     """What pip installs for it: the versions it was tried with."""
     if launch.target == "vllm":
-        return _vllm_requirements(launch.tried)
+        return _vllm_requirements(launch)
     names: Sequence[str] = ("xllamacpp",)
     if launch.target != "gguf":
         names = (*CORE, *(SERVING if launch.target == "transformers" else RAY))
@@ -172,14 +184,34 @@ def _pinned(name: str) -> str:
         return f"# {name} is needed, and was not installed where this was made" if name not in STAGES else ""
 
 
-def _vllm_requirements(tried: Mapping[str, str] | None) -> str:
-    found = {name: each for name, each in (tried or {}).items() if name.startswith("vllm")}
+def scheme(config: PreTrainedConfig) -> str:
+    """What the weights of a folder are in, as vLLM chooses its kernels: "dense", "4 bits", or a library's name."""
+    found = getattr(config, "quantization_config", None) or {}
+    groups = found.get("config_groups", {}).values()
+    if not groups:
+        return str(found.get("quant_method", "dense"))
+    kinds = {f"{each['weights']['num_bits']} bits" for each in groups}
+    kinds |= {"as floats" for each in groups if each["weights"]["type"] == "float"}
+    kinds |= {"with rounded activations" for each in groups if each["input_activations"]}
+    return ", ".join(sorted(kinds))
+
+
+def vllm_dtype(kind: str, dtype: str) -> str:
+    """What vLLM shall compute in: the variant's own type, but 16 bits where its kernels ask for it."""
+    return "bfloat16" if dtype == "float32" and kind not in WIDE else dtype
+
+
+def tried_with(kind: str) -> str:
+    """What is known of vLLM and weights of a kind, in a sentence."""
+    return TRIED.get(kind, f"vLLM was never tried with weights of this kind ({kind}).")
+
+
+def _vllm_requirements(launch: Launch) -> str:
+    tried = launch.tried or {}
+    found = {name: each for name, each in tried.items() if name.startswith("vllm")}
     if not found:
-        said = (
-            f"# Not tried with this folder. vLLM {TRIED_VLLM} (its CPU build) reads the format; it pins what it needs."
-        )
-        return f"{said}\nvllm=={TRIED_VLLM}\n"
-    found |= {name: each for name, each in (tried or {}).items() if name in ("transformers", "compressed-tensors")}
+        return f"# Not tried with this folder. {tried_with(launch.kind)}\nvllm=={TRIED_VLLM}\n"
+    found |= {name: each for name, each in tried.items() if name in ("transformers", "compressed-tensors")}
     lines = [f"{name}=={version.partition('+')[0]}" for name, version in found.items()]
     return "\n".join(["# The versions it was tried with.", *lines, ""])
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
+from itertools import takewhile
 
 from transformers import PreTrainedTokenizerBase
 
@@ -122,13 +122,15 @@ def _quotable(text: str) -> bool:
 
 def _turn(text: str, opening: str) -> str:
     """The end of a text from where it begins most as another turn does."""
-    shared = [len(commonprefix([text[at:], opening])) for at in range(len(text))]
+    shared = [_alike(text[at:], opening) for at in range(len(text))]
     return text[shared.index(max(shared)) :] if shared else text
 
 
 def _common_end(one: str, other: str) -> str:
     """The longest text that both end with."""
-    length = 0
-    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
-        length += 1
-    return one[len(one) - length :]
+    return one[len(one) - _alike(one[::-1], other[::-1]) :]
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from workbench.answering.request import Request
+from workbench.core import files
 from workbench.core.errors import WorkbenchError
 from workbench.core.progress import Progress
 from workbench.measurement.agreement import NEAR
@@ -48,6 +50,7 @@ PROMPTS = (
 NEW_TOKENS = 12
 NEAREST, MOST = 8, 64  # tokens of a place whose distance is kept: so many in any case, so many near ties at most
 TIMEOUT = 1800.0  # seconds that the test may take
+LOG, ERROR = "log", re.compile(r"\b\w*Error: .+")
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -62,7 +65,7 @@ def asked(variant: Variant, stages: bool, progress: Progress) -> dict[str, Any]:
     requests = [variant.rewritten(text) if stages else Request.of(text) for text in PROMPTS]
     ids = [variant.tokens(each) for each in requests]
     variant.check_length(max(map(len, ids)), NEW_TOKENS)
-    settings, rows = variant.decoding.but(max_new_tokens=NEW_TOKENS, temperature=0.0), []
+    settings = variant.decoding.but(max_new_tokens=NEW_TOKENS, temperature=0.0)
     rows = [Continuation(variant.end_tokens) for _ in ids]
     progress.start("Asking the variant", 1)
     for _ in variant.engine.decode(variant.model, ids, settings, rows, label=variant.name):
@@ -81,12 +84,13 @@ def asked(variant: Variant, stages: bool, progress: Progress) -> dict[str, Any]:
         "new_tokens": NEW_TOKENS,
         "ends": [*last, *sorted(variant.end_tokens - set(last))],
         "tie": NEAR,
+        "dtype": str(variant.dtype).removeprefix("torch."),
         "dated": "strftime_now" in str(variant.tokenizer.chat_template),
     }
 
 
 def _near(logs: Tensor) -> list[dict[str, float]]:
-    """For every place, how far below the best one the next tokens are, in nats, from logarithms ``(places, vocabulary)``."""
+    """How far below the best token of a place the next ones are, in nats, from logarithms ``(places, vocabulary)``."""
     best = logs.topk(min(MOST, logs.shape[-1]), dim=-1)
     places = zip(best.indices.tolist(), (best.values[:, :1] - best.values).tolist(), strict=True)
     return [
@@ -119,28 +123,44 @@ def tested(folder: Path, variant: Variant, python: str, code: bool, progress: Pr
     progress.start("Trying it in a fresh process", 1)
     with TemporaryDirectory() as place:
         result = Path(place) / "result.json"
-        given = [python, "-B", "-W", "ignore", *([] if code else ["-P"]), str(folder / "smoke.py")]
-        code_of = _run([*given, "--device", device, "--result", str(result)], place, python, progress)
+        given = [python, "-B", "-W", "ignore", str(folder / "smoke.py"), "--device", device, "--result", str(result)]
+        alone = {} if code else {"PYTHONSAFEPATH": "1"}  # nothing is imported from the folder
+        status = _run(given, Path(place), os.environ | QUIET | alone, progress)
         try:
             found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise WorkbenchError(
-                f"Nothing was deployed: the process of the smoke test ended with code {code_of}, for which there may be "
-                "too little memory."
+                f"Nothing was deployed: the process of the smoke test ended with code {status}; there may be too "
+                "little memory for it."
             ) from None
-    if problem := found.pop("problem"):
-        raise WorkbenchError(f"Nothing was deployed: {problem[0].lower()}{problem[1:]}")
+        if problem := found.pop("problem"):
+            said = f"{problem[0].lower()}{problem[1:].rstrip('.')}{_cause(Path(place) / LOG, problem)}"
+            raise WorkbenchError(f"Nothing was deployed: {said}.")
     progress.advance()
     return found
 
 
-def _run(command: list[str], place: str, python: str, progress: Progress) -> int:
+def _cause(log: Path, problem: str) -> str:
+    """The first error that another process of the loader wrote down, to go on with; empty if it is known."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    found = next((each for each in ERROR.findall(text) if each[:80] not in problem), "")
+    return f"; its reason: {files.clipped(found, 200).rstrip('. ')}" if found else ""
+
+
+def _run(command: list[str], place: Path, environment: dict[str, str], progress: Progress) -> int:
     """The exit status of a process, which is ended with all its children on a cancel or when it takes too long."""
-    environment = os.environ | QUIET
-    if python != sys.executable:  # our libraries are not those of another interpreter
+    if command[0] != sys.executable:  # our libraries are not those of another interpreter
         environment.pop("PYTHONPATH", None)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "stdin": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=place, env=environment, start_new_session=True, **quiet)
+    with (place / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=place,
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
     started = time.monotonic()
     try:
         while True:

