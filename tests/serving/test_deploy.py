@@ -149,9 +149,17 @@ def test_what_was_not_run_is_said(for_vllm: Deployment) -> None:
         "pipeline_tag": "text-generation",
         "tags": ["llm-optimization-workbench"],
     }
-    assert "**Not run**" in body
+    assert "**Not run**: vllm was not installed" in body
+    assert "answered as their variants did" in body
     assert "Nothing was measured" in body
     assert "Not tried with this folder" in (for_vllm.folder / "requirements.txt").read_text()
+
+
+def test_a_loader_that_is_not_here_is_named(llama: wb.Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    made = deploy(llama, tmp_path / "a", "gguf")
+    assert made.holds is None
+    assert "**Not run**: xllamacpp was not installed" in front(made.folder)[1]
 
 
 def test_the_card_shows_what_was_measured_and_nothing_else(
@@ -340,9 +348,9 @@ def test_numbers_that_vllm_would_refuse_are_refused() -> None:
     with pytest.raises(InvalidInput, match="use 1 to 30"):
         launch.vllm_flags(smollm, 1, 31)
     wide = LlamaConfig(num_attention_heads=32, num_key_value_heads=8, hidden_size=4096, intermediate_size=14336)
-    assert launch.tensor_sizes(wide) == [1, 2, 4, 8, 16, 32]
+    assert launch.tensor_sizes(wide) == (1, 2, 4, 8, 16, 32)
     wide.quantization_config = {"config_groups": {"group_0": {"weights": {"group_size": 128}}}}
-    assert launch.tensor_sizes(wide) == [1, 2, 4, 8, 16]  # 14336 / 32 is 448: three groups and a half
+    assert launch.tensor_sizes(wide) == (1, 2, 4, 8, 16)  # 14336 / 32 is 448: three groups and a half
 
 
 def test_a_near_tie_is_told_from_a_difference() -> None:

@@ -40,17 +40,17 @@ class Told:
         layout: how the weights are stored, in words.
         bytes: of the weights.
         remarks: how they differ from the variant's for who reads them, in sentences.
-        ranks: over how many ranks vLLM can spread it.
         tests: what the smoke test found; None where it was not run.
+        missing: what it would have needed.
         prompts: what it asked.
     """
 
     layout: str
     bytes: int
     remarks: Sequence[str]
-    ranks: Sequence[int]
     prompts: Sequence[str]
     tests: Mapping[str, Any] | None = None
+    missing: str = ""
 
 
 def card(variant: Variant, launch: Launch, told: Told, measured: Run | Comparison | None) -> str:
@@ -148,7 +148,7 @@ def _start(variant: Variant, launch: Launch, told: Told) -> str:
         parts.append("In Ollama, whose `Modelfile` was not tried here:")
         parts.append(fenced(f"ollama create {launch.slug} -f Modelfile && ollama run {launch.slug}", "sh"))
     if launch.target == "vllm":
-        ranks = ", ".join(map(str, told.ranks))
+        ranks = ", ".join(map(str, launch.ranks))
         parts.append(
             f"`--tensor-parallel-size` may be {ranks}, as heads and columns must divide; `--pipeline-parallel-size` up "
             f"to {variant.model.config.get_text_config().num_hidden_layers}."
@@ -159,8 +159,8 @@ def _start(variant: Variant, launch: Launch, told: Told) -> str:
 def _tests(launch: Launch, told: Told) -> str:
     again = "`python smoke.py` repeats it, and first says if a file is missing, cut off or changed."
     if told.tests is None:
-        why = "no interpreter with vLLM was named where this folder was written"
-        return f"**Not run**: {why}. {tried_with(launch.kind)} {again}"
+        tried = f"{tried_with(launch.kind)} " if launch.target == "vllm" else ""
+        return f"**Not run**: {told.missing} was not installed where this folder was written. {tried}{again}"
     versions = ", ".join(f"{plain(name)} {plain(each)}" for name, each in told.tests["versions"].items())
     gaps, tie = told.tests["gaps"], told.tests["tie"]
     head = f"Run in a fresh process by {PROGRAMS[launch.target]} on {told.tests['date']} ({versions}): "
@@ -230,6 +230,12 @@ def _lacking(variant: Variant, launch: Launch, told: Told) -> str:
             "Others take sampling settings from generation\\_config.json or their own defaults; the variant's are "
             f"temperature {variant.decoding.temperature:g}, top\\_p {variant.decoding.top_p:g}, at most "
             f"{variant.decoding.max_new_tokens} tokens: send them with a request."
+        )
+    own = str(variant.dtype).removeprefix("torch.")
+    if launch.dtype != own:
+        lines.append(
+            f"vLLM computes with packed weights in {launch.dtype}, where the variant did in {own}, and answers otherwise "
+            f"the more for it: a variant that was loaded in {launch.dtype} is closer."
         )
     return "\n".join(f"- {line}" for line in [*lines, *map(plain, told.remarks)])
 

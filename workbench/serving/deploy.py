@@ -32,6 +32,7 @@ from workbench.variant import Variant
 MAKER = gguf.MAKER
 CONTEXT = 8192  # tokens that a server is started for at most: keys and values of a long context take much memory
 VLLM = "WORKBENCH_VLLM_PYTHON"
+WEIGHTS = (".safetensors", ".gguf", ".tensors")  # suffixes of files that hold them
 UNHASHED = (smoke.FACTS, "README.md")  # a card may be edited
 
 
@@ -97,7 +98,7 @@ def deploy(
         progress: told of every stage; a cancel leaves nothing behind.
         overwrite: replace whatever is there.
         python: the interpreter that has the target's loader; by default this one, for vLLM $WORKBENCH_VLLM_PYTHON.
-            Where there is none for vLLM, the smoke test is written and not run, and the card says so.
+            Where the loader is not installed, the smoke test is written and not run, and the card says so.
 
     Returns:
         What was written, and what the test found.
@@ -111,7 +112,7 @@ def deploy(
     progress = progress or Progress()
     place = files.home(folder).absolute()
     interpreter = _checked(variant, place, target, measured, overwrite, python)
-    missing = [each for each in place.parents if not each.exists()]
+    new = [each for each in place.parents if not each.exists()]
     temporary, done = files.sibling(place), False
     try:
         facts = _write(temporary, variant, target, measured, interpreter, progress)
@@ -124,7 +125,7 @@ def deploy(
     finally:
         with contextlib.suppress(OSError, ValueError):
             files.remove(temporary)
-        for each in () if done else missing:
+        for each in () if done else new:
             with contextlib.suppress(OSError):
                 each.rmdir()
     return _deployment(place, facts)
@@ -155,12 +156,11 @@ def _checked(
     measured: Run | Comparison | None,
     overwrite: bool,
     python: str | Path | None,
-) -> str | None:
-    """The interpreter that runs the smoke test, if there is one, once all that can be refused was looked at."""
+) -> str:
+    """The interpreter that was named for the smoke test, once all that can be refused was looked at; empty for ours."""
     if target not in launch.TARGETS:
         raise InvalidInput(f"There is no target '{str(target)[:40]}': use one of {', '.join(launch.TARGETS)}.")
-    taken = place.is_file() or (place.is_dir() and any(place.iterdir()))
-    if taken and not overwrite and not _is_ours(place):
+    if not overwrite and _is_taken(place) and not _is_ours(place):
         raise InvalidInput(f"'{place}' exists and was not deployed: choose another path or pass overwrite=True.")
     card.picked(measured, variant)
     if target in ("transformers", "vllm") and adapters.has_adapter(variant.model):
@@ -171,10 +171,20 @@ def _checked(
     if target == "gguf":
         gguf.check(variant.model, variant.tokenizer)
     to_record(variant.recipe, variant.stages, variant.decoding, variant.engine)
-    found = str(python or (os.environ.get(VLLM) if target == "vllm" else sys.executable) or "")
-    if found and shutil.which(found) is None:
-        raise InvalidInput(f"There is no interpreter '{found[:200]}': name one that has the loader for {target}.")
-    return found or None
+    named = str(python or (os.environ.get(VLLM) if target == "vllm" else "") or "")
+    if named and shutil.which(named) is None:
+        raise InvalidInput(f"There is no interpreter '{named[:200]}': name one that has the loader for {target}.")
+    return named
+
+
+def _is_taken(place: Path) -> bool:
+    """Whether there is a file, or a folder with anything in it."""
+    try:
+        return place.lstat() is not None and (not place.is_dir() or any(place.iterdir()))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:  # a file in the way, no right to look, a zero byte
+        raise files.write_refused(place, error) from None
 
 
 def _is_ours(place: Path) -> bool:
@@ -189,7 +199,7 @@ def _write(
     variant: Variant,
     target: Target,
     measured: Run | Comparison | None,
-    interpreter: str | None,
+    interpreter: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """Everything into a folder that is not there yet; what deploy.json says."""
@@ -201,19 +211,13 @@ def _write(
         target=target,
         slug=launch.slug(variant.name),
         context=min(variant.context_length, CONTEXT),
-        dtype=asked["dtype"],
+        dtype=str(variant.dtype).removeprefix("torch."),
         layout=library,
         adapter=adapters.has_adapter(variant.model),
         stages=target == "ray" and (bool(variant.stages) or variant.engine != Eager()),
     )
-    ranks: list[int] = []
     if target == "vllm":
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        ranks, kind = launch.tensor_sizes(config), launch.scheme(config)
-        how = replace(how, kind=kind, dtype=launch.vllm_dtype(kind, asked["dtype"]))
-    if how.dtype != asked["dtype"]:
-        told = f"vLLM computes with packed weights in {how.dtype}, this variant in {asked['dtype']}"
-        remarks += (f"{told}: its answers differ the more for it. A variant that was loaded in {how.dtype} is closer.",)
+        how = launch.for_vllm(how, AutoConfig.from_pretrained(folder, trust_remote_code=False))
     contents.texts(folder, variant, how, asked | {"dtype": how.dtype})
     facts = {
         "made_by": MAKER,
@@ -225,14 +229,13 @@ def _write(
         "measured": None if (run := card.picked(measured, variant)) is None else _kept(run),
     }
     _write_facts(folder, facts, {})
-    tested = None if interpreter is None else questions.tested(folder, variant, interpreter, target == "ray", progress)
+    missing = "" if interpreter else questions.missing(target, library)
+    tested = None if missing else questions.tested(folder, variant, interpreter or sys.executable, how, progress)
     if target == "vllm" and tested:
         how = replace(how, tried=tested["versions"])
         files.write_text(folder / "requirements.txt", launch.requirements(how))
-    weights = sum(
-        each.stat().st_size for each in folder.rglob("*") if each.suffix in (".safetensors", ".gguf", ".tensors")
-    )
-    tells = card.Told(layout, weights, remarks, ranks, questions.PROMPTS, tested)
+    stored = sum(each.stat().st_size for each in folder.rglob("*") if each.suffix in WEIGHTS)
+    tells = card.Told(layout, stored, remarks, questions.PROMPTS, tested, missing)
     files.write_text(folder / "README.md", card.card(variant, how, tells, measured))
     facts["smoke"] = tested
     _write_facts(folder, facts, {"requirements.txt"})

@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Literal, get_args
 
@@ -67,6 +67,7 @@ class Launch:
         dtype: that it computes in.
         layout: library whose format the packed layers are in; empty if all are dense.
         kind: what `scheme` calls the weights.
+        ranks: over how many processes vLLM can spread the model.
         adapter: whether it has an adapter.
         stages: whether requests pass stages, or an engine of its own runs it.
         tried: versions of the smoke test, where it was run by another Python than this.
@@ -78,6 +79,7 @@ class Launch:
     dtype: str = "float32"
     layout: str = ""
     kind: str = "dense"
+    ranks: tuple[int, ...] = ()
     adapter: bool = False
     stages: bool = False
     tried: Mapping[str, str] | None = None
@@ -110,7 +112,7 @@ def vllm_flags(config: PreTrainedConfig, tensor: int = 1, pipeline: int = 1) -> 
     return flags + (["--pipeline-parallel-size", str(pipeline)] if pipeline > 1 else [])
 
 
-def tensor_sizes(config: PreTrainedConfig) -> list[int]:
+def tensor_sizes(config: PreTrainedConfig) -> tuple[int, ...]:
     """Over how many ranks a model can be spread, layers of it cut along their columns."""
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
@@ -127,7 +129,13 @@ def tensor_sizes(config: PreTrainedConfig) -> list[int]:
             each % ranks == 0 and (each // ranks) % unit == 0 for each in columns for unit in [1, *units]
         )
 
-    return [ranks for ranks in range(1, heads + 1) if fits(ranks)]
+    return tuple(ranks for ranks in range(1, heads + 1) if fits(ranks))
+
+
+def for_vllm(launch: Launch, config: PreTrainedConfig) -> Launch:
+    """The same for a folder with such a configuration, where vLLM runs it."""
+    kind = scheme(config)
+    return replace(launch, kind=kind, ranks=tensor_sizes(config), dtype=vllm_dtype(kind, launch.dtype))
 
 
 def command(launch: Launch) -> str:

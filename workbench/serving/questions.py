@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import util
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +24,7 @@ from workbench.runtime import room
 from workbench.runtime.decoding import Continuation
 from workbench.runtime.forward import using
 from workbench.runtime.reader import Span
+from workbench.serving.launch import Launch, Target
 from workbench.variant import Variant
 
 PROMPTS = (
@@ -50,6 +52,7 @@ PROMPTS = (
 NEW_TOKENS = 12
 NEAREST, MOST = 8, 64  # tokens of a place whose distance is kept: so many in any case, so many near ties at most
 TIMEOUT = 1800.0  # seconds that the test may take
+LOADER: dict[Target, str] = {"transformers": "transformers", "vllm": "vllm", "gguf": "xllamacpp", "ray": "workbench"}
 LOG, ERROR = "log", re.compile(r"\b\w*Error: .+")
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
@@ -84,7 +87,6 @@ def asked(variant: Variant, stages: bool, progress: Progress) -> dict[str, Any]:
         "new_tokens": NEW_TOKENS,
         "ends": [*last, *sorted(variant.end_tokens - set(last))],
         "tie": NEAR,
-        "dtype": str(variant.dtype).removeprefix("torch."),
         "dated": "strftime_now" in str(variant.tokenizer.chat_template),
     }
 
@@ -103,14 +105,20 @@ def _near(logs: Tensor) -> list[dict[str, float]]:
     ]
 
 
-def tested(folder: Path, variant: Variant, python: str, code: bool, progress: Progress) -> dict[str, Any]:
+def missing(target: Target, layout: str) -> str:
+    """The library that this interpreter lacks to run a target's loader on weights in a layout; empty if none."""
+    needed = [LOADER[target], *([layout] if target == "transformers" and layout else [])]
+    return next((each for each in needed if util.find_spec(each.replace("-", "_")) is None), "")
+
+
+def tested(folder: Path, variant: Variant, python: str, how: Launch, progress: Progress) -> dict[str, Any]:
     """What the folder's own smoke test finds in a fresh process of an interpreter.
 
     Args:
         folder: has everything but the card.
         variant: whose it is.
         python: the interpreter.
-        code: whether the workbench's code in the folder is what is to run.
+        how: by whom.
         progress: a cancel ends the process.
 
     Raises:
@@ -124,7 +132,7 @@ def tested(folder: Path, variant: Variant, python: str, code: bool, progress: Pr
     with TemporaryDirectory() as place:
         result = Path(place) / "result.json"
         given = [python, "-B", "-W", "ignore", str(folder / "smoke.py"), "--device", device, "--result", str(result)]
-        alone = {} if code else {"PYTHONSAFEPATH": "1"}  # nothing is imported from the folder
+        alone = {} if how.target == "ray" else {"PYTHONSAFEPATH": "1"}  # nothing is imported from the folder
         status = _run(given, Path(place), os.environ | QUIET | alone, progress)
         try:
             found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))

@@ -86,7 +86,13 @@ def by_vllm(folder: Path, asked: Mapping[str, Any], device: str) -> Heard:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB, where there is no GPU
     vllm = import_module("vllm")
     longest = max(len(each["ids"]) for each in asked["prompts"]) + asked["new_tokens"] + SPARE
-    engine = vllm.LLM(model=str(folder), dtype=asked["dtype"], max_model_len=longest, enforce_eager=True, seed=0)
+    torch, room = import_module("torch"), {}
+    if torch.cuda.is_available():  # beside whatever is on the GPU already
+        free, total = torch.cuda.mem_get_info()
+        room = {"gpu_memory_utilization": 0.9 * free / total}
+    engine = vllm.LLM(
+        model=str(folder), dtype=asked["dtype"], max_model_len=longest, enforce_eager=True, seed=0, **room
+    )
     settings = vllm.SamplingParams(temperature=0.0, max_tokens=asked["new_tokens"], stop_token_ids=asked["ends"])
     made = engine.generate([{"prompt_token_ids": each["ids"]} for each in asked["prompts"]], settings, use_tqdm=False)
     tokenizer = engine.get_tokenizer()
