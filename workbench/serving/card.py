@@ -22,7 +22,7 @@ from workbench.variant import Variant
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 LONGEST = 2000  # characters of a text from outside
-MARKUP = re.compile(r"([\\`*_\[\]|~#!$@:]|(?<=www)\.)")  # the last two would make links of addresses
+MARKUP = re.compile(r"([\\`*_\[\]|~#!$@]|:(?=//)|(?<=www)\.)")  # the last two make links of addresses
 LIBRARIES = {"transformers": "transformers", "vllm": "vllm", "gguf": "gguf", "ray": "transformers"}
 PROGRAMS = {
     "transformers": "plain transformers",
@@ -234,8 +234,8 @@ def _lacking(variant: Variant, launch: Launch, told: Told) -> str:
     own = str(variant.dtype).removeprefix("torch.")
     if launch.dtype != own:
         lines.append(
-            f"vLLM computes with packed weights in {launch.dtype}, where the variant did in {own}, and answers otherwise "
-            f"the more for it: a variant that was loaded in {launch.dtype} is closer."
+            f"vLLM computes with packed weights in {launch.dtype}, where the variant did in {own}, and answers "
+            f"otherwise the more for it: a variant that was loaded in {launch.dtype} is closer."
         )
     return "\n".join(f"- {line}" for line in [*lines, *map(plain, told.remarks)])
 

@@ -200,6 +200,7 @@ def scheme(config: PreTrainedConfig) -> str:
         return str(found.get("quant_method", "dense"))
     kinds = {f"{each['weights']['num_bits']} bits" for each in groups}
     kinds |= {"as floats" for each in groups if each["weights"]["type"] == "float"}
+    kinds |= {"with zero points" for each in groups if not each["weights"]["symmetric"]}
     kinds |= {"with rounded activations" for each in groups if each["input_activations"]}
     return ", ".join(sorted(kinds))
 
