@@ -353,6 +353,16 @@ def test_numbers_that_vllm_would_refuse_are_refused() -> None:
     assert launch.tensor_sizes(wide) == (1, 2, 4, 8, 16)  # 14336 / 32 is 448: three groups and a half
 
 
+def test_what_vllm_is_known_to_read_depends_on_the_weights(base: wb.Variant, tmp_path: Path) -> None:
+    four = deploy(base.apply(quantize.RTN(bits=4, group_size=32, symmetric=True)), tmp_path / "a", "vllm")
+    assert "--dtype bfloat16" in four.command  # its kernels for packed weights know no float32
+    assert "vLLM computes with packed weights in bfloat16" in front(four.folder)[1]
+    eight = deploy(base.apply(quantize.Int8()), tmp_path / "b", "vllm")
+    assert "has no kernel for 8 bits in its CPU build" in front(eight.folder)[1]
+    nf4 = deploy(base.apply(quantize.NF4()), tmp_path / "c", "vllm")
+    assert "never tried with weights of this kind (bitsandbytes)" in front(nf4.folder)[1]
+
+
 def test_a_near_tie_is_told_from_a_difference() -> None:
     near = [{"1": 0.0, "2": 0.1}, {"3": 0.0, "4": 0.9}]
     assert smoke.gap([1, 3], near, [1, 3], NEAR) == 0

@@ -11,11 +11,16 @@ from workbench.analysis import verification
 from workbench.core import files
 from workbench.models import export, interchange
 from workbench.models.interchange import gguf
+from workbench.models.packed import Packed
 from workbench.runtime.forward import using
 from workbench.serving import launch, smoke
 from workbench.serving.launch import Launch, Target
 from workbench.serving.modelfile import modelfile
 from workbench.variant import Variant
+
+ROUNDED = (
+    "llama.cpp multiplies packed weights with activations rounded to 8 bits: its answers may differ for that alone."
+)
 
 
 def weights(folder: Path, variant: Variant, target: Target) -> tuple[str, str, tuple[str, ...]]:
@@ -24,7 +29,8 @@ def weights(folder: Path, variant: Variant, target: Target) -> tuple[str, str, t
         folder.mkdir(parents=True)
         with using(variant.name):
             notes = gguf.save(folder / smoke.WEIGHTS, variant.model, variant.tokenizer, launch.slug(variant.name))
-        return "GGUF", "", notes
+        packed = any(isinstance(each, Packed) for each in variant.model.modules())
+        return "GGUF", "", (*notes, ROUNDED) if packed else notes
     variant.save(folder)
     manifest = export.read_manifest(folder)
     said, library = verification.layout(folder, manifest["dtype"])

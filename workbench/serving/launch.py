@@ -17,10 +17,12 @@ Target = Literal["transformers", "vllm", "gguf", "ray"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 TRIED_VLLM = "0.32.0"
 READS = f"vLLM {TRIED_VLLM} (its CPU build) was tried with other folders of this kind"
+AS_BFLOAT16 = f"{READS} and answered as variants loaded in bfloat16 did, which is what it computes in."
 WIDE = ("dense", "8 bits, with rounded activations")  # of which vLLM's kernels compute in float32 as well
 TRIED = {
     "dense": f"{READS} and answered as their variants did.",
-    "4 bits": f"{READS} and answered as variants loaded in bfloat16 did, which is what it computes in.",
+    "4 bits": AS_BFLOAT16,
+    "4 bits, with zero points": AS_BFLOAT16,
     "8 bits, with rounded activations": f"{READS}; it rounds activations in its own way, and answered otherwise.",
     "8 bits": f"vLLM {TRIED_VLLM} has no kernel for 8 bits in its CPU build, and was not tried on a GPU.",
 }
