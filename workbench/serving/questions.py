@@ -70,20 +70,20 @@ def asked(variant: Variant, stages: bool, progress: Progress) -> dict[str, Any]:
     variant.check_length(max(map(len, ids)), NEW_TOKENS)
     settings = variant.decoding.but(max_new_tokens=NEW_TOKENS, temperature=0.0)
     rows = [Continuation(variant.end_tokens) for _ in ids]
-    progress.start("Asking the variant", 1)
-    for _ in variant.engine.decode(variant.model, ids, settings, rows, label=variant.name):
-        progress.check()
-    progress.advance()
+    pairs = zip(ids, rows, strict=True)  # one by one, as the loaders are asked: many together are rounded otherwise
+    for prompt, row in progress.track("Asking the variant", pairs, len(ids)):
+        for _ in variant.engine.decode(variant.model, [prompt], settings, [row], label=variant.name):
+            progress.check()
     spans = [Span(tuple(prompt), tuple(row.ids)) for prompt, row in zip(ids, rows, strict=True)]
     near = []
     with using(variant.name):
         reader = variant.engine.read(variant.model, spans, variant.name)
         for span in progress.track("Looking for near ties", spans, len(spans)):
             near.append(_near(reader.logs([span])))
-    pairs = zip(PROMPTS, ids, rows, near, strict=True)
+    found = zip(PROMPTS, ids, rows, near, strict=True)
     last = variant.answer_end[-1:]
     return {
-        "prompts": [{"text": text, "ids": own, "tokens": row.ids, "near": close} for text, own, row, close in pairs],
+        "prompts": [{"text": text, "ids": own, "tokens": row.ids, "near": close} for text, own, row, close in found],
         "new_tokens": NEW_TOKENS,
         "ends": [*last, *sorted(variant.end_tokens - set(last))],
         "tie": NEAR,
