@@ -167,7 +167,7 @@ def test_dense_weights_give_the_same_logits_elsewhere(name: str, exports, elsewh
 @pytest.mark.parametrize("name", PACKED)
 def test_packed_weights_are_the_same_elsewhere(name: str, exports, elsewhere) -> None:
     variant, folder = exports[name]
-    assert verification._layout(folder, "float32")[0] == PACKED[name][2]
+    assert verification.layout(folder, "float32")[0] == PACKED[name][2]
     note = interchange.note(json.loads((folder / export.MANIFEST).read_text())["packed"])
     assert note.startswith("They round the activations") if name in ROUNDS_ACTIVATIONS else note == ""
     for path, layer in layers(variant).items():
@@ -184,7 +184,7 @@ def test_packed_layers_answer_alike_elsewhere(name: str, exports, elsewhere) -> 
 @pytest.mark.parametrize("name", NEAR)
 def test_what_no_layout_holds_is_near_elsewhere_and_said_so(name: str, exports, elsewhere) -> None:
     variant, folder = exports[name]
-    assert verification._layout(folder, "float32")[0] == NEAR[name][2]
+    assert verification.layout(folder, "float32")[0] == NEAR[name][2]
     entries = json.loads((folder / export.MANIFEST).read_text())["packed"]
     said = (
         "in 8 bits with rounded zero points"

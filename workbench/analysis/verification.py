@@ -134,7 +134,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
     manifest = export.read_manifest(folder)
     variant = load(folder, device=device)
     try:
-        layout, library = _layout(folder, manifest["dtype"])
+        form, library = layout(folder, manifest["dtype"])
         if library and util.find_spec(library.replace("-", "_")) is None:
             raise NotAvailable(f"Reading this export needs {library}: run `pip install {library}`.")
         ids = variant.tokenizer.encode(TEXT)
@@ -144,7 +144,7 @@ def verify_export(path: str | Path, device: str = "cpu", timeout: float = 600.0)
     finally:
         variant.close()
     facts: dict[str, Any] = {
-        "format": layout + (ADAPTED if (folder / adapter_files.FOLDER).is_dir() else ""),
+        "format": form + (ADAPTED if (folder / adapter_files.FOLDER).is_dir() else ""),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         "note": interchange.note(manifest["packed"]),
     }
@@ -198,7 +198,7 @@ def _closeness(ours: Tensor, theirs: Tensor) -> dict[str, Any]:
     }
 
 
-def _layout(folder: Path, dtype: str) -> tuple[str, str]:
+def layout(folder: Path, dtype: str) -> tuple[str, str]:
     """How other readers see the weights, and the library they need for it."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
     if not config:

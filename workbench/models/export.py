@@ -60,7 +60,7 @@ def write_export(
             )
         temporary.mkdir(parents=True)
         _write_files(temporary, model, tokenizer, record)
-        _swap(temporary, folder)
+        swap(temporary, folder)
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, InvalidInput):
             raise
@@ -234,7 +234,7 @@ def read_tensors(file: Path, device: torch.device, without: Collection[str] = ()
         return {name: opened.get_tensor(name).clone() for name in names}
 
 
-def _swap(temporary: Path, folder: Path) -> None:
+def swap(temporary: Path, folder: Path) -> None:
     """Put the finished folder in place; whatever stood there is removed last."""
     if not folder.exists() and not folder.is_symlink():
         os.rename(temporary, folder)
