@@ -1,7 +1,8 @@
 """Ranks as Ray actors: started together, asked together, and ended together when one of them fails."""
 
+import logging
+import math
 import os
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,11 +17,10 @@ from workbench.serving.ranks import Rank
 
 GLANCE = 0.2  # seconds between looks at whether a rank has failed, or a cancel was asked for
 PATIENCE = 120.0  # seconds that ranks wait for each other, while they meet and in every sum
+STARTING = 300.0  # seconds in which their processes are there
 GRACE = 2.0  # seconds in which the reason of a failure is looked for
 GOING = 10.0  # seconds in which processes end
 ROOT = Path(__file__).parents[2]
-_sessions = threading.Lock()
-_open = 0  # groups in the session of Ray that was started here
 
 
 class Group:
@@ -38,8 +38,7 @@ class Group:
 
     def __init__(self, name: str, ranks: int, device: str, threads: int) -> None:
         self._name, self._why = name, ""
-        self._ray = library("ray", "Sharding", extra="serve")
-        self._ours = _enter(self._ray)
+        self._ray, _ = _start("Sharding")
         self._actors: list[Any] = []
         self._pids: list[int] = []
         try:
@@ -82,7 +81,7 @@ class Group:
             Cancelled: the progress was cancelled.
             NotAvailable: a process ended, or they could not meet.
         """
-        self._pids = self.ask("pid", progress=progress)
+        self._pids = self._await([each.pid.remote() for each in self._actors], progress, STARTING)
         port = self._await([self._actors[0].listen.remote()], progress)[0]
         self.ask("join", port, progress=progress)
 
@@ -98,13 +97,18 @@ class Group:
         self.check()
         return self._await([getattr(each, method).remote(*arguments) for each in self._actors], progress)
 
-    def _await(self, asked: Sequence[Any], progress: Progress | None) -> list[Any]:
-        waiting, errors = list(asked), self._ray.exceptions.RayError
+    def _await(self, asked: Sequence[Any], progress: Progress | None, within: float = math.inf) -> list[Any]:
+        waiting, errors, until = list(asked), self._ray.exceptions.RayError, time.monotonic() + within
         try:
             while waiting:
                 done, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=GLANCE)
                 if waiting:
                     self._ray.get(done)  # raises what a rank raised, while others wait for it
+                    if time.monotonic() > until:
+                        raise NotAvailable(
+                            f"The ranks of '{self._name}' did not start within {within:.0f} s: Ray has "
+                            "no room for them on this machine."
+                        )
                 if progress:
                     progress.check()
             return list(self._ray.get(list(asked)))
@@ -120,37 +124,34 @@ class Group:
 
     def _reason(self, asked: Sequence[Any]) -> WorkbenchError:
         """What went wrong, from the rank where it did: the others only say that it no longer answers."""
-        found: list[tuple[int, Exception]] = []
-        until = time.monotonic() + GRACE
+        known, until, found = self._ray.exceptions, time.monotonic() + GRACE, []
         for number, each in enumerate(asked):
             try:
                 self._ray.get(each, timeout=max(0.0, until - time.monotonic()))
-            except self._ray.exceptions.GetTimeoutError:
+            except known.GetTimeoutError:
                 continue
             except Exception as error:
-                found.append((number, error))
-        ends = f"of '{self._name}' were ended: shard it again"
-        dead = [each for each in found if not isinstance(each[1], self._ray.exceptions.RayTaskError)]
-        for number, error in dead:
-            if isinstance(error, self._ray.exceptions.OutOfMemoryError):
-                return OutOfMemory(f"Rank {number} was ended for want of memory, and so all {ends} with more ranks.")
-            return NotAvailable(f"The process of rank {number} ended, and so all ranks {ends}.")
-        causes = [(number, getattr(error, "cause", error)) for number, error in found]
-        for number, error in causes:
-            if out_of_memory(error):
+                lost = isinstance(error, known.RayError) and not isinstance(error, known.RayTaskError)
+                found.append((number, lost, getattr(error, "cause", error)))
+        ends = f"and so all ranks of '{self._name}' were ended"
+        for number, lost, cause in sorted(found, key=lambda each: not each[1]):  # those that are gone come first
+            if isinstance(cause, known.OutOfMemoryError) or out_of_memory(cause):
                 return OutOfMemory(
-                    f"Rank {number} ran out of memory ({first_line(error, 120)}), and so all ranks {ends} with more "
-                    "of them, or with more memory for each."
+                    f"Rank {number} ran out of memory ({first_line(cause, 120)}), {ends}: shard it among more of them, "
+                    "or let each take more."
                 )
-        for _, error in causes:
-            if isinstance(error, WorkbenchError):
-                return type(error)(str(error))
-        number, error = causes[0] if causes else (0, TimeoutError("it does not answer"))
-        return NotAvailable(f"Rank {number} failed ({first_line(error, 160)}), and so all ranks {ends}.")
+            if lost:
+                return NotAvailable(
+                    f"The process of rank {number} ended (killed, or short of memory), {ends}: shard it again."
+                )
+        for _, _, cause in found:
+            if isinstance(cause, WorkbenchError):
+                return type(cause)(str(cause))
+        number, _, cause = found[0] if found else (0, False, TimeoutError("it does not answer"))
+        return NotAvailable(f"Rank {number} failed ({first_line(cause, 160)}), {ends}: shard it again.")
 
     def close(self, why: str = "") -> None:
-        """End all processes; returns when they are gone."""
-        global _open
+        """End all processes of the ranks; returns when they are gone. Ray itself stays for whoever comes next."""
         if self.closed:
             return
         self._why = why or f"The ranks of '{self._name}' were ended: shard it again to get them back."
@@ -160,28 +161,28 @@ class Group:
         until = time.monotonic() + GOING
         while any(map(_alive, self._pids)) and time.monotonic() < until:
             time.sleep(0.01)
-        if self._ours:
-            with _sessions:
-                _open -= 1
-                if not _open:
-                    self._ray.shutdown()
 
 
-def _enter(ray: Any) -> bool:
-    """Start Ray on this machine, reachable from it alone, unless it runs; gives whether it was started here."""
-    global _open
-    with _sessions:
-        if not ray.is_initialized():
-            os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1",
-                logging_level="ERROR",
-            )  # fmt: skip
-            _open = 0
-        elif not _open:
-            return False
-        _open += 1
-        return True
+def _start(purpose: str) -> tuple[Any, bool]:
+    """Ray, started on this machine unless it runs already; it is reached by this machine only, and reports nothing.
+
+    Raises:
+        NotAvailable: Ray is not installed.
+    """
+    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
+        os.environ.setdefault(name, value)
+    ray = library("ray", purpose, extra="serve")
+    if ray.is_initialized():
+        return ray, False
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=100 << 20,
+        _node_ip_address="127.0.0.1",
+    )
+    return ray, True
 
 
 def _alive(pid: int) -> bool:

@@ -6,12 +6,14 @@ import socket
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from transformers import PreTrainedModel
 
 from workbench.core.device import memory_held
@@ -81,7 +83,7 @@ class Rank:
             bound.bind((HERE, 0))
             bound.listen(self._ranks)
             port: int = bound.getsockname()[1]
-            self._store = distributed.TCPStore(
+            self._store = TCPStore(
                 HERE, port, self._ranks, True, self._patience, wait_for_workers=False, master_listen_fd=bound.detach()
             )
         return port
@@ -89,13 +91,13 @@ class Rank:
     def join(self, port: int) -> None:
         """Meet the others."""
         if self._store is None:
-            self._store = distributed.TCPStore(HERE, port, self._ranks, False, self._patience)
+            self._store = TCPStore(HERE, port, self._ranks, False, self._patience)
         gpu = self._device.type == "cuda"
         if gpu:
             torch.cuda.set_device(0)
         distributed.init_process_group(
             "nccl" if gpu else "gloo",
-            store=distributed.PrefixStore("ranks", self._store),
+            store=PrefixStore("ranks", self._store),
             rank=self._number,
             world_size=self._ranks,
             timeout=self._patience,
@@ -122,7 +124,8 @@ class Rank:
             nn.Module.to(model, self._device)
         self._model = model.eval()
         parameters, buffers = (list(_local(each)) for each in (model.parameters(), model.buffers()))
-        if not all(bool(each.isfinite().all()) for each in parameters if each.is_floating_point()):
+        ends = (end for each in parameters if each.is_floating_point() and each.numel() for end in each.aminmax())
+        if not all(bool(end.isfinite()) for end in ends):
             raise InvalidInput(f"'{folder}' has weights that hold NaN or infinity: the model file is broken.")
         held = memory_held(self._device) if self._device.type == "cpu" else torch.cuda.memory_reserved()
         return Part(self._number, os.getpid(), _bytes(parameters), _bytes(buffers), held)
@@ -185,7 +188,7 @@ def _read_in_parts() -> None:
     It would map the whole file otherwise, as private memory that can be written: that counts as this process' own, and
     a part that is a view of it would hang on the file.
     """
-    from transformers import modeling_utils
+    modeling_utils: Any = import_module("transformers.modeling_utils")
 
     real = modeling_utils.safe_open
-    vars(modeling_utils)["safe_open"] = lambda *args, **named: real(*args, **(named | {"backend": "pread"}))
+    modeling_utils.safe_open = lambda *args, **named: real(*args, **named | {"backend": "pread"})

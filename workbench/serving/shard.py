@@ -165,10 +165,10 @@ def shard(
     check_shares(speaker.model, ranks)
     threads, notes = _threads(device, ranks)
     progress.start(f"{speaker.name}: starting {ranks} ranks", 4)
-    folder = _written(source) if isinstance(source, Variant) else files.home(source)
-    progress.advance()
     group = Group(speaker.name, ranks, device.type, threads)
     try:
+        folder = _written(source) if isinstance(source, Variant) else files.home(source)  # while they start
+        progress.advance()
         group.start(progress)
         progress.advance()
         kind = str(speaker.model.dtype).removeprefix("torch.")
@@ -290,7 +290,8 @@ def _outline(config: Any, dtype: torch.dtype, settings: GenerationConfig | None)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     if settings is not None:
         model.generation_config = settings
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _written(variant: Variant) -> Path:
@@ -330,7 +331,7 @@ def _check(group: Group, speaker: Variant, real: PreTrainedModel | None) -> floa
         wanted = (
             whole if real is None else real(input_ids=torch.tensor([ids], device=real.device)).logits[0].float().cpu()
         )
-        rows, got = speaker.engine.open(outline, [ids[:-CONTINUED]], CONTINUED), [whole]
+        rows, got = together.Together(group, [ids[:-CONTINUED]], way), [whole]
         for step in range(-CONTINUED, 1):
             got.append(rows.logits())
             rows.append(torch.tensor([ids[step]]))
