@@ -49,8 +49,9 @@ def llama(load_tiny: Callable[[str], wb.Variant]) -> wb.Variant:
 
 
 @pytest.fixture(scope="module")
-def sharded(ray: Any, llama: wb.Variant) -> Iterator[shard.Sharded]:
-    with shard.shard(llama, 2) as made:
+def sharded(ray: Any, folders: dict[str, Path]) -> Iterator[shard.Sharded]:
+    """The same two processes for all tests: each takes seconds to start."""
+    with shard.shard(folders["llama"], 2) as made:
         yield made
 
 
@@ -135,7 +136,7 @@ def test_what_each_rank_holds(sharded: shard.Sharded, llama: wb.Variant) -> None
     assert list(table.index) == [0, 1]
     assert list(table["parameters"]) == [matrices // 2 + norms] * 2
     assert "2 ranks" in repr(sharded)
-    assert any("within" in note and "of those of one process" in note for note in sharded.notes)
+    assert any(note.startswith("The logits of 2 ranks are within ") for note in sharded.notes)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma", "gpt_neox", "mistral", "mixtral"])
@@ -160,25 +161,18 @@ def outline(model: PreTrainedModel) -> PreTrainedModel:
     return shard._outline(copy.deepcopy(model.config), torch.float32, None)
 
 
-def test_a_rank_that_dies_is_one_error(ray: Any, folders: dict[str, Path]) -> None:
-    """Of a folder, which this process does not read: every matrix is read by the ranks, in parts."""
-    made = shard.shard(folders["qwen3"], 2)
-    torch.testing.assert_close(made.logits(IDS), plain(folders["qwen3"], IDS), atol=1e-4, rtol=0)
-    pids = [part.pid for part in made.parts]
-    stream = made.stream(QUESTION, max_new_tokens=64)
-    next(stream)
-    os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(
-        NotAvailable, match=r"^The process of rank 1 ended .* all ranks of 'qwen3' were ended: shard it"
-    ):
-        list(stream)
-    assert made.closed
-    assert gone(pids)
-    for use in (lambda: made.generate(QUESTION), lambda: made.logits(IDS), lambda: made.stream(QUESTION)):
-        with pytest.raises(Closed, match="rank 1 ended"):
-            use()
-    made.close()
-    assert "closed" in repr(made)
+def test_a_variant_is_written_once_and_compared(sharded: shard.Sharded, llama: wb.Variant) -> None:
+    folder = shard._written(llama)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert shard._written(llama) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    sharded._group.ask("load", str(folder), "float32", None)
+    speaker, device = shard._speaker(llama)
+    assert device.type == "cpu"
+    assert shard._check(sharded._group, speaker, llama.model) < 1e-4
+    other = AutoModelForCausalLM.from_config(llama.model.config)
+    with pytest.raises(InvalidInput, match=r"^The ranks compute something else than one process does"):
+        shard._check(sharded._group, speaker, other)
 
 
 def test_a_cancelled_start_leaves_nothing(ray: Any, llama: wb.Variant) -> None:
@@ -204,17 +198,23 @@ def ranks_here() -> set[int]:
     return found
 
 
-def test_closed(ray: Any, sharded: shard.Sharded) -> None:
-    """The last, for it ends the ranks of the others."""
+def test_a_rank_that_dies_is_one_error(sharded: shard.Sharded) -> None:
+    """The last that uses the ranks, for it ends them."""
     pids = [part.pid for part in sharded.parts]
     stream = sharded.stream(QUESTION, max_new_tokens=64)
     next(stream)
-    sharded.close()
-    assert gone(pids)
-    with pytest.raises(Closed):
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(
+        NotAvailable, match=r"^The process of rank 1 ended .* all ranks of 'llama' were ended: shard it"
+    ):
         list(stream)
-    with pytest.raises(Closed, match="shard it again"):
-        sharded.generate(QUESTION)
+    assert sharded.closed
+    assert gone(pids)
+    for use in (lambda: sharded.generate(QUESTION), lambda: sharded.logits(IDS), lambda: sharded.stream(QUESTION)):
+        with pytest.raises(Closed, match="rank 1 ended"):
+            use()
+    sharded.close()
+    assert "closed" in repr(sharded)
 
 
 def test_heads_are_not_cut() -> None:

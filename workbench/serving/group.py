@@ -169,7 +169,12 @@ def _start(purpose: str) -> tuple[Any, bool]:
     Raises:
         NotAvailable: Ray is not installed.
     """
-    for name, value in (("RAY_USAGE_STATS_ENABLED", "0"), ("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")):
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_prestart_worker_first_driver": "0",  # idle processes: none of ours could be one, for each has its settings
+    }
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     ray = library("ray", purpose, extra="serve")
     if ray.is_initialized():
