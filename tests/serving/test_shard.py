@@ -20,7 +20,7 @@ from workbench.answering.request import Passage, Request
 from workbench.core.errors import Cancelled, Closed, InvalidInput, NotAvailable
 from workbench.core.progress import Progress
 from workbench.models import adapters
-from workbench.serving import group, shard, together
+from workbench.serving import group, outline, shard, shares, together
 from workbench.steps import context, output, prompt, quantize, runtime
 
 IDS = [5, 80, 33, 240, 17, 301, 9, 9, 122, 64]
@@ -120,7 +120,7 @@ def test_rows_of_unequal_lengths_side_by_side(sharded: shard.Sharded, llama: wb.
 
 def run_by(sharded: shard.Sharded, variant: wb.Variant) -> wb.Variant:
     """A variant of the same weights, run by ranks that are there already."""
-    speaker, _ = shard._speaker(variant)
+    speaker, _ = outline.speaker_of(variant)
     together.put(speaker.model, *together._groups[sharded._variant.model])
     return speaker
 
@@ -150,24 +150,24 @@ def test_other_architectures(sharded: shard.Sharded, folders: dict[str, Path], t
         kept = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
         AutoModelForCausalLM.from_config(kind(**kept, **(experts if name == "mixtral" else {}))).save_pretrained(folder)
     try:
-        shard.check_shares(outline(AutoModelForCausalLM.from_pretrained(folder)), 2)
+        shares.check_shares(outlined(AutoModelForCausalLM.from_pretrained(folder)), 2)
         sharded._group.ask("load", str(folder), "float32", None)
         torch.testing.assert_close(together.read(sharded._group, IDS), plain(folder, IDS), atol=1e-4, rtol=1e-5)
     finally:
         sharded._group.ask("load", str(folders["llama"]), "float32", None)
 
 
-def outline(model: PreTrainedModel) -> PreTrainedModel:
-    return shard._outline(copy.deepcopy(model.config), torch.float32, None)
+def outlined(model: PreTrainedModel) -> PreTrainedModel:
+    return outline.outline_of(copy.deepcopy(model.config), torch.float32, None)
 
 
 def test_a_variant_is_written_once_and_compared(sharded: shard.Sharded, llama: wb.Variant) -> None:
-    folder = shard._written(llama)
+    folder = outline.written(llama)
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert shard._written(llama) == folder
+    assert outline.written(llama) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
     sharded._group.ask("load", str(folder), "float32", None)
-    speaker, device = shard._speaker(llama)
+    speaker, device = outline.speaker_of(llama)
     assert device.type == "cpu"
     assert shard._check(sharded._group, speaker, llama.model) < 1e-4
     other = AutoModelForCausalLM.from_config(llama.model.config)
@@ -222,11 +222,11 @@ def test_heads_are_not_cut() -> None:
     config = LlamaConfig(
         hidden_size=576, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=1, vocab_size=8
     )
-    model = shard._outline(config, torch.float32, None)
-    shard.check_shares(model, 1)
-    shard.check_shares(model, 3)
+    model = outline.outline_of(config, torch.float32, None)
+    shares.check_shares(model, 1)
+    shares.check_shares(model, 3)
     with pytest.raises(InvalidInput, match=r"^9 heads and 3 key/value heads can be shared by 1 or 3 ranks, not 2\.$"):
-        shard.check_shares(model, 2)
+        shares.check_shares(model, 2)
 
 
 def test_refused_before_anything_starts(
@@ -257,18 +257,18 @@ def test_refused_before_anything_starts(
 
 
 def test_room_for_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads, notes = shard._threads(torch.device("cpu"), 10_000)
+    threads, notes = shares.threads_of(torch.device("cpu"), 10_000)
     assert threads == 1
     assert any("10000 ranks share" in note for note in notes)
-    assert not shard._threads(torch.device("cpu"), 1)[1]
+    assert not shares.threads_of(torch.device("cpu"), 1)[1]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(NotAvailable, match=r"^2 ranks need 2 GPUs, and there is 1 here: "):
-        shard._threads(torch.device("cuda"), 2)
+        shares.threads_of(torch.device("cuda"), 2)
 
 
 def test_what_ranks_leave_out_is_said(load_tiny: Callable[[str], wb.Variant]) -> None:
     variant = load_tiny("llama").apply(quantize.KVCache(bits=8)).apply(runtime.ResponseCache())
-    speaker, _ = shard._speaker(variant)
+    speaker, _ = outline.speaker_of(variant)
     assert not speaker.stages
     assert any("plain way, without" in note for note in speaker.notes)
     assert any("ResponseCache is left out" in note for note in speaker.notes)

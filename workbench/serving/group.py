@@ -95,7 +95,14 @@ class Group:
             Cancelled: the progress was cancelled.
         """
         self.check()
-        return self._await([getattr(each, method).remote(*arguments) for each in self._actors], progress)
+        asked: list[Any] = []
+        try:
+            for each in self._actors:
+                asked.append(getattr(each, method).remote(*arguments))
+        except BaseException:  # some were asked and others not: they are no longer in step
+            self.close()
+            raise
+        return self._await(asked, progress)
 
     def _await(self, asked: Sequence[Any], progress: Progress | None, within: float = math.inf) -> list[Any]:
         waiting, errors, until = list(asked), self._ray.exceptions.RayError, time.monotonic() + within
@@ -118,9 +125,6 @@ class Group:
             reason = self._reason(asked)
             self.close(str(reason))
             raise reason from None
-        except BaseException:  # cancelled or interrupted: the ranks are no longer in step
-            self.close()
-            raise
 
     def _reason(self, asked: Sequence[Any]) -> WorkbenchError:
         """What went wrong, from the rank where it did: the others only say that it no longer answers."""

@@ -150,11 +150,11 @@ class Rank:
                 self._rows[key] = Rows(self._whole(), tokens, way)
             return self._told(self._rows[key].logits())
 
-    def read(self, ids: Sequence[int]) -> np.ndarray | None:
-        """Logits ``(tokens, vocabulary)`` behind every token of a text, from the first rank."""
+    def read(self, ids: Sequence[int], last: int) -> np.ndarray | None:
+        """Logits ``(last, vocabulary)`` behind the last tokens of a text, from the first rank."""
         with torch.no_grad():
             inputs = torch.tensor([ids], device=self._device)
-            return self._told(self._whole()(input_ids=inputs, use_cache=False).logits[0])
+            return self._told(self._whole()(input_ids=inputs, use_cache=False).logits[0, -last:])
 
     def _whole(self) -> PreTrainedModel:
         assert self._model is not None

@@ -1,34 +1,26 @@
 """Tensor parallel: one model run by several processes, each of which holds a part of every matrix."""
 
-import math
-import os
-import shutil
+import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from workbench.answering.request import Generation, Piece, Prompt
-from workbench.answering.stage import Stage
 from workbench.core import files
-from workbench.core.device import resolve_device, resolve_dtype
-from workbench.core.errors import InvalidInput, NotAvailable
+from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.core.units import size
-from workbench.models import adapter_files, adapters, export, pretrained
-from workbench.models.identity import identity
-from workbench.recipe import from_record
 from workbench.runtime import trial
-from workbench.runtime.engine import Eager
 from workbench.runtime.forward import using
 from workbench.runtime.rows import Way
-from workbench.serving import together
+from workbench.serving import shares, together
 from workbench.serving.group import Group
+from workbench.serving.outline import speaker_of, written
 from workbench.serving.ranks import Part
 from workbench.variant import Variant
 
@@ -36,7 +28,6 @@ if TYPE_CHECKING:
     import pandas
 
 TRIED, CONTINUED = 22, 4  # tokens that are compared before it is used; of these, those that are read one by one
-KEPT_BYTES = 32 << 30  # of all models written for ranks; what was used longest ago goes first
 UNKNOWN = Way(positions=True, padded=False, prefix=False)  # right for whatever keeps keys and values
 
 
@@ -161,18 +152,20 @@ def shard(
     progress = progress or Progress()
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1 or (limit is not None and limit < 1):
         raise InvalidInput("shard() takes one rank or more, and a limit of at least one byte.")
-    speaker, device = _speaker(source)
-    check_shares(speaker.model, ranks)
-    threads, notes = _threads(device, ranks)
+    speaker, device = speaker_of(source)
+    if limit is not None and (sys.platform != "linux" or device.type != "cpu"):
+        raise InvalidInput("Memory is limited on Linux and for ranks on a CPU only: leave the limit out.")
+    shares.check_shares(speaker.model, ranks)
+    threads, notes = shares.threads_of(device, ranks)
     progress.start(f"{speaker.name}: starting {ranks} ranks", 4)
     group = Group(speaker.name, ranks, device.type, threads)
     try:
-        folder = _written(source) if isinstance(source, Variant) else files.home(source)  # while they start
+        folder = written(source) if isinstance(source, Variant) else files.home(source)  # while they start
         progress.advance()
         group.start(progress)
         progress.advance()
         kind = str(speaker.model.dtype).removeprefix("torch.")
-        parts = group.ask("load", str(folder), kind, limit, progress=progress)
+        parts = group.ask("load", str(folder.absolute()), kind, limit, progress=progress)
         progress.advance()
         apart = _check(group, speaker, source.model if isinstance(source, Variant) else None)
         progress.advance()
@@ -182,135 +175,6 @@ def shard(
     told = "one process" if isinstance(source, Variant) else "what they compute without keeping anything"
     notes = [*notes, f"The logits of {ranks} ranks are within {apart:.0e} of those of {told} on {TRIED} tokens."]
     return Sharded(replace(speaker, notes=(*speaker.notes, *notes)), group, parts)
-
-
-def check_shares(model: PreTrainedModel, ranks: int) -> None:
-    """Raise `InvalidInput` unless so many ranks can share a model; its weights are not looked at."""
-    if ranks == 1:
-        return
-    plan = {name: style for name, style in (model.tp_plan or {}).items() if "*" in name}
-    if not plan:
-        raise InvalidInput(
-            f"transformers has no plan (tp_plan) by which several ranks share a {type(model).__name__}: answer with "
-            "replicas of it, or use an architecture such as Llama, Qwen3, Mistral or Gemma."
-        )
-    counts = _counts(model, plan)
-    most = math.gcd(*counts.values())
-    if most % ranks:
-        *rest, last = [str(number) for number in range(1, most + 1) if most % number == 0]
-        numbers = f"{', '.join(rest)} or {last} ranks" if rest else "1 rank"
-        what = " and ".join(f"{count} {name}" for name, count in counts.items())
-        raise InvalidInput(f"{what} can be shared by {numbers}, not {ranks}.")
-
-
-def _counts(model: PreTrainedModel, plan: dict[str, str]) -> dict[str, int]:
-    """What the ranks must share evenly: heads where attention is cut, channels where matrices are fused."""
-    config = model.config.get_text_config()
-    found = {}
-    if any("att" in name and style == "colwise" for name, style in plan.items()):
-        found["heads"] = int(config.num_attention_heads)
-        shared = getattr(config, "num_key_value_heads", None) or found["heads"]
-        found |= {"key/value heads": int(shared)} if shared != found["heads"] else {}
-    if any(style == "packed_colwise" for style in plan.values()):
-        found["channels of an expert"] = int(getattr(config, "moe_intermediate_size", None) or config.intermediate_size)
-    return found or {"channels": int(config.hidden_size)}
-
-
-def _threads(device: torch.device, ranks: int) -> tuple[int, list[str]]:
-    """Of each rank, and what should be known of how they share this machine.
-
-    Raises:
-        NotAvailable: there are too few GPUs.
-    """
-    if device.type == "cuda" and torch.cuda.device_count() < ranks:
-        count = torch.cuda.device_count()
-        raise NotAvailable(
-            f"{ranks} ranks need {ranks} GPUs, and there {'is 1' if count == 1 else f'are {count}'} here: use as many "
-            "ranks, or load the model with device='cpu'."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInput("Ranks run on CPUs or on CUDA GPUs: load the model with device='cpu'.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    crowded = device.type == "cpu" and ranks > cores
-    notes = (
-        [f"{ranks} ranks share {cores} cores: they wait for each other, and a token takes longer."] if crowded else []
-    )
-    return max(1, cores // ranks), notes
-
-
-def _speaker(source: Variant | str | Path) -> tuple[Variant, torch.device]:
-    """Who answers, with the outline of its model in place of the weights; and where its ranks run.
-
-    Raises:
-        InvalidInput: its layers are packed or have adapters, or it is no causal language model.
-        NotAvailable: there is no such folder.
-    """
-    if not isinstance(source, Variant):
-        return _of_folder(files.home(source)), resolve_device(None)
-    adapters.check_dense(source.model, source.name, "only dense weights can be shared, so shard its dense parent")
-    notes = list(source.notes)
-    if source.engine != Eager():
-        notes.append(f"The ranks run it in the plain way, without {source.engine!r}.")
-    stages = tuple(each for each in source.stages if type(each).known is Stage.known)
-    notes += [
-        f"{type(each).__name__} is left out: nothing is kept of answers."
-        for each in source.stages
-        if each not in stages
-    ]
-    outline = _outline(source.model.config, source.dtype, source.model.generation_config)
-    made = replace(source, model=outline, stages=stages, notes=tuple(notes), engine=together.Ranks())
-    return made, source.device
-
-
-def _of_folder(folder: Path) -> Variant:
-    if not files.is_kind(folder, Path.is_dir):
-        raise NotAvailable(
-            f"There is no model folder '{str(folder)[:200]}': check the path, or shard a loaded variant."
-        )
-    record = export.read_manifest(folder) if export.is_export(folder) else {}
-    made = from_record(record) | {"engine": together.Ranks()}
-    place = str(folder)
-    with pretrained.refusing(place), pretrained.quietly():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = pretrained.read_tokenizer(place)
-        if record.get("packed") or getattr(config, "quantization_config", None):
-            raise InvalidInput(f"'{place}' is quantized: only dense weights can be shared, so shard its dense parent.")
-        if (folder / adapter_files.FOLDER).is_dir():
-            raise InvalidInput(f"'{place}' has an adapter: load it, apply finetune.Fuse() and shard that.")
-        kind = getattr(torch, record["dtype"]) if record else resolve_dtype(None, resolve_device(None))
-        settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
-        outline = _outline(config, kind, settings)
-    name = str(record.get("name", folder.name))
-    return Variant(outline, tokenizer, name, place, notes=tuple(record.get("notes", ())), **made)
-
-
-def _outline(config: Any, dtype: torch.dtype, settings: GenerationConfig | None) -> PreTrainedModel:
-    """A model of a configuration, its tensors without memory."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    if settings is not None:
-        model.generation_config = settings
-    model.eval()
-    return model
-
-
-def _written(variant: Variant) -> Path:
-    """The variant's weights as an export in the cache, by content."""
-    folder = files.cache_folder() / "sharded" / identity(variant.model)[:40]
-    if not export.is_export(folder):
-        try:
-            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise files.write_refused(folder, error) from None
-        variant.save(folder, overwrite=True)
-    with suppress(OSError):
-        os.utime(folder)
-        found = sorted(filter(export.is_export, folder.parent.iterdir()), key=lambda each: -each.stat().st_mtime)
-        sizes = [sum(file.stat().st_size for file in each.rglob("*")) for each in found]
-        for at, each in enumerate(found):
-            if each != folder and sum(sizes[: at + 1]) > KEPT_BYTES:
-                shutil.rmtree(each, ignore_errors=True)
-    return folder
 
 
 def _check(group: Group, speaker: Variant, real: PreTrainedModel | None) -> float:
@@ -327,20 +191,25 @@ def _check(group: Group, speaker: Variant, real: PreTrainedModel | None) -> floa
     together.put(outline, group, way)
     ids = trial.some_tokens(outline, TRIED)
     with using(speaker.name):
-        whole = together.read(group, ids)
-        wanted = (
-            whole if real is None else real(input_ids=torch.tensor([ids], device=real.device)).logits[0].float().cpu()
-        )
-        rows, got = together.Together(group, [ids[:-CONTINUED]], way), [whole]
-        for step in range(-CONTINUED, 1):
-            got.append(rows.logits())
-            rows.append(torch.tensor([ids[step]]))
-    stepwise = torch.cat(got[1:])
-    for found, right in ((whole, wanted), (stepwise, wanted[-1 - CONTINUED :])):
-        apart = float((found - right).norm() / right.norm().clamp(min=1e-30))
-        if not apart < trial.ROUNDING.get(speaker.dtype, trial.COARSE):
+        whole, stepwise = together.read(group, ids), []
+        wanted = whole if real is None else _one_process(real, ids)
+        rows = together.Together(group, [ids[:-CONTINUED]], way)
+        for token in (*ids[-CONTINUED:], 0):
+            stepwise.append(rows.logits())
+            rows.append(torch.tensor([token]))
+    apart = 0.0
+    for found, right in ((whole, wanted), (torch.cat(stepwise), wanted[-1 - CONTINUED :])):
+        apart = max(apart, float((found - right).abs().max()))
+        far = float((found - right).norm() / right.norm().clamp(min=1e-30))
+        if not far < trial.ROUNDING.get(speaker.dtype, trial.COARSE):
             raise InvalidInput(
-                f"The ranks compute something else than one process does (their logits are {apart:.0%} apart): "
+                f"The ranks compute something else than one process does (their logits are {far:.0%} apart): "
                 f"transformers' plan does not fit this {type(outline).__name__}, so answer with replicas of it."
             )
-    return max(float((whole - wanted).abs().max()), float((stepwise - wanted[-1 - CONTINUED :]).abs().max()))
+    return apart
+
+
+def _one_process(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """Logits ``(tokens, vocabulary)`` as this process computes them, in float32 on the CPU."""
+    found: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+    return found[0].float().cpu()

@@ -94,7 +94,7 @@ class Reading(Reader):
     def states(self, spans: Sequence[Span]) -> Tensor:
         """Logits for every target token of every span, ``(target tokens of all, vocabulary)``."""
         with using(self._label):
-            return torch.cat([read(self._group, span.ids)[-len(span.target) :] for span in spans])
+            return torch.cat([read(self._group, span.ids, len(span.target)) for span in spans])
 
 
 def put(model: PreTrainedModel, group: Group, way: Way) -> None:
@@ -102,6 +102,6 @@ def put(model: PreTrainedModel, group: Group, way: Way) -> None:
     _groups[model] = (group, way)
 
 
-def read(group: Group, ids: Sequence[int]) -> Tensor:
-    """Logits ``(tokens, vocabulary)`` behind every token; to be used within `using`."""
-    return torch.from_numpy(group.ask("read", list(ids))[0].copy())
+def read(group: Group, ids: Sequence[int], last: int | None = None) -> Tensor:
+    """Logits ``(last, vocabulary)`` behind the last tokens, by default all of them; to be used within `using`."""
+    return torch.from_numpy(group.ask("read", list(ids), last or len(ids))[0].copy())
