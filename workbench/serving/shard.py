@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from workbench.answering.request import Generation, Piece, Prompt
 from workbench.core import files
-from workbench.core.errors import InvalidInput
+from workbench.core.errors import InvalidInput, NotAvailable, OutOfMemory
 from workbench.core.progress import Progress
 from workbench.core.units import size
 from workbench.runtime import trial
@@ -165,7 +165,7 @@ def shard(
         group.start(progress)
         progress.advance()
         kind = str(speaker.model.dtype).removeprefix("torch.")
-        parts = group.ask("load", str(folder.absolute()), kind, limit, progress=progress)
+        parts = _loaded(group, speaker.name, (str(folder.absolute()), kind, limit), progress)
         progress.advance()
         apart = _check(group, speaker, source.model if isinstance(source, Variant) else None)
         progress.advance()
@@ -175,6 +175,19 @@ def shard(
     told = "one process" if isinstance(source, Variant) else "what they compute without keeping anything"
     notes = [*notes, f"The logits of {ranks} ranks are within {apart:.0e} of those of {told} on {TRIED} tokens."]
     return Sharded(replace(speaker, notes=(*speaker.notes, *notes)), group, parts)
+
+
+def _loaded(group: Group, name: str, arguments: tuple[str, str, int | None], progress: Progress) -> list[Part]:
+    """Have every rank read its part."""
+    try:
+        return group.ask("load", *arguments, progress=progress)
+    except NotAvailable:
+        if arguments[-1] is None:
+            raise
+        raise OutOfMemory(  # code that is not Python's ends the process where it gets no memory
+            f"A rank of '{name}' ended while it read its part, for which {size(arguments[-1])} are too few: shard it "
+            "among more ranks, or raise the limit."
+        ) from None
 
 
 def _check(group: Group, speaker: Variant, real: PreTrainedModel | None) -> float:
