@@ -33,7 +33,7 @@ import workbench as wb
 from workbench.core.errors import WorkbenchError
 from workbench.core.estimate import median, paired_ratio
 from workbench.core.progress import Progress
-from workbench.serving import together
+from workbench.runtime import together
 from workbench.serving.group import Group
 from workbench.serving.shard import Sharded, shard
 
@@ -154,13 +154,13 @@ def limit(folder: Path) -> dict[str, Any]:
     for ranks, path in ((3, known), (2, large)):
         weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
         said: dict[str, Any] = {"weights": weights, "limit": LIMITS[ranks]}
-        for count in (1, ranks):
+        for count, name in ((1, "1 rank"), (ranks, f"{ranks} ranks")):
             try:
                 with shard(path, count, limit=LIMITS[ranks]) as made:
                     answer = made.generate(QUESTION, max_new_tokens=8)
-                    said[f"{count} ranks" if count > 1 else "1 rank"] = {"bytes": made.bytes, "tokens": len(answer.token_ids)}
+                    said[name] = {"bytes": made.bytes, "tokens": len(answer.token_ids)}
             except WorkbenchError as error:
-                said[f"{count} ranks" if count > 1 else "1 rank"] = str(error)
+                said[name] = str(error)
         found[path.name] = said
     return found
 

@@ -20,7 +20,8 @@ from workbench.answering.request import Passage, Request
 from workbench.core.errors import Cancelled, Closed, InvalidInput, NotAvailable
 from workbench.core.progress import Progress
 from workbench.models import adapters
-from workbench.serving import group, outline, shard, shares, together
+from workbench.runtime import together
+from workbench.serving import group, outline, shard, shares
 from workbench.steps import context, output, prompt, quantize, runtime
 
 IDS = [5, 80, 33, 240, 17, 301, 9, 9, 122, 64]

@@ -18,8 +18,8 @@ from workbench.core.errors import InvalidInput, NotAvailable
 from workbench.models import adapter_files, adapters, export, pretrained
 from workbench.models.identity import identity
 from workbench.recipe import from_record
+from workbench.runtime import together
 from workbench.runtime.engine import Eager
-from workbench.serving import together
 from workbench.variant import Variant
 
 KEPT_BYTES = 32 << 30  # of all models written for ranks; what was used longest ago goes first
@@ -47,7 +47,7 @@ def _run_by_ranks(variant: Variant) -> Variant:
     stages = tuple(each for each in variant.stages if type(each).known is Stage.known)
     left = [type(each).__name__ for each in variant.stages if each not in stages]
     notes += [f"{each} is left out: nothing is kept of answers." for each in left]
-    return replace(variant, stages=stages, notes=tuple(notes), engine=together.Ranks())
+    return replace(variant, stages=stages, notes=tuple(notes), engine=together.RANKS)
 
 
 def _of_folder(folder: Path) -> Variant:

@@ -15,10 +15,10 @@ from workbench.core import files
 from workbench.core.errors import InvalidInput, NotAvailable, OutOfMemory
 from workbench.core.progress import Progress
 from workbench.core.units import size
-from workbench.runtime import trial
+from workbench.runtime import together, trial
 from workbench.runtime.forward import using
 from workbench.runtime.rows import Way
-from workbench.serving import shares, together
+from workbench.serving import shares
 from workbench.serving.group import Group
 from workbench.serving.outline import speaker_of, written
 from workbench.serving.ranks import Part

@@ -1,7 +1,8 @@
-"""The engine that has ranks read, and chooses tokens here from the logits that the first of them gives."""
+"""The engine of a model that several processes hold: they read together, and tokens are chosen here."""
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -15,11 +16,19 @@ from workbench.runtime.prefix import Prefix
 from workbench.runtime.reader import Reader, Span
 from workbench.runtime.rows import Rows, Way
 from workbench.runtime.running import Running
-from workbench.serving.group import Group
 
 READ = 2048  # tokens of a text that are read at a time
 
 _numbers = itertools.count()
+
+
+class Group(Protocol):
+    """Processes that hold a part of a model each."""
+
+    def ask(self, method: str, *arguments: Any) -> list[Any]:
+        """Have all of them do something together: ``step`` and ``read``, to which the first answers with logits."""
+
+
 _groups: "WeakKeyDictionary[PreTrainedModel, tuple[Group, Way]]" = WeakKeyDictionary()
 _going: "WeakKeyDictionary[Group, WeakSet[Together]]" = WeakKeyDictionary()
 
@@ -42,8 +51,8 @@ class Together(Rows):
         self._tokens = tokens.reshape(len(tokens), -1).tolist()
 
 
-class Ranks(Eager):
-    """A model that a group of processes runs; here is only its outline, without weights."""
+class _Ranks(Eager):
+    """A model that a group of processes runs, here only its outline without weights; no export can name it."""
 
     def running(
         self, model: PreTrainedModel, prefix: Prefix | None = None, label: str = "Answering", keeps: bool = False
@@ -95,6 +104,9 @@ class Reading(Reader):
         """Logits for every target token of every span, ``(target tokens of all, vocabulary)``."""
         with using(self._label):
             return torch.cat([read(self._group, span.ids, len(span.target)) for span in spans])
+
+
+RANKS = _Ranks()
 
 
 def put(model: PreTrainedModel, group: Group, way: Way) -> None:
