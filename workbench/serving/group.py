@@ -128,12 +128,12 @@ class Group:
 
     def _reason(self, asked: Sequence[Any]) -> WorkbenchError:
         """What went wrong, from the rank where it did: the others only say that it no longer answers."""
-        known, until, found = self._ray.exceptions, time.monotonic() + GRACE, []
+        known, until, found, silent = self._ray.exceptions, time.monotonic() + GRACE, [], []
         for number, each in enumerate(asked):
             try:
                 self._ray.get(each, timeout=max(0.0, until - time.monotonic()))
             except known.GetTimeoutError:
-                continue
+                silent.append(number)
             except Exception as error:
                 lost = isinstance(error, known.RayError) and not isinstance(error, known.RayTaskError)
                 found.append((number, lost, getattr(error, "cause", error)))
@@ -151,7 +151,11 @@ class Group:
         for _, _, cause in found:
             if isinstance(cause, WorkbenchError):
                 return type(cause)(str(cause))
-        number, _, cause = found[0] if found else (0, False, TimeoutError("it does not answer"))
+        if silent and any("timed out" in str(cause).lower() for *_, cause in found):
+            return NotAvailable(
+                f"Rank {silent[0]} did not answer the others for {PATIENCE:.0f} s, {ends}: shard it again."
+            )
+        number, _, cause = found[0]
         return NotAvailable(f"Rank {number} failed ({first_line(cause, 160)}), {ends}: shard it again.")
 
     def close(self, why: str = "") -> None:
