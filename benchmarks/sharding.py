@@ -122,7 +122,7 @@ def default(rounds: int, tokens: int) -> dict[str, Any]:
                 "3 ranks": lambda: ask("3 ranks", three),
             }
             times = interleaved(works, rounds)
-            first = times["one process"]
+            first, single = times["one process"], times["one process, one thread"]
             return {
                 "logits": apart(three.logits(ids), base.model(torch.tensor([ids])).logits[0]),
                 "bytes": {"one process": base.total_bytes, "3 ranks": three.bytes},
@@ -133,6 +133,7 @@ def default(rounds: int, tokens: int) -> dict[str, Any]:
                     for name, found in times.items()
                 },
                 "over_one_process": {name: rounded(paired_ratio(each, first), 2) for name, each in times.items()},
+                "over_one_thread": {name: rounded(paired_ratio(each, single), 2) for name, each in times.items()},
                 "threads": cores,
                 "start_s": {"with Ray, writing the weights": round(took, 1), "a rank, Ray running": round(again, 1)},
                 "notes": three.notes,

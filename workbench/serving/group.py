@@ -51,8 +51,7 @@ class Group:
 
     def _options(self, device: str) -> dict[str, Any]:
         """Of every actor: on this machine, with a GPU for itself or none."""
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+        strategies = library("ray.util.scheduling_strategies", "Sharding", extra="serve")
         here = self._ray.get_runtime_context().get_node_id()
         path = os.pathsep.join((str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))
         hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
@@ -60,7 +59,7 @@ class Group:
             "num_cpus": 0,
             "num_gpus": 1 if device == "cuda" else 0,
             "max_restarts": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=here, soft=False),
+            "scheduling_strategy": strategies.NodeAffinitySchedulingStrategy(node_id=here, soft=False),
             "runtime_env": {"env_vars": {"PYTHONPATH": path, **hidden}},
         }
 

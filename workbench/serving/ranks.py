@@ -34,7 +34,8 @@ class Part:
         pid: of its process.
         parameters: bytes of its parts of the weights, and of those that every rank holds whole.
         buffers: bytes.
-        resident: bytes of memory that its process has in all, Python and its libraries included.
+        resident: bytes of memory that its process has in all, Python and its libraries included; on a GPU, those that
+            torch has set aside there.
     """
 
     rank: int
