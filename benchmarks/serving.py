@@ -22,7 +22,8 @@ from common import public_rows, rounded, write_result
 
 import workbench as wb
 from workbench.core import estimate
-from workbench.serving.service import POLICIES, Service
+from workbench.serving.application import POLICIES
+from workbench.serving.service import Service
 from workbench.steps import prompt, runtime
 
 SLICE = 0.3  # seconds that a slowed replica is stopped and let go in turns

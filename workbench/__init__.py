@@ -17,11 +17,13 @@ from workbench.measurement.comparison import Comparison, compare, measure
 from workbench.measurement.kernels import Kernels, kernels
 from workbench.measurement.runs import Run, RunStore
 from workbench.recipe import Recipe
+from workbench.serving.deploy import Deployment, deploy
 from workbench.serving.endpoint import Endpoint, connect
 from workbench.serving.load import LoadTest, load_test
 from workbench.serving.plan import Plan, plan
 from workbench.serving.queueing import Load, forecast
 from workbench.serving.service import Service, serve
+from workbench.serving.shard import Sharded, shard
 from workbench.serving.times import ServiceTimes
 from workbench.step import Step
 from workbench.tasks.sources import read_task, read_text
@@ -35,6 +37,7 @@ __all__ = [
     "Caches",
     "Comparison",
     "Curve",
+    "Deployment",
     "Diff",
     "Endpoint",
     "Estimate",
@@ -56,6 +59,7 @@ __all__ = [
     "Sensitivity",
     "Service",
     "ServiceTimes",
+    "Sharded",
     "Step",
     "Task",
     "Text",
@@ -68,6 +72,7 @@ __all__ = [
     "compare",
     "connect",
     "curve",
+    "deploy",
     "diff",
     "explain",
     "fits",
@@ -82,6 +87,7 @@ __all__ = [
     "read_text",
     "sensitivity",
     "serve",
+    "shard",
     "steps",
     "verify_export",
 ]

@@ -8,7 +8,10 @@ import threading
 from pathlib import Path
 
 from workbench.core.errors import InvalidInput, WorkbenchError
-from workbench.serving.service import POLICIES, serve
+from workbench.serving.application import POLICIES
+from workbench.serving.deploy import check
+from workbench.serving.service import serve
+from workbench.serving.smoke import FACTS
 
 KEY = "WORKBENCH_KEY"
 
@@ -36,11 +39,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     told = threading.Event()
     try:
-        key = _key(given.pop("key_file"))
-        with serve(given.pop("path"), key=key, **given) as service:
+        key, path = _key(given.pop("key_file")), Path(given.pop("path"))
+        for folder in (path, path.parent):
+            if (folder / FACTS).is_file():  # it says in words if a file was cut off on its way here
+                check(folder)
+        with serve(path, key=key, **given) as service:
             for number in (signal.SIGINT, signal.SIGTERM):  # Ray has set its own by now
                 signal.signal(number, lambda *_: told.set())
-            print(f"{service.model} at {service.url}, {service.replicas} replicas. Ctrl+C ends it.", flush=True)
+            print(f"{service!r}: Ctrl+C ends it.", flush=True)
             told.wait()
             print("Answering what was begun, then ending.", flush=True)
     except WorkbenchError as error:

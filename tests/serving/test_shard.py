@@ -18,14 +18,17 @@ import workbench as wb
 from workbench.answering.answers import answers, prepare
 from workbench.answering.request import Passage, Request
 from workbench.core.errors import Cancelled, Closed, InvalidInput, NotAvailable
+from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.models import adapters
 from workbench.runtime import together
+from workbench.serving import cluster as ray_cluster
 from workbench.serving import group, outline, shard, shares
 from workbench.steps import context, output, prompt, quantize, runtime
 
 IDS = [5, 80, 33, 240, 17, 301, 9, 9, 122, 64]
 QUESTION = "What is a lobster?"
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +39,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def ray(cache: None) -> Iterator[Any]:
+def ray(cache: None, cluster: None) -> Any:
     """One session of Ray for all that start ranks."""
-    library, ours = group._start("Testing")
-    yield library
-    if ours:
-        library.shutdown()
+    ray_cluster.start("Testing")
+    return library("ray", "Testing")
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +237,7 @@ def test_refused_before_anything_starts(
     def never(purpose: str) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(group, "_start", never)
+    monkeypatch.setattr(ray_cluster, "start", never)
     base = load_tiny("llama")
     for wrong, sentence in (
         (lambda: shard.shard(base, 0), r"takes one rank or more"),

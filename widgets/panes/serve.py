@@ -14,8 +14,9 @@ from widgets.parts.number import Number
 from widgets.parts.style import close_tree
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress
+from workbench.serving.application import POLICIES
 from workbench.serving.load import LoadTest, load_test
-from workbench.serving.service import POLICIES, Service, serve
+from workbench.serving.service import Service, serve
 
 if TYPE_CHECKING:
     from widgets.session import Session

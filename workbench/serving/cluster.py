@@ -15,8 +15,10 @@ OWN = {  # of a cluster that is started here; each is as the user has set it, wh
     "RAY_AUTH_MODE": "token",  # who reaches a port of Ray's may run anything, unless asked for a token
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as on these systems, all of its ports are on the loopback address
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # replicas are what people wait for
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_prestart_worker_first_driver": "0",  # idle processes: none of ours could be one, for each has its settings
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(1 << 30),  # else a notebook ends when Ray has been gone for a minute
 }
 
@@ -46,12 +48,17 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
         warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own code is warned of, which nobody here can mend
         ray = library("ray", purpose, extra="serve")
         library("ray.serve", purpose, extra="serve")
+    logging.getLogger("ray.serve").addFilter(_grave)  # Serve sets its level anew whenever it starts
     if ray.is_initialized():
         address = str(ray.get_runtime_context().gcs_address)
         return address, address == _ours
     _lasting(ray.init)
     _ours = str(ray.get_runtime_context().gcs_address)
     return _ours, True
+
+
+def _grave(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _lasting(init: Callable[..., object]) -> None:

@@ -1,6 +1,5 @@
 """Ranks as Ray actors: started together, asked together, and ended together when one of them fails."""
 
-import logging
 import math
 import os
 import time
@@ -13,6 +12,7 @@ from workbench.core.device import out_of_memory
 from workbench.core.errors import Closed, NotAvailable, OutOfMemory, WorkbenchError, first_line
 from workbench.core.optional import library
 from workbench.core.progress import Progress
+from workbench.serving import cluster
 from workbench.serving.ranks import Rank
 
 GLANCE = 0.2  # seconds between looks at whether a rank has failed, or a cancel was asked for
@@ -38,7 +38,8 @@ class Group:
 
     def __init__(self, name: str, ranks: int, device: str, threads: int) -> None:
         self._name, self._why = name, ""
-        self._ray, _ = _start("Sharding")
+        cluster.start("Sharding")
+        self._ray = library("ray", "Sharding", extra="serve")
         self._actors: list[Any] = []
         self._pids: list[int] = []
         try:
@@ -168,33 +169,6 @@ class Group:
         until = time.monotonic() + GOING
         while any(map(_alive, self._pids)) and time.monotonic() < until:
             time.sleep(0.01)
-
-
-def _start(purpose: str) -> tuple[Any, bool]:
-    """Ray, started on this machine unless it runs already; it is reached by this machine only, and reports nothing.
-
-    Raises:
-        NotAvailable: Ray is not installed.
-    """
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_prestart_worker_first_driver": "0",  # idle processes: none of ours could be one, for each has its settings
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    ray = library("ray", purpose, extra="serve")
-    if ray.is_initialized():
-        return ray, False
-    ray.init(
-        address="local",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=100 << 20,
-        _node_ip_address="127.0.0.1",
-    )
-    return ray, True
 
 
 def _alive(pid: int) -> bool:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,24 +17,17 @@ from workbench.core import files
 from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError, first_line
 from workbench.core.progress import Progress
 from workbench.serving import cluster
+from workbench.serving.application import Application
 from workbench.serving.endpoint import Endpoint, connect
-from workbench.serving.replica import Replica, Source
+from workbench.serving.replica import Source
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
     import pandas
 
-POLICIES: Mapping[str, str] = {
-    "power of two": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
-    "round robin": "ray.serve.experimental.round_robin_router:RoundRobinRouter",
-    "consistent hash": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
-    "prefix aware": "workbench.serving.routers:PrefixAware",
-}
 LOCAL = ("127.0.0.1", "localhost", "::1")  # addresses that only this machine reaches
+PORT = 8000
 SHORTEST_KEY = 16
-MANY = 10_000  # connections that wait in the front; what is beyond the queue is refused there
-DRAIN = 60.0  # seconds that a replica may take to end what it has begun
-
 _numbers = itertools.count(1)
 
 
@@ -48,15 +40,15 @@ class Service:
         model: what clients call the model.
         url: of the interface.
         policy: how a replica is chosen for a request.
-        replicas: how many there are, or should be.
+        replicas: how many there are, or should be; the fewest and the most where that follows the load.
     """
 
     name: str
     model: str
     url: str
     policy: str
-    replicas: int
-    _plan: "Plan" = field(repr=False)
+    replicas: int | tuple[int, int]
+    _application: Application = field(repr=False)
     _folders: list[Path] = field(default_factory=list)
     stopped: bool = False
 
@@ -67,32 +59,33 @@ class Service:
             options: of `connect`.
         """
         self._check()
-        return connect(self.url, self.model, self._plan.key or None, **{"name": self.name} | options)
+        return connect(self.url, self.model, self._application.key or None, **{"name": self.name} | options)
 
-    def scale(self, replicas: int) -> None:
-        """Have another number of replicas; those that go end what they have begun.
+    def scale(self, replicas: int | tuple[int, int]) -> None:
+        """Have another number of replicas, or from fewer to more; those that go end what they have begun.
 
         Raises:
             InvalidInput: fewer than one.
         """
         self._check()
-        self._plan = self._plan.but(replicas=replicas)
+        self._application = self._application.but(replicas=replicas)
         self._run()
 
     def update(self, variant: Variant) -> None:
         """Serve another variant under the same name, one replica after another: no request fails.
 
         Raises:
-            InvalidInput: it is no variant.
+            InvalidInput: it is neither a variant nor an endpoint nor a path.
             NotAvailable: it cannot be served; the service goes on as it was.
         """
         self._check()
-        source, folder = _source(variant, self._plan.source.threads, self.model)
-        before, self._plan = self._plan, self._plan.but(source=source)
+        _check_what(variant)
+        source, folder = _source(variant, self._application.source.threads, self.model)
+        before, self._application = self._application, self._application.but(source=source)
         try:
             self._run()
         except WorkbenchError:
-            self._plan = before
+            self._application = before
             self._run()
             _remove(folder)
             raise
@@ -105,7 +98,7 @@ class Service:
         self._check()
         import httpx2
 
-        headers = {"Authorization": f"Bearer {self._plan.key}"} if self._plan.key else {}
+        headers = {"Authorization": f"Bearer {self._application.key}"} if self._application.key else {}
         try:
             answer = httpx2.get(
                 self.url.removesuffix("/v1") + "/replicas", headers=headers, timeout=10, trust_env=False
@@ -161,8 +154,8 @@ class Service:
             raise InvalidInput(f"'{self.name}' was stopped: start it again with serve().")
 
     def _run(self) -> None:
-        self._plan.run(self.name)
-        self.replicas = self._plan.replicas
+        self._application.run(self.name)
+        self.replicas = self._application.replicas
 
     def __enter__(self) -> "Service":
         return self
@@ -171,105 +164,19 @@ class Service:
         self.stop()
 
     def __repr__(self) -> str:
-        state = "stopped" if self.stopped else f"{self.replicas} replicas, {self.policy}"
+        many = " to ".join(map(str, sorted(set(self._application.bounds))))
+        state = "stopped" if self.stopped else f"{many} replicas, {self.policy}"
         return f"<Service {self.name!r}: {self.model!r} at {self.url}, {state}>"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that Ray Serve needs to know of a service."""
-
-    source: Source
-    replicas: int
-    policy: str
-    key: str = field(repr=False)
-    rows: int
-    waiting: int
-    timeout: float
-    prefix: str
-    local: bool
-
-    def but(self, **changes: Any) -> "Plan":
-        """The same with something changed, checked like a new one."""
-        return replace(self, **changes)
-
-    def __post_init__(self) -> None:
-        if self.policy not in POLICIES:
-            raise InvalidInput(f"There is no policy '{self.policy}': use one of {', '.join(POLICIES)}.")
-        if not 1 <= self.replicas <= 1000:
-            raise InvalidInput("A service has 1 to 1000 replicas.")
-        if self.rows < 1 or self.waiting < 0 or not self.timeout > 0:
-            raise InvalidInput("rows is at least 1, waiting at least 0, and timeout a number of seconds above 0.")
-
-    def run(self, name: str) -> None:
-        """Have Ray Serve run this; where it runs already, replica by replica.
-
-        Raises:
-            NotAvailable: the replicas cannot start.
-        """
-        from ray import serve
-        from ray.serve.config import RequestRouterConfig
-
-        from workbench.serving.front import Ingress, Settings, digest
-
-        actor: dict[str, Any] = {"num_cpus": 0 if self.local else self.source.threads}
-        if self.source.device.startswith("cuda"):
-            actor["num_gpus"] = min(1.0, max(1, torch.cuda.device_count()) / self.replicas)
-        router = RequestRouterConfig(request_router_class=POLICIES[self.policy])  # type: ignore[arg-type]
-        deployment: Any = serve.deployment
-        answering = deployment(
-            _Served,
-            name="answers",
-            num_replicas=self.replicas,
-            ray_actor_options=actor,
-            max_ongoing_requests=self.rows,
-            max_queued_requests=self.waiting,
-            graceful_shutdown_timeout_s=DRAIN,
-            health_check_period_s=2.0,
-            health_check_timeout_s=30.0,
-            request_router_config=router,
-        )
-        front = deployment(
-            Ingress,
-            name="front",
-            num_replicas=1,
-            ray_actor_options={"num_cpus": 0},
-            max_ongoing_requests=MANY,
-            graceful_shutdown_timeout_s=DRAIN,
-        )
-        settings = Settings(self.source.name, digest(self.key) if self.key else "", self.timeout)
-        try:
-            serve.run(
-                front.bind(answering.bind(self.source), settings),
-                name=name,
-                route_prefix=self.prefix,
-                logging_config={"log_level": "ERROR", "enable_access_log": False},
-            )
-        except RuntimeError as error:
-            raise NotAvailable(f"The replicas could not start: {first_line(error, 1000)}.") from None
-
-
-class _Served(Replica):
-    """A replica with the name and the health check that Ray Serve asks for."""
-
-    def __init__(self, source: Source) -> None:
-        from ray import serve
-
-        super().__init__(source, serve.get_replica_context().replica_id.unique_id)
-
-    def check_health(self) -> None:
-        """Called by Ray every few seconds; an error has the replica replaced."""
-        self.check()
 
 
 def serve(
     what: Variant | Endpoint | str | Path,
     *,
-    replicas: int = 1,
+    replicas: int | tuple[int, int] = 1,
     policy: str = "power of two",
     name: str | None = None,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: int = PORT,
     key: str | None = None,
     threads: int | None = None,
     rows: int = 16,
@@ -281,7 +188,8 @@ def serve(
 
     Args:
         what: a variant, an export or a model's folder, a .gguf file that llama.cpp runs, or an endpoint to pass on to.
-        replicas: processes that answer, each with the whole model.
+        replicas: processes that answer, each with the whole model; where two numbers are given, the fewest and the
+            most, how many there are follows the load.
         policy: how one is chosen for a request: "power of two", "round robin", "consistent hash" (of how a conversation
             begins), or "prefix aware".
         name: what clients call the model; by default the variant's name.
@@ -305,16 +213,17 @@ def serve(
             f"A key has at least {SHORTEST_KEY} plain characters, such as secrets.token_urlsafe() makes."
         )
     progress = progress or Progress()
-    each = threads or max(1, torch.get_num_threads() // max(1, replicas))
-    plan = Plan(Source("", "", threads=each), replicas, policy, key or "", rows, waiting, timeout, "/", True)
+    application = Application(Source("", ""), replicas, policy, key or "", rows, waiting, timeout, "/", True)
+    each = threads or max(1, torch.get_num_threads() // application.bounds[1])
+    _check_what(what)
     address, ours = cluster.start()
     place = _listen(address, host, port)
     source, folder = _source(what, each, name)
     number = next(_numbers)
     title = f"service-{number}"
     prefix = "/" if number == 1 else f"/{title}"
-    plan = plan.but(source=replace(source, rows=rows), prefix=prefix, local=ours)
-    service = Service(title, source.name, f"{place}{prefix.rstrip('/')}/v1", policy, replicas, plan)
+    application = application.but(source=replace(source, rows=rows), prefix=prefix, local=ours)
+    service = Service(title, source.name, f"{place}{prefix.rstrip('/')}/v1", policy, replicas, application)
     if folder is not None:
         service._folders.append(folder)
     try:
@@ -353,9 +262,22 @@ def _listen(address: str, host: str, port: int) -> str:
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
         _listening[address] = host, port
+    if port not in (0, PORT, _listening[address][1]):
+        raise InvalidInput(
+            f"The services of this process listen on port {_listening[address][1]} already: leave port out, and this "
+            "one gets a path of its own there."
+        )
     host, port = _listening[address]
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     return f"http://{shown}:{port}"
+
+
+def _check_what(what: Any) -> None:
+    if isinstance(what, str | Path):
+        if not files.home(what).exists():
+            raise InvalidInput(f"There is nothing at '{what}': name an export, a model's folder or a .gguf file.")
+    elif not isinstance(what, Variant | Endpoint):
+        raise InvalidInput(f"serve() takes a variant, an endpoint or a path, not {type(what).__name__}.")
 
 
 def _source(what: Any, threads: int, name: str | None) -> tuple[Source, Path | None]:
@@ -375,10 +297,6 @@ def _source(what: Any, threads: int, name: str | None) -> tuple[Source, Path | N
         dtype = str(what.dtype).removeprefix("torch.")
         source = Source(str(folder / "variant"), name or what.name, str(what.device), dtype, threads)
         return source, folder
-    if isinstance(what, str | Path):
-        path = files.home(what)
-        if not path.exists():
-            raise InvalidInput(f"There is nothing at '{path}': name an export, a model's folder or a .gguf file.")
-        device = "cuda" if torch.cuda.is_available() and path.suffix != ".gguf" else "cpu"
-        return Source(str(path.resolve()), name or path.stem, device, threads=threads), None
-    raise InvalidInput(f"serve() takes a variant, an endpoint or a path, not {type(what).__name__}.")
+    path = files.home(what)
+    device = "cuda" if torch.cuda.is_available() and path.suffix != ".gguf" else "cpu"
+    return Source(str(path.resolve()), name or path.stem, device, threads=threads), None
