@@ -146,7 +146,9 @@ def first_tokens(service: Service, seed: int) -> list[float]:
 @contextmanager
 def slowed(service: Service) -> Iterator[None]:
     """One of its replicas runs a third of the time."""
-    process = next(seat["process"] for seat in service.status()["replicas"].values() if not seat["lost"])
+    process = next(
+        seat["process"] for seat in service.status()["replicas"].values() if seat["done"] and not seat["lost"]
+    )
     over = threading.Event()
 
     def throttle() -> None:
@@ -170,7 +172,7 @@ def faults(seconds: float) -> None:
     base = wb.load()
     with wb.serve(base, replicas=2, threads=1, port=0) as service:
         warm(service)
-        victim = next(iter(service.status()["replicas"]))
+        victim = next(iter(answering(service)))
         died: list[float] = []
 
         def kill() -> None:
@@ -178,7 +180,7 @@ def faults(seconds: float) -> None:
             service.kill(victim)
 
         back: list[float] = []
-        watching = threading.Thread(target=lambda: back.append(recovered(service, victim, died)))
+        watching = threading.Thread(target=lambda: back.append(recovered(service, died)))
         watching.start()
         killed = wb.load_test(service, task(), rate=1.0, seconds=seconds, new_tokens=16, at={seconds / 3: kill})
         watching.join()
@@ -203,12 +205,17 @@ def faults(seconds: float) -> None:
     )
 
 
-def recovered(service: Service, victim: str, died: list[float]) -> float:
+def recovered(service: Service, died: list[float]) -> float:
     """Seconds from a replica's death until another has answered in its place."""
-    before = set(service.status()["replicas"])
-    while not died or not set(service.status()["replicas"]) - before:
+    before = answering(service)
+    while not died or not answering(service) - before:
         time.sleep(0.2)
     return time.monotonic() - died[0]
+
+
+def answering(service: Service) -> set[str]:
+    """The replicas that have answered."""
+    return {name for name, seat in service.status()["replicas"].items() if seat["done"]}
 
 
 def soak(seconds: float) -> None:
@@ -257,7 +264,7 @@ def warm(*services: Service) -> None:
 
     async def ask(service: Service) -> None:
         endpoint = service.endpoint()
-        while len(service.status()["replicas"]) < service.replicas:
+        while len(answering(service)) < service.replicas:
             await asyncio.gather(*(endpoint.agenerate("Hi", max_new_tokens=4) for _ in range(2 * service.replicas)))
 
     for service in services:

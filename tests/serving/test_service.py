@@ -255,7 +255,7 @@ def test_what_others_can_reach_asks_for_a_token(service: wb.Service) -> None:
     import grpc
 
     service.endpoint().generate(QUESTION, max_new_tokens=1)
-    seats = [seat for seat in service.status()["replicas"].values() if not seat["lost"]]
+    seats = [seat for seat in service.status()["replicas"].values() if seat["process"] and not seat["lost"]]
     found = 0
     for seat in seats:
         for each in psutil.Process(seat["process"]).net_connections(kind="tcp"):

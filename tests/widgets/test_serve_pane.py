@@ -87,6 +87,6 @@ def test_replicas_are_escaped() -> None:
         "latency": {},
     }
     said = replicas_html({"waiting": 5, "replicas": {"<b>": seat}})
-    assert "&lt;b&gt; (died)" in said
+    assert "&lt;b&gt; (ended)" in said
     assert "10 / 20 / 30" in said
     assert "No replica has answered" in replicas_html({"waiting": 0, "replicas": {}})

@@ -177,7 +177,9 @@ class Serve:
     def _kill(self) -> None:
         with self.message.refusals():
             service = self._running()
-            alive = [name for name, seat in service.status()["replicas"].items() if not seat["lost"]]
+            alive = [
+                name for name, seat in service.status()["replicas"].items() if seat["process"] and not seat["lost"]
+            ]
             if not alive:
                 raise InvalidInput("No replica has answered yet: ask it something first.")
             service.kill(alive[0])
@@ -239,6 +241,6 @@ def replicas_html(status: dict[str, Any]) -> str:
 
 def _row(name: str, seat: dict[str, Any]) -> str:
     times = [" / ".join(f"{1e3 * value:.0f}" for value in seat[part].values()) or "–" for part in ("ttft", "latency")]
-    gone = " (died)" if seat["lost"] else ""
+    gone = " (ended)" if seat["lost"] else ""
     cells = [f"{name}{gone}", seat["in_flight"], seat["done"], seat["failed"], f"{seat['tokens_per_second']:.1f}"]
     return "<tr>" + "".join(f"<td>{escape(str(each))}</td>" for each in [*cells, *times]) + "</tr>"

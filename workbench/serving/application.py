@@ -8,6 +8,7 @@ import torch
 
 from workbench.core.errors import InvalidInput, NotAvailable, first_line
 from workbench.serving.replica import Replica, Source
+from workbench.serving.wire import ANSWERS
 
 POLICIES: Mapping[str, str] = {
     "power of two": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
@@ -80,7 +81,7 @@ class Application:
         deployment: Any = serve.deployment
         answering = deployment(
             _Served,
-            name="answers",
+            name=ANSWERS,
             **self.number,
             ray_actor_options=actor,
             max_ongoing_requests=self.rows,

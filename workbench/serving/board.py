@@ -1,6 +1,7 @@
 """What a service has done and does now, by replica: for people, for Prometheus and for whoever routes requests."""
 
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from statistics import quantiles
 from time import monotonic
@@ -36,7 +37,7 @@ class Seat:
         process: its number on its machine.
         going: requests that it answers now.
         recent: of each of its newest answers, when it ended, seconds to the first token and to the last, and tokens.
-        lost: whether it died while it answered.
+        lost: whether it has ended, or died.
     """
 
     process: int = 0
@@ -95,7 +96,9 @@ class Board:
         """A replica took it."""
         self.waiting -= 1
         going.replica = replica
-        self.seats.setdefault(replica, Seat(process)).going += 1
+        seat = self.seats.setdefault(replica, Seat())
+        seat.process = process
+        seat.going += 1
 
     def lose(self, going: Going) -> None:
         """The replica that took it has died: it waits again."""
@@ -132,9 +135,17 @@ class Board:
         self._first.labels(going.replica).observe(going.first or whole)
         self._whole.labels(going.replica).observe(whole)
 
-    def shown(self) -> dict[str, Any]:
-        """All of it, for people."""
+    def shown(self, running: Collection[str]) -> dict[str, Any]:
+        """All of it, for people.
+
+        Args:
+            running: the replicas that there are now, whether or not they have answered.
+        """
         now = monotonic()
+        for name, seat in self.seats.items():
+            seat.lost = name not in running
+        for name in running:
+            self.seats.setdefault(name, Seat())
         return {
             "waiting": self.waiting,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},

@@ -63,9 +63,7 @@ class Clients:
         self.closed = False
         self._lock = threading.Lock()
         self._plain: openai.OpenAI | None = None
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncGenerator[openai.AsyncOpenAI, None]]
-        self._loops = WeakKeyDictionary()
-        self._open: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, openai.AsyncOpenAI] = WeakKeyDictionary()
 
     @property
     def plain(self) -> openai.OpenAI:
@@ -82,13 +80,14 @@ class Clients:
         """For the event loop that runs; closed with it."""
         loop = asyncio.get_running_loop()
         self._check()
-        if loop not in self._open:
-            self._loops[loop] = _lasting(self.address)
-            self._open[loop] = await anext(self._loops[loop])
-        return self._open[loop]
+        if loop not in self._loops:
+            opened = _lasting(self.address)
+            _open.setdefault(loop, []).append(opened)
+            self._loops[loop] = await anext(opened)
+        return self._loops[loop]
 
     def close(self) -> None:
-        """Close what waits; what event loops hold ends with them."""
+        """Close what callers that wait hold; what event loops hold ends with them."""
         with self._lock:
             self.closed = True
             if self._plain is not None:
@@ -97,6 +96,12 @@ class Clients:
     def _check(self) -> None:
         if self.closed:
             raise Closed(f"The connection to {self.address.url} was closed: connect to it again.")
+
+
+# What was opened in a loop stays until the loop closes it: once dropped, it would be closed only if there is time left.
+_open: WeakKeyDictionary[asyncio.AbstractEventLoop, list[AsyncGenerator[openai.AsyncOpenAI, None]]] = (
+    WeakKeyDictionary()
+)
 
 
 async def _lasting(address: Address) -> AsyncGenerator[openai.AsyncOpenAI, None]:

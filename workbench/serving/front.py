@@ -20,10 +20,11 @@ from ray import serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
+from ray.util import list_named_actors
 
 from workbench.core.errors import first_line
 from workbench.serving.board import Board, Going
-from workbench.serving.wire import REPLICA, Ask, Body, Chat, Completion, Refused, parsed, reason
+from workbench.serving.wire import ANSWERS, REPLICA, Ask, Body, Chat, Completion, Refused, parsed, reason
 
 MOST_BYTES = 8 << 20  # of a request
 PATIENCE = 30.0  # seconds for a request to arrive
@@ -115,7 +116,7 @@ class Front:
     async def replicas(self, request: Request) -> Any:
         """What each replica has done and does now."""
         self._check_key(request)
-        return self._board.shown()
+        return self._board.shown(await asyncio.to_thread(_running))
 
     @property
     def _model(self) -> dict[str, Any]:
@@ -238,6 +239,13 @@ class Front:
             yield _event(error.shape)
         finally:
             self._board.leave(going, status, last.get("prompt_tokens", 0), last.get("answer_tokens", 0))
+
+
+def _running() -> set[str]:
+    """The replicas behind this front, by their names."""
+    prefix = f"SERVE_REPLICA::{serve.get_replica_context().app_name}#{ANSWERS}#"
+    found = (each["name"] for each in list_named_actors(all_namespaces=True))
+    return {name.removeprefix(prefix) for name in found if name.startswith(prefix)}
 
 
 async def _read(request: Request) -> bytes:

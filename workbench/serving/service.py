@@ -129,7 +129,7 @@ class Service:
             InvalidInput: there is no such replica, or it is on another machine.
         """
         seat = self.status()["replicas"].get(replica)
-        if seat is None or seat["lost"]:
+        if seat is None or seat["lost"] or not seat["process"]:
             raise InvalidInput(f"'{self.name}' has no replica '{replica}' that has answered: see status().")
         try:
             os.kill(seat["process"], signal.SIGKILL)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from workbench.core.errors import Busy, Closed, InvalidInput, NotAvailable, OutOfMemory, WorkbenchError
 
+ANSWERS = "answers"  # what Ray Serve calls the replicas
 REPLICA = "x-workbench-replica"  # header that says which process answered
 DEFAULT_TOKENS = 512  # of an answer, where a request names no limit
 MOST_STOPS, LONGEST_STOP = 16, 200
