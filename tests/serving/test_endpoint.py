@@ -138,6 +138,31 @@ def test_what_a_service_refuses_by_name_is_left_out() -> None:
         assert asked[-1]["max_completion_tokens"] == 4
 
 
+def test_a_prompt_that_is_too_long_teaches_nothing() -> None:
+    def reply(handler: Handler, body: dict[str, Any]) -> None:
+        if "long" in str(body["messages"]):
+            return handler.send(400, b'{"error": {"message": "Too long: shorten it or reduce max_tokens."}}')
+        return words("ok", **usage(1))(handler, body)
+
+    with says(reply) as (url, asked):
+        endpoint = wb.connect(url)
+        with pytest.raises(InvalidInput, match="Too long"):
+            endpoint.generate("long")
+        assert endpoint.generate("short").text == "ok"
+        assert len(asked) == 2
+        assert "max_tokens" in asked[-1]
+
+
+def test_an_error_in_a_stream_is_told() -> None:
+    def reply(handler: Handler, _: dict[str, Any]) -> None:
+        handler.begin()
+        handler.event("well")
+        handler.event(error={"message": "The replica that answered has died: ask again."})
+
+    with says(reply) as (url, _), pytest.raises(NotAvailable, match="broke off: The replica that answered has died"):
+        wb.connect(url).generate("Hi")
+
+
 def test_thoughts_are_timed_and_not_said() -> None:
     def reply(handler: Handler, _: dict[str, Any]) -> None:
         handler.begin()

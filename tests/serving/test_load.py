@@ -9,7 +9,8 @@ from servers import Handler, says
 
 import workbench as wb
 from workbench.core.errors import Cancelled, InvalidInput
-from workbench.serving.load import Sent, Stage, _arrivals
+from workbench.serving.load import _arrivals
+from workbench.serving.sent import Sent, Stage
 
 
 def stage(*sent: Sent, targets: tuple[float, float] = (1.0, 0.2)) -> Stage:
@@ -105,8 +106,16 @@ def test_cancelled(base: wb.Variant, tiny_task: wb.Task) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"rate": 0}, {"rate": [1, -1]}, {"concurrency": 0}, {"rate": 1, "seconds": 0}, {"rate": 1, "new_tokens": 0}],
+    [
+        {},
+        {"rate": 1, "at": {99: print}},
+        {"rate": 0},
+        {"rate": [1, -1]},
+        {"concurrency": 0},
+        {"rate": 1, "seconds": 0},
+        {"rate": 1, "new_tokens": 0},
+    ],
 )
 def test_bad_settings(base: wb.Variant, tiny_task: wb.Task, settings: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInput, match="needs"):
+    with pytest.raises(InvalidInput, match=r"needs|is done"):
         wb.load_test(base, tiny_task, **settings)

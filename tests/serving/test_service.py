@@ -29,7 +29,7 @@ def tiny(load_tiny: Any) -> wb.Variant:
 
 @pytest.fixture(scope="module")
 def service(tiny: wb.Variant, cluster: None) -> Iterator[wb.Service]:
-    with wb.serve(tiny, replicas=2, port=0, key=KEY, rows=2, waiting=4) as service:
+    with wb.serve(tiny, replicas=2, policy="prefix aware", port=0, key=KEY, rows=2, waiting=4) as service:
         yield service
 
 
@@ -98,6 +98,19 @@ def test_stops_are_not_said(client: openai.OpenAI, tiny: wb.Variant) -> None:
     assert "".join(part.choices[0].delta.content or "" for part in parts) == kept
 
 
+def test_stops_are_taken_as_they_were_sent(client: openai.OpenAI, tiny: wb.Variant) -> None:
+    text = tiny.generate(QUESTION, max_new_tokens=12).text
+    for stop in ("\r\n", "\u2028", "\\n", "\n" * 200):  # none of which it says
+        assert stop not in text
+        body = asked(stop=[stop], max_tokens=12)
+        assert client.chat.completions.create(model=tiny.name, **body).choices[0].message.content == text
+
+
+def test_half_characters_are_read(service: wb.Service) -> None:
+    for text in ("half \ud800 a character", "\x00", "<|im_end|>"):
+        assert post(service, asked(messages=[{"role": "user", "content": text}])).status_code == 200
+
+
 def test_endless_answers(client: openai.OpenAI, tiny: wb.Variant) -> None:
     whole = client.chat.completions.create(model=tiny.name, **asked(max_tokens=40), extra_body={"ignore_eos": True})
     assert whole.usage.completion_tokens == 40
@@ -126,6 +139,7 @@ def test_endless_answers(client: openai.OpenAI, tiny: wb.Variant) -> None:
         (asked(stop=["x" * 1000]), 400, "stop"),
         (asked(stop=[""]), 400, "stop"),
         (asked(model="gpt-5"), 404, "no model 'gpt-5'"),
+        (asked(model="\ud800"), 404, "no model '?'"),
         (asked(response_format={"type": "json_schema"}), 400, "json_schema"),
         (
             asked(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
@@ -165,6 +179,17 @@ def test_an_endpoint_like_any_other(service: wb.Service, tiny: wb.Variant, tiny_
     assert found[endpoint.name]["flips"].value == 0
     with pytest.raises(InvalidInput, match="holds 512"):
         endpoint.generate("tide " * 2000)
+
+
+def test_who_read_the_beginning_reads_the_rest(service: wb.Service) -> None:
+    from workbench.serving.routers import BLOCK
+
+    endpoint, found = service.endpoint(), []
+    for talk in "ab":
+        beginning = f"{talk} " * (BLOCK // 2 + 1)
+        answers = [endpoint.generate(f"{beginning} {turn}", max_new_tokens=1) for turn in range(4)]
+        found.append({answer.replica for answer in answers})
+    assert [len(replicas) for replicas in found] == [1, 1]
 
 
 def test_a_full_queue_refuses(service: wb.Service) -> None:
@@ -271,11 +296,13 @@ def test_what_others_can_reach_asks_for_a_token(service: wb.Service) -> None:
     assert {each.ip for each in listening if each.port == proxy} == {"127.0.0.1"}
 
 
-def test_what_cannot_be_served(tiny: wb.Variant) -> None:
+def test_what_cannot_be_served(service: wb.Service, tiny: wb.Variant) -> None:
     with pytest.raises(InvalidInput, match="can be reached by other machines"):
         wb.serve(tiny, host="0.0.0.0")
     with pytest.raises(InvalidInput, match="at least 16"):
         wb.serve(tiny, key="short")
+    with pytest.raises(InvalidInput, match="listen on port"):
+        wb.serve(tiny, host="0.0.0.0", key=KEY)  # what is served without a key would be reached, too
     with pytest.raises(InvalidInput, match="no policy 'fair'"):
         wb.serve(tiny, policy="fair")
     with pytest.raises(InvalidInput, match="1 to 1000 replicas"):

@@ -64,6 +64,7 @@ class Asked:
                     return
                 self._tell([piece])
         except Exception as error:
-            self._tell(error)
+            if not self._gone.is_set():
+                self._tell(error)
         finally:
             pieces.close()

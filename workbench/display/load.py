@@ -7,7 +7,8 @@ from workbench.core.drawn import HTML, draws
 from workbench.core.estimate import Estimate
 from workbench.display.report import STYLE
 from workbench.display.style import COLOURS, plain, styled
-from workbench.serving.load import PERCENTILES, TIMELINE, LoadTest, Stage
+from workbench.serving.load import TIMELINE, LoadTest
+from workbench.serving.sent import PERCENTILES, Stage
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import quantiles
 from time import monotonic
@@ -10,6 +11,7 @@ from typing import Any
 import prometheus_client as prometheus
 
 RECENT = 500  # answers that the percentiles are of
+MOST_ENDED = 20  # replicas that are no more and still shown
 SECONDS = 60.0  # that a rate is of
 BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -22,11 +24,13 @@ class Going:
         started: on the clock of `monotonic`.
         replica: who answers; empty while nobody does.
         first: seconds to its first token.
+        over: whether it has ended.
     """
 
     started: float = field(default_factory=monotonic)
     replica: str = ""
     first: float | None = None
+    over: bool = False
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Seat:
     Attributes:
         process: its number on its machine.
         going: requests that it answers now.
+        began: when it was first heard of.
         recent: of each of its newest answers, when it ended, seconds to the first token and to the last, and tokens.
         lost: whether it has ended, or died.
     """
@@ -46,11 +51,14 @@ class Seat:
     failed: int = 0
     tokens: int = 0
     lost: bool = False
+    began: float = field(default_factory=monotonic)
     recent: deque[tuple[float, float, float, int]] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def shown(self, now: float) -> dict[str, Any]:
         """Counts, and percentiles of the newest answers in seconds."""
         last = [each for each in self.recent if now - each[0] < SECONDS]
+        since = self.recent[0][0] if len(self.recent) == RECENT else self.began
+        spent = min(SECONDS, max(1.0, now - since))
         found: dict[str, Any] = {
             "process": self.process,
             "lost": self.lost,
@@ -58,7 +66,7 @@ class Seat:
             "done": self.done,
             "failed": self.failed,
             "tokens": self.tokens,
-            "tokens_per_second": sum(each[3] for each in last) / SECONDS,
+            "tokens_per_second": sum(each[3] for each in last) / spent,
         }
         for name, part in (("ttft", 1), ("latency", 2)):
             times = [each[part] for each in self.recent]
@@ -114,8 +122,10 @@ class Board:
             going.first = monotonic() - going.started
 
     def leave(self, going: Going, status: int, prompt_tokens: int = 0, answer_tokens: int = 0) -> None:
-        """It ended, with a status of HTTP; 499 where nobody waited any more."""
-        now = monotonic()
+        """It ended, with a status of HTTP; 499 where nobody waited any more. Only the first end counts."""
+        if going.over:
+            return
+        going.over, now = True, monotonic()
         self.statuses[status] += 1
         self._requests.labels(str(status)).inc()
         if not going.replica:
@@ -146,6 +156,12 @@ class Board:
             seat.lost = name not in running
         for name in running:
             self.seats.setdefault(name, Seat())
+        ended = [name for name, seat in self.seats.items() if seat.lost and not seat.going]
+        for name in ended[:-MOST_ENDED]:
+            del self.seats[name]
+            for each in (self._first, self._whole, self._going):
+                with suppress(KeyError):
+                    each.remove(name)
         return {
             "waiting": self.waiting,
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},

@@ -16,6 +16,7 @@ import openai
 
 from workbench.core.errors import Busy, Closed, InvalidInput, NotAvailable, WorkbenchError
 
+NO_KEY = "none"  # what is sent where there is none: the library wants one
 CONNECT = 10.0  # seconds
 MOST_BYTES = 32 << 20  # of one answer, as sent
 LONGEST_SAID = 200  # characters of an error that are passed on
@@ -216,6 +217,8 @@ def _sentence(error: Exception, address: Address, model: str) -> WorkbenchError:
             return InvalidInput(f"{url} refused the request: {said}.")
         case openai.APIStatusError():
             return NotAvailable(f"{url} failed with status {error.status_code}: {said}.")
+        case openai.APIError() if type(error) is openai.APIError:  # an event of the stream that says so
+            return NotAvailable(f"{url} broke off: {said}.")
         case httpx2.TransportError():
             return NotAvailable(f"{url} broke off ({type(error).__name__}: {said}): ask again.")
     return NotAvailable(
@@ -226,7 +229,7 @@ def _sentence(error: Exception, address: Address, model: str) -> WorkbenchError:
 
 def safe(text: str, key: str = "", longest: int = LONGEST_SAID) -> str:
     """A text from outside on one line, cut, without control characters and without the key."""
-    if key:
+    if key and key != NO_KEY:
         text = text.replace(key, "***")
     line = " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * longest]).split())
     return line[:longest].rstrip(". ") or "nothing"

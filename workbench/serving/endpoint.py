@@ -1,5 +1,6 @@
 """A model behind an address: any service with OpenAI's interface answers, and is compared, like a variant."""
 
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ ELSEWHERE = (
     "memory are not known here; perplexity and KL cannot be measured, since it gives no likelihoods."
 )
 SHOWN = 10  # models that are named
+UNKNOWN = re.compile("unsupported|unrecogni|unknown|not permitted|not supported|extra|unexpected", re.IGNORECASE)
 EXTENSIONS = ("ignore_eos", "stream_options", "max_tokens")  # what some services refuse
 
 
@@ -156,7 +158,8 @@ class Endpoint:
         if getattr(error, "status_code", None) not in (400, 422):
             raise error
         said = str(error)
-        named = next((each for each in EXTENSIONS if each in said and each not in self._refused), None)
+        unknown = getattr(error, "param", None) or (said if UNKNOWN.search(said) else "")
+        named = next((each for each in EXTENSIONS if each in unknown and each not in self._refused), None)
         if named is None:
             raise error
         self._refused.add(named)
@@ -205,9 +208,9 @@ def connect(
     if not timeout > 0 or retries < 0:
         raise InvalidInput("timeout is a number of seconds above 0, and retries is at least 0.")
     library("openai", "Talking to an endpoint", extra="endpoint")
-    from workbench.serving.client import Address, Clients
+    from workbench.serving.client import NO_KEY, Address, Clients
 
-    clients = Clients(Address(url.rstrip("/"), key or "none", float(timeout), retries))
+    clients = Clients(Address(url.rstrip("/"), key or NO_KEY, float(timeout), retries))
     found = _model(clients, model)
     return Endpoint(
         name=name or f"{found.rpartition('/')[2]} at {parts.netloc}",

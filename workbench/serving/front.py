@@ -21,6 +21,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.util import list_named_actors
+from starlette.types import Receive, Scope, Send
 
 from workbench.core.errors import first_line
 from workbench.serving.board import Board, Going
@@ -50,7 +51,7 @@ class Settings:
 
 def digest(key: str) -> str:
     """What of a key may be kept."""
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode(errors="replace")).hexdigest()
 
 
 @app.exception_handler(Refused)
@@ -158,7 +159,7 @@ class Front:
         headers = {REPLICA: going.replica, "Cache-Control": "no-store"}
         if body.stream:
             events = self._events(first, told, going, words, body.usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            return _Stream(events, self._board, going, headers)
         return JSONResponse(await self._whole(first, told, going, words), headers=headers)
 
     async def _told(self, ask: Ask, going: Going, streams: bool) -> AsyncGenerator[Mapping[str, Any], None]:
@@ -208,8 +209,9 @@ class Front:
         try:
             async for piece in told:
                 last = piece
+            found = words.whole(last)
             status = 200
-            return words.whole(last)
+            return found
         except Refused as error:
             status = error.status
             raise
@@ -239,6 +241,20 @@ class Front:
             yield _event(error.shape)
         finally:
             self._board.leave(going, status, last.get("prompt_tokens", 0), last.get("answer_tokens", 0))
+
+
+class _Stream(StreamingResponse):
+    """Events, after which a request has left even where its client went before the first of them."""
+
+    def __init__(self, events: AsyncIterator[str], board: Board, going: Going, headers: Mapping[str, str]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._board, self._going = board, going
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._board.leave(self._going, 499)
 
 
 def _running() -> set[str]:

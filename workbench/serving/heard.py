@@ -28,6 +28,7 @@ class Heard:
         self._started = time.perf_counter()
         self._times: list[float] = []
         self._sizes: list[int] = []  # characters of each piece
+        self._size = 0
         self._text: list[str] = []
         self._reason = ""
         self._usage: Any = None
@@ -53,8 +54,9 @@ class Heard:
             return None
         self._times.append(now)
         self._sizes.append(size)
+        self._size += size
         self._text.append(said)
-        if len(self._times) > self._most or sum(self._sizes) > LONGEST_TOKEN * self._most:
+        if len(self._times) > self._most or self._size > LONGEST_TOKEN * self._most:
             raise NotAvailable(f"The endpoint sent more than the {self._most} tokens asked for: the rest was not read.")
         return Piece(said, UNKNOWN, now)
 
@@ -107,7 +109,7 @@ class Heard:
         if tokens <= len(self._times):  # an end token has no text, and some servers cut tokens
             return self._times
         found: list[float] = []
-        whole, read = sum(self._sizes), 0
+        whole, read = self._size, 0
         spare = tokens - len(self._times)
         for time_, size in zip(self._times, self._sizes, strict=True):
             before, read = read, read + size

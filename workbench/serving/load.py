@@ -3,23 +3,22 @@
 import asyncio
 import random
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench.answering.request import Request
 from workbench.answering.speaker import Respondent
-from workbench.core import estimate
 from workbench.core.device import environment
 from workbench.core.drawn import HTML, Drawn, drawn
 from workbench.core.errors import Busy, InvalidInput, WorkbenchError
-from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.measurement.latency import requests
 from workbench.serving.endpoint import Endpoint
+from workbench.serving.sent import Kind, Sent, Stage
 from workbench.serving.service import Service
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -28,119 +27,8 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-PERCENTILES = (50, 95, 99)
 PATIENCE = 0.2  # seconds between two looks at the progress
 TIMELINE = "timeline"
-Kind = Literal["rate", "concurrency"]
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One request; times are seconds since its stage began.
-
-    Attributes:
-        due: when it came. What it waited counts from then, whether or not it could be sent at once.
-        first: its first token; None where none came.
-        end: its last token, or its error.
-        prompt_tokens: of the request.
-        answer_tokens: of the answer.
-        replica: which process answered, where the service says so.
-        error: the kind of error; "refused" where the queue was full, empty where it was answered.
-    """
-
-    due: float
-    first: float | None
-    end: float
-    prompt_tokens: int = 0
-    answer_tokens: int = 0
-    replica: str = ""
-    error: str = ""
-
-    @property
-    def ttft(self) -> float:
-        """Seconds to the first token."""
-        return (self.end if self.first is None else self.first) - self.due
-
-    @property
-    def latency(self) -> float:
-        """Seconds to the last one."""
-        return self.end - self.due
-
-    @property
-    def gap(self) -> float:
-        """Seconds from token to token."""
-        return (self.latency - self.ttft) / max(1, self.answer_tokens - 1)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One service under one load.
-
-    Attributes:
-        name: of the service.
-        kind: whether requests come at a rate or a number is kept going.
-        level: requests per second, or how many at once.
-        seconds: that requests were sent for.
-        sent: all of them, in the order in which they came.
-        targets: seconds to the first token and from token to token, within which an answer is good.
-    """
-
-    name: str
-    kind: Kind
-    level: float
-    seconds: float
-    sent: tuple[Sent, ...]
-    targets: tuple[float, float]
-
-    @property
-    def answered(self) -> list[Sent]:
-        """Those that were."""
-        return [each for each in self.sent if not each.error]
-
-    @property
-    def errors(self) -> dict[str, int]:
-        """How many were not, by the kind of error."""
-        return dict(Counter(each.error for each in self.sent if each.error))
-
-    @property
-    def spent(self) -> float:
-        """Seconds from the first request to the last answer."""
-        return max((each.end for each in self.sent), default=0.0)
-
-    @property
-    def throughput(self) -> float:
-        """Tokens of answers a second."""
-        return sum(each.answer_tokens for each in self.answered) / self.spent if self.spent else 0.0
-
-    @property
-    def goodput(self) -> Estimate:
-        """Requests a second that were answered within the targets."""
-        first, gap = self.targets
-        good = [float(not each.error and each.ttft <= first and each.gap <= gap) for each in self.sent]
-        rate = len(good) / self.spent
-        found = estimate.mean(good, "requests/s")
-        return found.model_copy(update={end: getattr(found, end) * rate for end in ("value", "low", "high")})
-
-    def percentile(self, measure: str, percent: int) -> Estimate | None:
-        """Of "ttft", "latency" or "gap" of the requests that were answered; None where none was."""
-        values = [getattr(each, measure) for each in self.answered]
-        return estimate.quantile(values, percent / 100, "s") if values else None
-
-    def row(self) -> dict[str, Any]:
-        """All of it in one row; times in seconds."""
-        found: dict[str, Any] = {
-            "service": self.name,
-            self.kind: self.level,
-            "requests": len(self.sent),
-            "errors": sum(self.errors.values()),
-            "tokens/s": self.throughput,
-            "goodput": self.goodput.value if self.sent else 0.0,
-        }
-        for measure in ("ttft", "latency"):
-            for percent in PERCENTILES:
-                value = self.percentile(measure, percent)
-                found[f"{measure}_p{percent}"] = value.value if value else None
-        return found
 
 
 @dataclass(frozen=True)
@@ -215,7 +103,8 @@ def load_test(
 
     At a rate, they come as independent users' do (a Poisson process), whether or not earlier ones were answered; what
     each waits counts from when it came, so that a service that stalls is seen to stall. All services get the same
-    requests at the same times. Nothing is asked twice. Answers have exactly `new_tokens` tokens where the service can.
+    requests at the same times. Nothing that failed is asked again. Answers have exactly `new_tokens` tokens where the
+    service can.
 
     Args:
         services: services, endpoints or variants; several are tried in turn, in an order that reverses at each level.
@@ -240,6 +129,8 @@ def load_test(
     levels += [("concurrency", int(each)) for each in _listed(concurrency)]
     if not targets or not levels or min(level for _, level in levels) <= 0:
         raise InvalidInput("load_test() needs a service, and a rate or a concurrency above 0.")
+    if any(not 0 <= each < seconds for each in at or ()):
+        raise InvalidInput(f"What is done `at` a time is done from 0 to {seconds:g} seconds after a level began.")
     if not seconds > 0 or new_tokens < 1 or not (target_ttft > 0 and target_gap > 0):
         raise InvalidInput("load_test() needs seconds, new_tokens and targets above 0.")
     progress = progress or Progress()
@@ -286,8 +177,10 @@ def _in_thread(work: Any) -> list[Sent]:
     def run() -> None:
         try:
             found.append(asyncio.run(work))
-        except BaseExceptionGroup as errors:
-            found.append(errors.exceptions[0])
+        except BaseException as error:
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            found.append(error)
 
     thread = threading.Thread(target=run, name="workbench-load")
     thread.start()
@@ -323,35 +216,39 @@ class _Load:
     async def paced(self, due: Sequence[float]) -> list[Sent]:
         """Requests at given times."""
         self._started = perf_counter()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch())
+        async with self._watched(), asyncio.TaskGroup() as group:
             for time in due:
                 await asyncio.sleep(max(0.0, time - self._now))
-                self._progress.check()
                 group.create_task(self._ask(time))
         return self._found
 
     async def kept(self, many: int) -> list[Sent]:
         """So many at once, again and again."""
         self._started = perf_counter()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._watch())
+        async with self._watched(), asyncio.TaskGroup() as group:
             for _ in range(many):
                 group.create_task(self._repeat())
         return self._found
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """Until all is answered, do what is to be done at its time, and end all when the test is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch())
+            yield
+            watching.cancel()
 
     @property
     def _found(self) -> list[Sent]:
         return [self._sent[number] for number in sorted(self._sent)]
 
     async def _watch(self) -> None:
-        """Do what is to be done at its time, and end all when the test is cancelled."""
         at = list(self._at)
-        while self._now < self._seconds:
+        while True:
             self._progress.check()
             while at and at[0][0] <= self._now:
                 await asyncio.to_thread(at.pop(0)[1])
-            await asyncio.sleep(min(PATIENCE, max(0.0, self._seconds - self._now)))
+            await asyncio.sleep(min([PATIENCE, *(max(0.0, each - self._now) for each, _ in at)]))
 
     async def _repeat(self) -> None:
         while self._now < self._seconds:

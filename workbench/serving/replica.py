@@ -2,14 +2,13 @@
 
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from workbench.answering.answers import samples_of
 from workbench.answering.request import Piece, Request
 from workbench.answering.speaker import Respondent
 from workbench.answering.stage import overrides
@@ -17,7 +16,7 @@ from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError
 from workbench.core.optional import library
 from workbench.serving.endpoint import Endpoint, connect
 from workbench.serving.wire import Ask, refused
-from workbench.steps.output import Stop
+from workbench.step import RequestStep
 from workbench.steps.prompt import Constrain
 from workbench.variant import Variant, load
 
@@ -37,6 +36,7 @@ class Source:
         rows: answers that go on at once in llama.cpp.
         model: what the endpoint calls it.
         key: of the endpoint.
+        timeout: seconds that an answer of an endpoint or of llama.cpp may take.
     """
 
     path: str
@@ -46,15 +46,16 @@ class Source:
     threads: int = 1
     rows: int = 16
     model: str = ""
-    key: str = ""
+    key: str = field(default="", repr=False)
+    timeout: float = 600.0
 
     def opened(self) -> tuple[Respondent, Any]:
         """Who answers, and what must be held meanwhile."""
         if self.path.startswith(("http://", "https://")):
-            return connect(self.path, self.model or None, self.key or None), None
+            return connect(self.path, self.model or None, self.key or None, timeout=self.timeout), None
         if Path(self.path).suffix == ".gguf":
             server, (url, key) = llama_server(self.path, self.threads, self.rows)
-            return connect(url, key=key), server
+            return connect(url, key=key, timeout=self.timeout), server
         return load(self.path, device=self.device, dtype=self.dtype, name=self.name), None
 
 
@@ -124,6 +125,8 @@ class Replica:
         """Who answers such a request, and how many characters may still be taken back while it does."""
         respondent = self._respondent
         if isinstance(respondent, Endpoint):
+            if ask.plain:
+                raise InvalidInput("What answers here takes conversations only: ask /v1/chat/completions.")
             more: dict[str, Any] = {"stop": ask.stops} if ask.stops else {}
             if ask.form:
                 schema = {"name": "form", "schema": _json(ask.form)}
@@ -133,9 +136,8 @@ class Replica:
         if ask.form:
             respondent = respondent.apply(Constrain(rule=ask.form))
         if ask.stops:
-            escaped = "\n".join(each.replace("\n", "\\n") for each in ask.stops)
-            respondent = respondent.apply(Stop(strings=escaped))
-        return respondent, _held_back(respondent, ask.stops)
+            respondent = respondent.apply(_Stops(texts=tuple(ask.stops)))
+        return respondent, _held_back(self._respondent, ask.stops)
 
 
 def _json(text: str) -> Any:
@@ -148,9 +150,22 @@ def _request(ask: Ask) -> Request:
     return Request.of(ask.messages).but(salt=ask.salt, plain=ask.plain)
 
 
-def _held_back(variant: Variant, stops: list[str]) -> int:
+class _Stops(RequestStep):
+    """Ends an answer at any of some texts, as they were sent, and cuts it off there."""
+
+    texts: tuple[str, ...]
+
+    def enough(self, text: str, chances: Sequence[float]) -> tuple[int, str] | None:
+        """Where the first of them begins."""
+        found = [at for each in self.texts if (at := text.find(each)) >= 0]
+        return (min(found), "stop") if found else None
+
+
+def _held_back(variant: Respondent, stops: list[str]) -> int:
     """Characters at the end of what was said that may be no part of the answer; -1 for all."""
-    if samples_of(variant) > 1 or any(overrides(each, "finish") for each in variant.stages):
+    stages = variant.stages if isinstance(variant, Variant) else ()
+    takes_back = any(overrides(each, name) for each in stages for name in ("enough", "finish"))
+    if takes_back or any(each.samples > 1 for each in stages):
         return -1
     return max(map(len, stops), default=1) - 1
 

@@ -45,7 +45,7 @@ class PrefixAware(FIFOMixin, RequestRouter):
     def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
         """Remember what a replica was given."""
         read = self._read.setdefault(replica_id, OrderedDict())
-        for each in hashes(text_of(pending_request.args)):
+        for each in reversed(hashes(text_of(pending_request.args))):  # a beginning is worth more than what follows it
             read[each] = None
             read.move_to_end(each)
         while len(read) > MOST_BLOCKS:

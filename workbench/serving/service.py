@@ -3,11 +3,12 @@
 import atexit
 import itertools
 import os
+import secrets
 import shutil
 import signal
 import socket
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,23 +72,24 @@ class Service:
         self._application = self._application.but(replicas=replicas)
         self._run()
 
-    def update(self, variant: Variant) -> None:
-        """Serve another variant under the same name, one replica after another: no request fails.
+    def update(self, what: Variant | Endpoint | str | Path) -> None:
+        """Serve something else under the same name, one replica after another: no request fails.
 
         Raises:
             InvalidInput: it is neither a variant nor an endpoint nor a path.
             NotAvailable: it cannot be served; the service goes on as it was.
         """
         self._check()
-        _check_what(variant)
-        source, folder = _source(variant, self._application.source.threads, self.model)
+        _check_what(what)
+        now = self._application.source
+        source, folder = _source(what, self.model, threads=now.threads, rows=now.rows, timeout=now.timeout)
         before, self._application = self._application, self._application.but(source=source)
         try:
             self._run()
         except WorkbenchError:
             self._application = before
-            self._run()
             _remove(folder)
+            self._run()
             raise
         self._folders += [folder] if folder else []
         while len(self._folders) > 1:
@@ -128,6 +130,8 @@ class Service:
         Raises:
             InvalidInput: there is no such replica, or it is on another machine.
         """
+        if not self._application.local:
+            raise InvalidInput("Replicas of this cluster may be on other machines: end them with Ray's own tools.")
         seat = self.status()["replicas"].get(replica)
         if seat is None or seat["lost"] or not seat["process"]:
             raise InvalidInput(f"'{self.name}' has no replica '{replica}' that has answered: see status().")
@@ -200,7 +204,7 @@ def serve(
         rows: requests that one replica answers at once.
         waiting: further ones that wait; beyond these they are refused with status 429.
         timeout: seconds that an answer may take.
-        progress: cancel and progress.
+        progress: a cancel is heard before the replicas start, and once they have.
 
     Raises:
         NotAvailable: Ray is not installed, or the replicas cannot start.
@@ -218,16 +222,18 @@ def serve(
     _check_what(what)
     address, ours = cluster.start()
     place = _listen(address, host, port)
-    source, folder = _source(what, each, name)
+    source, folder = _source(what, name, threads=each, rows=rows, timeout=timeout)
     number = next(_numbers)
-    title = f"service-{number}"
-    prefix = "/" if number == 1 else f"/{title}"
-    application = application.but(source=replace(source, rows=rows), prefix=prefix, local=ours)
+    title = f"service-{number}" if ours else f"service-{secrets.token_hex(4)}"  # others may serve on that cluster, too
+    prefix = "/" if ours and number == 1 else f"/{title}"
+    application = application.but(source=source, prefix=prefix, local=ours)
     service = Service(title, source.name, f"{place}{prefix.rstrip('/')}/v1", policy, replicas, application)
     if folder is not None:
         service._folders.append(folder)
     try:
+        progress.check()
         service._run()
+        progress.check()
     except BaseException:
         service.stop()
         raise
@@ -251,8 +257,8 @@ def _listen(address: str, host: str, port: int) -> str:
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 tried.bind((host, port))
-            except OSError as error:
-                raise InvalidInput(f"Port {port} of {host} cannot be used ({error.strerror}): name another.") from None
+            except (OSError, OverflowError) as error:
+                raise InvalidInput(f"Port {port} of {host} cannot be used ({error}): name another.") from None
             port = tried.getsockname()[1]
         from ray import serve
 
@@ -262,12 +268,13 @@ def _listen(address: str, host: str, port: int) -> str:
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
         _listening[address] = host, port
-    if port not in (0, PORT, _listening[address][1]):
+    there, taken = _listening[address]
+    if host != there or port not in (0, PORT, taken):
         raise InvalidInput(
-            f"The services of this process listen on port {_listening[address][1]} already: leave port out, and this "
-            "one gets a path of its own there."
+            f"The services of this process listen on port {taken} of {there} already: name that host, or none, and no "
+            "other port; this one gets a path of its own there."
         )
-    host, port = _listening[address]
+    port = taken
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)
     return f"http://{shown}:{port}"
 
@@ -280,11 +287,11 @@ def _check_what(what: Any) -> None:
         raise InvalidInput(f"serve() takes a variant, an endpoint or a path, not {type(what).__name__}.")
 
 
-def _source(what: Any, threads: int, name: str | None) -> tuple[Source, Path | None]:
+def _source(what: Any, name: str | None, **common: Any) -> tuple[Source, Path | None]:
     """What a replica opens, and the folder that was made for it."""
     if isinstance(what, Endpoint):
         address = what._clients.address
-        return Source(address.url, name or what.model, model=what.model, key=address.key, threads=threads), None
+        return Source(address.url, name or what.model, model=what.model, key=address.key, **common), None
     if isinstance(what, Variant):
         home = files.cache_folder() / "serving"
         home.mkdir(parents=True, exist_ok=True)
@@ -295,8 +302,8 @@ def _source(what: Any, threads: int, name: str | None) -> tuple[Source, Path | N
             shutil.rmtree(folder, ignore_errors=True)
             raise
         dtype = str(what.dtype).removeprefix("torch.")
-        source = Source(str(folder / "variant"), name or what.name, str(what.device), dtype, threads)
+        source = Source(str(folder / "variant"), name or what.name, str(what.device), dtype, **common)
         return source, folder
     path = files.home(what)
     device = "cuda" if torch.cuda.is_available() and path.suffix != ".gguf" else "cpu"
-    return Source(str(path.resolve()), name or path.stem, device, threads=threads), None
+    return Source(str(path.resolve()), name or path.stem, device, **common), None

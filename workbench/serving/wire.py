@@ -44,7 +44,7 @@ class Refused(Exception):
     """
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message.encode(errors="replace").decode())  # half characters cannot be sent back
         self.status, self.code, self.param = status, code, param
         self.headers = {"Retry-After": "1"} if status == 429 else {}
 
