@@ -22,7 +22,7 @@ from workbench.measurement.verdict import verdict
 from workbench.steps import finetune, prompt, quantize
 from workbench.tasks.task import Example, Task, Text
 
-ON_TASKS = {"score", "flips", "prompt_tokens", "answer_tokens"}  # metrics that need examples
+ON_TASKS = {"cost", "score", "flips", "prompt_tokens", "answer_tokens"}  # metrics that need examples
 HOSTILE = "<img src=x onerror=alert(1)>$x$"
 
 
