@@ -139,7 +139,7 @@ def test_endless_answers(client: openai.OpenAI, tiny: wb.Variant) -> None:
         (asked(stop=["x" * 1000]), 400, "stop"),
         (asked(stop=[""]), 400, "stop"),
         (asked(model="gpt-5"), 404, "no model 'gpt-5'"),
-        (asked(model="\ud800"), 404, "no model '?'"),
+        (asked(model="\ud800"), 400, "model"),
         (asked(response_format={"type": "json_schema"}), 400, "json_schema"),
         (
             asked(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
