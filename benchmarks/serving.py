@@ -183,6 +183,9 @@ def faults(seconds: float) -> None:
         watching = threading.Thread(target=lambda: back.append(recovered(service, died)))
         watching.start()
         killed = wb.load_test(service, task(), rate=1.0, seconds=seconds, new_tokens=16, at={seconds / 3: kill})
+        endpoint = service.endpoint()
+        while watching.is_alive():  # the new one may be ready only after the last request
+            endpoint.generate("Hi", max_new_tokens=1)
         watching.join()
         other = base.apply(prompt.System(text="Be brief."))
         update = {seconds / 6: lambda: service.update(other)}
