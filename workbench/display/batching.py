@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from workbench.core.drawn import HTML, draws
 from workbench.core.estimate import Estimate
 from workbench.display.report import STYLE
-from workbench.display.style import COLOURS, plain, styled
+from workbench.display.style import COLOURS, bars, plain, styled
 from workbench.measurement.batching import Batching
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ def batching_figure(batching: Batching, transparent: bool = False) -> "go.Figure
             go.Scatter(
                 x=list(batching.sizes),
                 y=[scale * each.value for each in values],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [scale * (each.high - each.value) for each in values],
-                    "arrayminus": [scale * (each.value - each.low) for each in values],
-                },
+                error_y=bars(values, scale),
                 mode="lines+markers",
                 line_color=COLOURS[column - 1],
                 showlegend=False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core.drawn import HTML, draws
 from workbench.core.estimate import Estimate
 from workbench.display.report import STYLE
-from workbench.display.style import COLOURS, plain, styled
+from workbench.display.style import COLOURS, bars, plain, styled
 from workbench.serving.load import TIMELINE, LoadTest
 from workbench.serving.sent import PERCENTILES, Stage
 
@@ -53,15 +53,9 @@ def _line(stages: list[Stage], column: int, name: str, number: int, shown: bool)
         return go.Scatter(y=[each.throughput for each in stages], hovertemplate="%{y:.4g} tokens/s", **line)
     measure = "ttft" if column == 1 else "latency"
     values = [each.percentile(measure, 95) for each in stages]
-    ends = [(each or Estimate.exact(0.0, "s")) for each in values]
     return go.Scatter(
         y=[each.value if each else None for each in values],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [each.high - each.value for each in ends],
-            "arrayminus": [each.value - each.low for each in ends],
-        },
+        error_y=bars([each or Estimate.exact(0.0, "s") for each in values]),
         hovertemplate="%{y:.3g} s",
         **line,
     )

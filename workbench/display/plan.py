@@ -7,7 +7,7 @@ import numpy as np
 
 from workbench.core.drawn import HTML, draws
 from workbench.display.report import STYLE, table
-from workbench.display.style import COLOURS, NEUTRAL, plain, styled
+from workbench.display.style import COLOURS, NEUTRAL, bars, plain, styled
 from workbench.serving.plan import Plan
 
 if TYPE_CHECKING:
@@ -79,12 +79,7 @@ def _waits(plan: Plan, name: str, scale: float, unit: str) -> Any:
     return go.Scatter(
         x=[plan.devices_of(each.replicas) for each in plan.trials],
         y=[scale * each.value for each in found],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [scale * (each.high - each.value) for each in found],
-            "arrayminus": [scale * (each.value - each.low) for each in found],
-        },
+        error_y=bars(found, scale),
         mode="lines+markers",
         line_color=COLOURS[1],
         showlegend=False,

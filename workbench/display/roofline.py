@@ -10,7 +10,7 @@ from workbench.analysis.memory import Memory
 from workbench.core import units
 from workbench.core.drawn import HTML, draws
 from workbench.display.report import STYLE, table
-from workbench.display.style import COLOURS, NEUTRAL, plain, styled
+from workbench.display.style import COLOURS, NEUTRAL, bars, plain, styled
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -131,11 +131,7 @@ def _passes(found: Explanation) -> list[Any]:
                 mode="lines+markers",
                 line={"color": colour, "width": 1.5},
                 marker={"size": 10, "symbol": symbol},
-                error_y={
-                    "type": "data",
-                    "array": [1e3 * (each.high - each.value) for each in values],
-                    "arrayminus": [1e3 * (each.value - each.low) for each in values],
-                },
+                error_y=bars(values, 1e3),
             )
         )
     return traces

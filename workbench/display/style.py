@@ -2,7 +2,9 @@
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from workbench.core.estimate import Estimate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,6 +23,16 @@ def short_names(modules: Sequence[str]) -> list[str]:
     """The last part of every path where that tells them apart, else all of it."""
     last = [module.rpartition(".")[2] for module in modules]
     return last if len(set(last)) == len(last) else list(modules)
+
+
+def bars(values: Sequence[Estimate], scale: float = 1.0) -> dict[str, Any]:
+    """Intervals as Plotly draws them around values of another scale."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [scale * (each.high - each.value) for each in values],
+        "arrayminus": [scale * (each.value - each.low) for each in values],
+    }
 
 
 def styled(figure: "go.Figure", transparent: bool) -> "go.Figure":

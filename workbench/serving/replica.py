@@ -1,5 +1,6 @@
 """One process that answers for a service: a live variant, a GGUF file in llama.cpp, or an endpoint elsewhere."""
 
+import json
 import os
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -129,7 +130,7 @@ class Replica:
                 raise InvalidInput("What answers here takes conversations only: ask /v1/chat/completions.")
             more: dict[str, Any] = {"stop": ask.stops} if ask.stops else {}
             if ask.form:
-                schema = {"name": "form", "schema": _json(ask.form)}
+                schema = {"name": "form", "schema": json.loads(ask.form)}
                 more["response_format"] = {"type": "json_schema", "json_schema": schema}
             return replace(respondent, more=more), 0
         assert isinstance(respondent, Variant)
@@ -138,12 +139,6 @@ class Replica:
         if ask.stops:
             respondent = respondent.apply(_Stops(texts=tuple(ask.stops)))
         return respondent, _held_back(self._respondent, ask.stops)
-
-
-def _json(text: str) -> Any:
-    import json
-
-    return json.loads(text)
 
 
 def _request(ask: Ask) -> Request:
