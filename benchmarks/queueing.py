@@ -1,156 +1,110 @@
-"""What the queueing model predicts beside what is measured: 95 % of the first tokens and of whole answers, under load.
+"""What the queueing model predicts beside what is measured: p95 of first tokens and whole answers of 1, 2, 3 replicas.
 
-python benchmarks/queueing.py [--requests 60] [--rounds 1] [--rows 8] [--loads 0.3 0.55 0.8] [--replicas 1]
+python benchmarks/queueing.py [--requests 60] [--loads 0.3 0.55 0.8] [--replicas 1 2 3]    # about 20 minutes on 2 cores
 
-The times of a replica are calibrated twice: from `wb.batching`, and fitted to loads of their own that come before and
-after those that are compared. The prediction is a replay: the simulated replicas are given the measured run's
-arrivals and lengths, so that chance is the same on both sides.
+The times of one replica are fitted to load tests of their own, a light and a dense one, as are those of several that
+share this machine. The prediction is a replay: the simulated replicas are given the measured run's arrivals and
+lengths, so that chance is the same on both sides.
 """
 
 import argparse
-import asyncio
 import logging
-import random
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from common import write_result
+from common import public_rows, write_result
 
 import workbench as wb
-from workbench.measurement.latency import requests
 from workbench.serving.queueing import Load, capacity, summary
 from workbench.serving.simulation import simulate
 from workbench.serving.times import Sample, ServiceTimes
-from workbench.steps.runtime import Batch
 
-SIZES, LENGTHS, ANSWERS = (1, 2, 4, 8), (16, 32, 64), (4, 8, 16, 32)  # at once; tokens
-SHOWN = ("ttft p50", "ttft p95", "latency p50", "latency p95", "gap p50", "gap p95")
-
-
-def speakers(base: wb.Variant, replicas: int) -> list[Any]:
-    """Who answers: one in this process. A service's replicas go here, each with an `astream` of its own."""
-    if replicas != 1:
-        raise SystemExit("Several replicas need a service: give what answers for each of them in speakers().")
-    return [base]
+ROWS, ANSWER = 16, 16  # side by side at most; tokens
+ROUGH = 0.8  # requests a second of one replica, before anything is known
+SHOWN = ("ttft p95", "latency p95", "gap p95")
 
 
-class Prompts:
-    """Prompts of several lengths, none twice: what was read once is not read again."""
-
-    def __init__(self, variant: wb.Variant, text: wb.Text) -> None:
-        self._variant = variant
-        self._ids = [token for window in text.windows(variant.tokenizer, "train") for token in window]
-
-    def drawn(self, chance: random.Random) -> str:
-        """Some words from anywhere in the text."""
-        length = chance.choice(LENGTHS)
-        start = chance.randrange(len(self._ids) - length)
-        return self._variant.decode(self._ids[start : start + length])
+def task() -> wb.Task:
+    """Questions of many lengths, none of them asked twice in a load."""
+    rows = public_rows("gsm8k-test-300.jsonl")
+    examples = [wb.Example(id=str(n), prompt=row["question"], answer="") for n, row in enumerate(rows)]
+    return wb.Task(name="gsm8k", test=tuple(examples), scorer="contains")
 
 
-async def ask(speaker: Any, replica: int, prompt: str, tokens: int) -> Sample:
-    """One request and what came when."""
-    arrival, times = time.perf_counter(), []
-    answer = None
-    async for piece in speaker.astream(prompt, max_new_tokens=tokens, temperature=0.0):
-        times.append(time.perf_counter())
-        answer = piece.answer or answer
-    assert answer is not None
-    return Sample(arrival, times[0], times[-1], answer.prompt_tokens, len(answer.token_ids), replica)
+def loaded(service: Any, rate: float, requests: int, seed: int) -> wb.LoadTest:
+    """About so many requests at a rate."""
+    test = wb.load_test(service, task(), rate=rate, seconds=requests / rate, new_tokens=ANSWER, seed=seed)
+    assert not test.stages[0].errors, test.stages[0].errors
+    return test
 
 
-async def loaded(who: Sequence[Any], prompts: Prompts, rate: float, requests: int, seed: int) -> list[Sample]:
-    """Requests that come at random, whether or not earlier ones were answered; the replicas get them in turn."""
-    chance = random.Random(seed)
-    begin, due, tasks = time.perf_counter(), 0.0, []
-    for number in range(requests):
-        due += chance.expovariate(rate)
-        await asyncio.sleep(max(0.0, begin + due - time.perf_counter()))
-        replica = number % len(who)
-        prompt, tokens = prompts.drawn(chance), chance.choice(ANSWERS)
-        tasks.append(asyncio.create_task(ask(who[replica], replica, prompt, tokens)))
-    return list(await asyncio.gather(*tasks))
-
-
-def replayed(times: ServiceTimes, samples: Sequence[Sample], replicas: int) -> dict[str, float]:
-    """What the model says of the same arrivals and lengths."""
-    ordered = sorted(samples)
-    arrivals = np.array([each.arrival - ordered[0].arrival for each in ordered])
-    prompts, answers = (np.array([each[at] for each in ordered]) for at in (3, 4))
-    return summary(simulate(times, arrivals, prompts, answers, replicas=replicas, policy="round robin"))
-
-
-def measured(samples: Sequence[Sample]) -> dict[str, float]:
-    """The same quantities as they were."""
-    first = np.array([each.first - each.arrival for each in samples])
-    whole = np.array([each.end - each.arrival for each in samples])
-    gap = np.array([(each.end - each.first) / (each.answer - 1) for each in samples if each.answer > 1])
-    spent = {"ttft": first, "latency": whole, "gap": gap}
-    return {f"{name} p{q}": float(np.percentile(each, q)) for name, each in spent.items() for q in (50, 95)}
-
-
-def beside(found: dict[str, float], predicted: dict[str, float]) -> dict[str, list[float]]:
-    """Measured, predicted, and by how much it is off."""
+def beside(samples: Sequence[Sample], times: ServiceTimes, replicas: int) -> dict[str, list[float]]:
+    """Measured, predicted for the same arrivals and lengths, and by how much it is off."""
+    arrival, first, end, prompt, answer, _ = np.array(samples, float).T
+    trace = simulate(times, arrival, prompt.astype(int), answer.astype(int), replicas=replicas, policy="round robin")
+    predicted = summary(trace)
+    spent = {"ttft": first - arrival, "latency": end - arrival, "gap": (end - first) / (answer - 1)}
+    found = {f"{name} p95": float(np.percentile(each, 95)) for name, each in spent.items()}
     return {
         name: [round(found[name], 4), round(predicted[name], 4), round(predicted[name] / found[name] - 1, 3)]
         for name in SHOWN
     }
 
 
+def compared(base: wb.Variant, replicas: int, alone: ServiceTimes | None, chosen: argparse.Namespace) -> dict[str, Any]:
+    """Calibrate, measure every load, calibrate again for what drifts, and replay."""
+    count = chosen.requests
+    with wb.serve(base, replicas=replicas, policy="round robin", threads=1, rows=ROWS, port=0) as service:
+        loaded(service, 1.0, 2 * replicas + 4, seed=9)  # all of them have answered
+        rough = ROUGH * min(replicas, 1.6)
+        light = [] if alone else loaded(service, 0.25 * rough, count // 2, seed=1).samples
+        dense = loaded(service, 0.8 * rough, count, seed=2).samples
+
+        def fitted() -> ServiceTimes:
+            times = alone or ServiceTimes.fitted([*light, *dense], rows=ROWS)
+            return times if replicas == 1 else times.contended(dense, replicas)
+
+        lengths = Load(rate=1, prompts=[each.prompt for each in dense], answers=[each.answer for each in dense])
+        most = capacity(fitted(), lengths, replicas)
+        runs = {
+            f"{share:.0%}": loaded(service, share * most, count, seed=10 + number).samples
+            for number, share in enumerate(chosen.loads)
+        }
+        later = loaded(service, 0.8 * rough, count, seed=3).samples
+    start = max(each.end for each in dense) + 60.0
+    dense += [each._replace(**{at: getattr(each, at) + start for at in ("arrival", "first", "end")}) for each in later]
+    times = fitted()
+    return {
+        "times": times,
+        "shown": {
+            "read": times.read,
+            "gap": times.gap,
+            "contention": times.contention,
+            "requests/s at most": round(capacity(times, lengths, replicas), 3),
+            "loads": {share: beside(each, times, replicas) for share, each in runs.items()},
+        },
+    }
+
+
 def main() -> None:
-    """The default model at several shares of what it can answer."""
+    """The default model with several numbers of replicas, at several shares of what they can answer."""
     options = argparse.ArgumentParser()
     options.add_argument("--requests", type=int, default=60)
-    options.add_argument("--rounds", type=int, default=1)
-    options.add_argument("--rows", type=int, default=8)
     options.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.55, 0.8])
-    options.add_argument("--replicas", type=int, default=1)
+    options.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 3])
     chosen = options.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    base = wb.load(device="cpu").apply(Batch(rows=chosen.rows))
-    text = wb.read_text("data/prose", window=128, calibration=4, test=32)
-    write_result("queueing", compared(base, text, chosen))
-
-
-def compared(base: wb.Variant, text: wb.Text, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Calibrate, measure every load, calibrate again for what drifts, and replay."""
-    who, prompts = speakers(base, chosen.replicas), Prompts(base, text)
-    asked = [len(base.encode(each)) for each in requests(base, text, SIZES[-1])]
-    curve = wb.batching(base, text, SIZES, rounds=2, new_tokens=12)
-    known = {"batching": ServiceTimes.measured(curve, float(np.mean(asked)), rows=chosen.rows)}
-
-    def load(rate: float, count: int, seed: int) -> list[Sample]:
-        return asyncio.run(loaded(who, prompts, rate, count, seed))
-
-    rough = capacity(known["batching"], Load(rate=1, prompts=asked, answers=ANSWERS))
-    light = load(0.25 * rough, chosen.requests // 2, seed=1)
-    dense = load(0.7 * rough, chosen.requests, seed=2)
-    first = ServiceTimes.fitted([*light, *dense], rows=chosen.rows)
-    lengths = Load(rate=1, prompts=[each.prompt for each in dense], answers=[each.answer for each in dense])
-    most = chosen.replicas * capacity(first, lengths)
-    runs = {
-        f"{share:.0%}": [load(share * most, chosen.requests, seed=10 + number) for number in range(chosen.rounds)]
-        for share in chosen.loads
-    }
-    dense += load(0.7 * rough, chosen.requests, seed=3)
-    known["samples"] = ServiceTimes.fitted([*light, *dense], rows=chosen.rows)
-    if chosen.replicas > 1:
-        known["samples"] = known["samples"].contended([*light, *dense], chosen.replicas)
-    return {
-        "times": {name: {"read": each.read, "gap": each.gap} for name, each in known.items()},
-        "requests_per_s_at_most": round(capacity(known["samples"], lengths, chosen.replicas), 3),
-        "loads": {
-            share: [
-                {name: beside(measured(each), replayed(times, each, chosen.replicas)) for name, times in known.items()}
-                for each in found
-            ]
-            for share, found in runs.items()
-        },
-    }
+    base = wb.load(device="cpu")
+    alone: ServiceTimes | None = None
+    shown: dict[str, Any] = {}
+    for replicas in sorted({1, *chosen.replicas}):
+        found = compared(base, replicas, alone, chosen)
+        alone = alone or found["times"]
+        shown[f"replicas: {replicas}"] = found["shown"]
+        write_result("queueing", {"what": "measured, predicted, predicted / measured - 1", **shown})
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
 from statistics import median
 
 import psutil
@@ -26,6 +28,7 @@ from workbench.serving.application import POLICIES
 from workbench.serving.service import Service
 from workbench.steps import prompt, runtime
 
+opened: wb.Variant  # of a process without a service
 SLICE = 0.3  # seconds that a slowed replica is stopped and let go in turns
 
 
@@ -63,29 +66,65 @@ def overhead(rounds: int) -> None:
 
 
 def scaling(rounds: int, seconds: float) -> None:
-    """Throughput of one replica and of two, with one client each and with eight, in turns."""
+    """Throughput of one replica and of two, and of one and two processes without any service, in turns."""
     base = wb.load()
-    with wb.serve(base, port=0, threads=1) as one, wb.serve(base, replicas=2, threads=1) as two:
+    plain = ProcessPoolExecutor(2, get_context("spawn"), _open)
+    with wb.serve(base, port=0, threads=1) as one, wb.serve(base, replicas=2, threads=1) as two, plain:
         warm(one, two)
-        found: dict[str, list[float]] = {}
-        levels = [(one, 1), (two, 2), (one, 8), (two, 16)]
+
+        def bare(processes: int) -> float:
+            return sum(plain.map(_spoken, [seconds] * processes))
+
+        def tested(service: Service, clients: int, tokens: int) -> float:
+            spent = seconds * tokens / 32
+            test = wb.load_test(service, task(), concurrency=clients, seconds=spent, new_tokens=tokens, seed=number)
+            assert not test.stages[0].errors, test.stages[0].errors
+            return test.stages[0].throughput
+
+        levels: dict[str, Callable[[], float]] = {
+            "1 process": lambda: bare(1),
+            "2 processes": lambda: bare(2),
+            "1 replica, 1 at once": lambda: tested(one, 1, 32),
+            "2 replicas, 2 at once": lambda: tested(two, 2, 32),
+            "1 replica, 8 at once": lambda: tested(one, 8, 32),
+            "2 replicas, 16 at once": lambda: tested(two, 16, 32),
+            "1 replica, 1 at once, 128 tokens": lambda: tested(one, 1, 128),
+            "1 replica, 8 at once, 128 tokens": lambda: tested(one, 8, 128),
+        }
+        found: dict[str, list[float]] = {name: [] for name in levels}
+        bare(2)
         for number in range(rounds):
-            for service, clients in levels[:: -1 if number % 2 else 1]:
-                test = wb.load_test(service, task(), concurrency=clients, seconds=seconds, new_tokens=32, seed=number)
-                stage = test.stages[0]
-                assert not stage.errors, stage.errors
-                found.setdefault(f"{service.replicas} replicas, {clients} at once", []).append(stage.throughput)
-    one1, two2, one8, two16 = found.values()
+            for name in list(levels)[:: -1 if number % 2 else 1]:
+                found[name].append(levels[name]())
+    one0, two0, one1, two2, one8, two16, long1, long8 = found.values()
     write_result(
         "serving_scaling",
         {
             "tokens/s": {name: round(median(values), 1) for name, values in found.items()},
+            "2 processes / 1, no service": rounded(estimate.paired_ratio(two0, one0)),
             "2 replicas / 1, one request each": rounded(estimate.paired_ratio(two2, one1)),
             "2 replicas / 1, eight requests each": rounded(estimate.paired_ratio(two16, one8)),
             "8 clients / 1 on one replica": rounded(estimate.paired_ratio(one8, one1)),
+            "8 clients / 1 on one replica, 128 tokens": rounded(estimate.paired_ratio(long8, long1)),
             "rounds": rounds,
         },
     )
+
+
+def _open() -> None:
+    global opened
+    torch.set_num_threads(1)
+    opened = wb.load()
+
+
+def _spoken(seconds: float) -> float:
+    """Tokens a second of a model in this process, asked one question after another."""
+    tokens, begun = 0, time.perf_counter()
+    for each in task().test:
+        tokens += len(opened.generate(each.prompt, max_new_tokens=32, temperature=0.0, endless=True).token_ids)
+        if time.perf_counter() - begun > seconds:
+            break
+    return tokens / (time.perf_counter() - begun)
 
 
 def policies(rounds: int, seconds: float) -> None:

@@ -20,6 +20,7 @@ from workbench.measurement.latency import requests
 from workbench.serving.endpoint import Endpoint
 from workbench.serving.sent import Kind, Sent, Stage
 from workbench.serving.service import Service
+from workbench.serving.times import Sample
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -49,6 +50,18 @@ class LoadTest(Drawn):
     def names(self) -> list[str]:
         """The services, in their order."""
         return list(dict.fromkeys(each.name for each in self.stages))
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Every request that was answered, as `ServiceTimes.fitted` takes them; stages follow each other on a clock."""
+        start, found, numbers = 0.0, [], dict[tuple[str, str], int]()
+        for stage in self.stages:
+            for each in stage.answered:
+                first, replica = each.due + each.ttft, numbers.setdefault((stage.name, each.replica), len(numbers))
+                tokens = max(1, each.prompt_tokens), max(1, each.answer_tokens)
+                found.append(Sample(start + each.due, start + first, start + each.end, *tokens, replica))
+            start += stage.spent + 1.0
+        return found
 
     def __str__(self) -> str:
         return " ".join(map(_sentence, self.stages))
