@@ -9,6 +9,7 @@ Each part writes a result of its own. Replicas have one thread each; whatever is
 import argparse
 import asyncio
 import os
+import random
 import signal
 import threading
 import time
@@ -307,7 +308,8 @@ def warm(*services: Service) -> None:
     async def ask(service: Service) -> None:
         endpoint = service.endpoint()
         while len(answering(service)) < service.replicas:
-            await asyncio.gather(*(endpoint.agenerate("Hi", max_new_tokens=4) for _ in range(2 * service.replicas)))
+            texts = [f"Hi {random.random()}" for _ in range(2 * service.replicas)]  # for the same may go to the same
+            await asyncio.gather(*(endpoint.agenerate(each, max_new_tokens=4) for each in texts))
 
     for service in services:
         asyncio.run(ask(service))

@@ -16,6 +16,9 @@ from workbench.core.progress import Progress, Throttle
 from workbench.display import COLOURS
 from workbench.layers.sensitivity import Sensitivity
 from workbench.measurement.comparison import Comparison
+from workbench.serving.card import picked
+from workbench.serving.deploy import deploy
+from workbench.serving.launch import Target
 from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -153,6 +156,21 @@ class Session:
         path = variant.save(files.inside(EXPORTS, folder_name.strip()))
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
+
+    def deploy(self, name: str, folder_name: str, target: Target, progress: Progress) -> str:
+        """Write a variant to a folder under exports/ that another program runs, and try it there; says what came of it.
+
+        Its card shows the figures of the last comparison, where the variant is in it.
+        """
+        variant = self[name]
+        if not isinstance(variant, Variant):
+            raise InvalidInput(f"'{name}' answers elsewhere: its weights cannot be deployed from here.")
+        place = files.inside(EXPORTS, f"{folder_name.strip()}-{target}")
+        measured = None
+        with contextlib.suppress(InvalidInput):  # it was not among them
+            measured = self.comparison if picked(self.comparison, variant) else None
+        found = deploy(variant, place, target, measured=measured, progress=progress)
+        return f"Deployed to {place}, {units.size(found.bytes)}; {found.tried}. Start it with: sh {place}/run.sh"
 
     def turn_to(self, step: Step) -> None:
         """Set the panels of a step's family to it."""

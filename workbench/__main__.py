@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     serving.add_argument("--replicas", type=int, default=1, help="processes that answer")
     serving.add_argument("--policy", default="power of two", choices=POLICIES, help="how one is chosen for a request")
     serving.add_argument("--threads", type=int, help="of each replica on a CPU")
+    serving.add_argument("--ranks", type=int, default=1, help="processes that share each replica's matrices")
     serving.add_argument("--rows", type=int, default=16, help="requests that a replica answers at once")
     serving.add_argument("--waiting", type=int, default=100, help="further ones that wait")
     given = vars(parser.parse_args(arguments))

@@ -178,7 +178,7 @@ def test_one_alone_that_has_no_memory_fails(base: wb.Variant) -> None:
 
 
 def test_samples_of_a_long_prompt_read_it_once(base: wb.Variant, monkeypatch) -> None:
-    monkeypatch.setattr(module, "CHUNK", 16)
+    monkeypatch.setattr(module, "ALONE", 16)
     read = []
     hook = base.model.register_forward_pre_hook(
         lambda _, __, inputs: read.append(tuple(inputs["input_ids"].shape)), with_kwargs=True

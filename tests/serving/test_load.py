@@ -48,6 +48,24 @@ def test_nothing_answered() -> None:
     assert found.table()["latency_p95"].isna().all()
 
 
+def test_stages_follow_each_other_as_samples() -> None:
+    sent = [Sent(0.5, 1.0, 2.0, 7, 3, "a"), Sent(0.7, None, 3.0, error="refused"), Sent(1.0, 1.5, 4.0, 9, 5, "b")]
+    stages = [Stage(name, "rate", 1.0, 5.0, tuple(sent), (1.0, 0.2)) for name in ("one", "two")]
+    assert wb.LoadTest(tuple(stages)).samples == [
+        (0.5, 1.0, 2.0, 7, 3, 0),
+        (1.0, 1.5, 4.0, 9, 5, 1),
+        (5.5, 6.0, 7.0, 7, 3, 2),
+        (6.0, 6.5, 9.0, 9, 5, 3),
+    ]
+
+
+def test_a_level_is_told_while_it_goes_on(base: wb.Variant, tiny_task: wb.Task) -> None:
+    seen: list[wb.LoadTest] = []
+    wb.load_test(base, tiny_task, concurrency=1, seconds=2.5, new_tokens=2, on_update=seen.append)
+    assert len(seen) >= 2
+    assert len(seen[0].stages[0].sent) < len(seen[-1].stages[0].sent)
+
+
 def test_arrivals_are_those_of_independent_users() -> None:
     times = np.array(_arrivals(50.0, 200.0, seed=1))
     gaps = np.diff(times)
@@ -75,7 +93,8 @@ def test_every_request_is_accounted_for(base: wb.Variant, tiny_task: wb.Task) ->
     assert len(found.stages[0].sent) == len(_arrivals(30, 0.4, 0))
     assert all(each.answer_tokens == 3 and not each.error for each in found.stages[0].sent)
     assert all(each.due <= each.first <= each.end for part in found.stages for each in part.sent)
-    assert [len(each.stages) for each in seen] == [1, 2, 3]
+    assert list(dict.fromkeys(len(each.stages) for each in seen)) == [1, 2, 3]
+    assert seen[-1].stages == found.stages
     assert len(found.table()) == 3
     assert len(found.figure().data) == 6
     assert found.names == [base.name]

@@ -11,7 +11,7 @@ from workbench.core.estimate import Estimate
 from workbench.measurement.batching import Batching
 from workbench.runtime.asks import Ask
 from workbench.runtime.decoding import Decoding
-from workbench.runtime.running import CHUNK, Running
+from workbench.runtime.running import ALONE, CHUNK, Running
 from workbench.serving.queueing import Load, capacity, forecast, summary
 from workbench.serving.simulation import POLICIES, Trace, simulate
 from workbench.serving.times import ServiceTimes
@@ -228,7 +228,7 @@ def test_the_engine_itself_on_a_clock_of_its_own(base: wb.Variant) -> None:
         if running._just_read:
             chosen = [len(each.ids) for each in waiting if each not in running.waiting]
             done, total = (0, max(chosen) * len(chosen)) if chosen else (done, total)
-            before, done = done, min(total, done + CHUNK)
+            before, done = done, min(total, done + (CHUNK if rows else ALONE))
             now += float(times.reading(done)) - (float(times.reading(before)) if before else 0.0)
         else:
             now += float(times.token(rows))

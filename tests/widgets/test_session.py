@@ -195,6 +195,24 @@ def test_export_is_written_and_loads(bench: Bench) -> None:
     assert again.generate(**asked).token_ids == bench.base.generate(**asked).token_ids
 
 
+def test_a_variant_is_deployed_from_its_row_with_what_was_measured(bench: Bench, bench_task: wb.Task) -> None:
+    row = bench.listing.rows[bench.base.name]
+    row.typed.value = "../mine"
+    row.deploy.click()
+    assert bench.wait(TIMEOUT)
+    assert "cannot be used as a name" in bench.listing.message.value
+    row.typed.value, row.target.value = "mine", "transformers"
+    row.deploy.click()
+    assert bench.wait(TIMEOUT)
+    assert "Deployed to exports/mine-transformers" in bench.listing.message.value
+    assert "20 prompts" in bench.listing.message.value
+    assert "Nothing was measured" in Path("exports/mine-transformers/README.md").read_text()
+    bench.comparison = wb.compare([bench.base], bench_task, rounds=6, examples=2, new_tokens=2, store=False)
+    row.deploy.click()
+    assert bench.wait(TIMEOUT)
+    assert "Nothing was measured" not in Path("exports/mine-transformers/README.md").read_text()
+
+
 def test_text_from_outside_is_escaped_everywhere(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
-"""The list of variants: choose, rename, save, remove."""
+"""The list of variants: choose, rename, save, deploy, remove."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import ipywidgets as ipw
@@ -10,6 +11,7 @@ from workbench.core.errors import WorkbenchError
 from workbench.core.progress import Progress
 from workbench.layers.calibration import kept_bytes
 from workbench.models import sharing
+from workbench.serving.launch import TARGETS
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
@@ -85,12 +87,22 @@ class Row:
             tooltip=f"Save {name} to a folder of this name under exports/" if here else "Its weights are elsewhere",
             disabled=not here,
         )
+        self.target = ipw.Dropdown(
+            options=TARGETS, description="For", tooltip=f"What shall run {name} elsewhere", disabled=not here
+        )
+        self.deploy = ipw.Button(
+            description="Deploy",
+            tooltip=f"Write {name} to a folder of this name under exports/ that runs elsewhere, and try it"
+            if here
+            else "Its weights are elsewhere",
+            disabled=not here,
+        )
         self.remove = ipw.Button(
             description="Remove",
             tooltip="The baseline stays" if is_base else f"Take {name} off the list",
             disabled=is_base,
         )
-        self.strip = ipw.HBox([self.typed, self.rename, self.save, self.remove])
+        self.strip = ipw.HBox([self.typed, self.rename, self.save, self.remove, self.target, self.deploy])
         self.strip.add_class("wb-edit")
         self.strip.layout.display = "none"
         self.widget = ipw.VBox([self.tick, self.menu, self.facts, self.strip])
@@ -101,6 +113,7 @@ class Row:
         self.rename.on_click(lambda _: self._try(lambda: listing.bench.rename(self.name, self.typed.value)))
         self.remove.on_click(lambda _: self._try(lambda: listing.bench.remove(self.name)))
         self.save.on_click(lambda _: self._try(self._save))
+        self.deploy.on_click(lambda _: self._try(self._deploy))
 
     def draw(self) -> None:
         """Follow the bench: chosen or not, and sizes, which change with the other variants."""
@@ -130,13 +143,14 @@ class Row:
 
     def _save(self) -> None:
         bench, name, typed = self._listing.bench, self.name, self.typed.value
+        self._submit(f"Save {name}", lambda _: bench.save(name, typed), f"save {typed}")
 
-        def work(progress: Progress) -> str:
-            return bench.save(name, typed)
-
-        bench.submit(
-            f"Save {name}",
-            work,
-            lambda job: self._listing.say(html.job_message(job, str(job.result))),
-            key=f"save {typed}",
+    def _deploy(self) -> None:
+        bench, name, typed, target = self._listing.bench, self.name, self.typed.value, self.target.value
+        self._submit(
+            f"Deploy {name}", lambda progress: bench.deploy(name, typed, target, progress), f"deploy {typed} {target}"
         )
+
+    def _submit(self, label: str, work: Callable[[Progress], str], key: str) -> None:
+        show = self._listing.say
+        self._listing.bench.submit(label, work, lambda job: show(html.job_message(job, str(job.result))), key=key)

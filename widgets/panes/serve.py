@@ -139,15 +139,21 @@ class Serve:
             settings = {self.kind.value: self._level(), "seconds": self.seconds.checked}
 
             def work(progress: Progress) -> str:
-                self.load = load_test(service, task, **settings, progress=progress)
+                self.load = load_test(service, task, **settings, progress=progress, on_update=self._draw_requests)
                 with self.bench.lock:
                     if not self.bench.closed:
                         self.plot = draw(self.place, self.load.figure(transparent=True))
-                        draw(self.times, self.load.timeline(transparent=True))
                         self.report.value = html.wide(self.load.html())
                 return str(self.load)
 
             self.message.submit("Put under load", work, key="load")
+
+    def _draw_requests(self, found: LoadTest) -> None:
+        """Show every request so far, while others come."""
+        figure = found.timeline(transparent=True)
+        with self.bench.lock:
+            if not self.bench.closed:
+                draw(self.times, figure)
 
     def close(self) -> None:
         """End the service and remove the pane from the page."""

@@ -23,6 +23,7 @@ from workbench.runtime.slots import Slots
 from workbench.runtime.trial import way_of
 
 CHUNK = 128  # tokens of prompts that are read between two passes of the others
+ALONE = 512  # the same where there are no others; every piece costs a pass over the weights
 STRETCH = 64  # tokens that places are set aside for at a time, at least
 
 
@@ -112,7 +113,8 @@ class Running:
             asks = self._next()
             if not asks:
                 return False
-            reading = Reading(self._model, asks, self._prefix or self._known(asks), self._start, CHUNK)
+            most = CHUNK if self.going else ALONE
+            reading = Reading(self._model, asks, self._prefix or self._known(asks), self._start, most)
         self._reading = None
         try:
             with memory_guard(self._label):

@@ -45,8 +45,10 @@ class Application:
         low, high = self.bounds
         if not 1 <= low <= high <= 1000:
             raise InvalidInput("A service has 1 to 1000 replicas, or from fewer to more of them: (1, 4).")
-        if self.rows < 1 or self.waiting < 0 or not self.timeout > 0:
-            raise InvalidInput("rows is at least 1, waiting at least 0, and timeout a number of seconds above 0.")
+        if min(self.rows, self.source.ranks) < 1 or self.waiting < 0 or not self.timeout > 0:
+            raise InvalidInput(
+                "rows and ranks are at least 1, waiting at least 0, and timeout a number of seconds above 0."
+            )
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -75,7 +77,7 @@ class Application:
         from workbench.serving.front import Ingress, Settings, digest
 
         actor: dict[str, Any] = {"num_cpus": 0 if self.local else self.source.threads}
-        if self.source.device.startswith("cuda"):
+        if self.source.device.startswith("cuda") and self.source.ranks == 1:  # ranks have a GPU each
             actor["num_gpus"] = min(1.0, max(1, torch.cuda.device_count()) / self.bounds[1])
         router = RequestRouterConfig(request_router_class=POLICIES[self.policy])  # type: ignore[arg-type]
         deployment: Any = serve.deployment

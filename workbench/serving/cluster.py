@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -43,10 +44,11 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
         NotAvailable: Ray is not installed, or cannot be started.
     """
     global _ours
-    for name, value in OWN.items():
-        os.environ.setdefault(name, value)
-    if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):  # else Ray writes one that every user can read
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not ("ray" in sys.modules and sys.modules["ray"].is_initialized()):  # else it has its own
+        for name, value in OWN.items():
+            os.environ.setdefault(name, value)
+        if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):  # else Ray writes a public one
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Ray's own code is warned of, which nobody here can mend
         ray = library("ray", purpose, extra="serve")

@@ -63,11 +63,15 @@ class Deployment(Value):
         """Whether the target answers as the variant does, but for near ties; None where it was not asked."""
         return Agreement(self.gaps).holds if self.gaps else None
 
+    @property
+    def tried(self) -> str:
+        """What came of asking the target."""
+        return f"its answers to {len(self.gaps)} prompts: {Agreement(self.gaps)}" if self.gaps else "not tried here"
+
     def __repr__(self) -> str:
-        said = f"its answers to {len(self.gaps)} prompts: {Agreement(self.gaps)}" if self.gaps else "not tried here"
         return (
-            f"<Deployment of {self.name!r} for {self.target} in '{self.folder}', {units.size(self.bytes)}; {said}; "
-            f"run it with `sh {self.folder / 'run.sh'}`>"
+            f"<Deployment of {self.name!r} for {self.target} in '{self.folder}', {units.size(self.bytes)}; "
+            f"{self.tried}; run it with `sh {self.folder / 'run.sh'}`>"
         )
 
     __str__ = __repr__

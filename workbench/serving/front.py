@@ -29,7 +29,8 @@ from workbench.serving.wire import ANSWERS, REPLICA, Ask, Body, Chat, Completion
 
 MOST_BYTES = 8 << 20  # of a request
 PATIENCE = 30.0  # seconds for a request to arrive
-TRIES = 3  # replicas that may die before one has said anything
+TRIES = 5  # replicas that may die before one has said anything
+PAUSE = 0.1  # seconds before the second try, then twice as long each time: Ray needs some to hear of a death
 LOCAL = ("127.0.0.1", "localhost", "::1")
 app = FastAPI(openapi_url=None)
 
@@ -171,7 +172,9 @@ class Front:
             Refused: there will be no answer, or no more of it.
         """
         end = time.monotonic() + self._settings.timeout
-        for left in reversed(range(TRIES)):
+        for tried in range(TRIES):
+            if tried:
+                await asyncio.sleep(PAUSE * 2 ** (tried - 1))
             heard = False
             answers: Any = self._answers.options(session_id=digest(ask.session)).remote(ask.model_dump())
             try:
@@ -193,7 +196,7 @@ class Front:
                 raise Refused(429, "Too many requests wait already: ask again later.", "busy") from None
             except RayActorError:
                 self._board.lose(going)
-                if heard or not left:
+                if heard or tried == TRIES - 1:
                     raise Refused(502, "The replica that answered has died: ask again.", "replica_died") from None
             except RayError as error:
                 raise Refused(502, f"The replica failed: {first_line(error)}.", "replica_failed") from None

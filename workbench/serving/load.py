@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 PATIENCE = 0.2  # seconds between two looks at the progress
+LIVE = 1.0  # seconds between two accounts of what is known so far
 TIMELINE = "timeline"
 
 
@@ -131,7 +132,8 @@ def load_test(
         at: what is done so many seconds after a level began, such as killing a replica.
         seed: of the times at which requests come.
         progress: cancel and progress.
-        on_update: called with what is known so far after every level.
+        on_update: called with what is known so far, every second and after every level, from other threads. What it
+            computes is taken from whoever answers on this machine.
 
     Raises:
         InvalidInput: there is no level, or a setting is out of range.
@@ -155,12 +157,19 @@ def load_test(
     for number, (kind, level) in enumerate(levels):
         for each in targets[:: -1 if number % 2 else 1]:
             due = _arrivals(level, seconds, seed) if kind == "rate" else None
-            load = _Load(each, prompts, settings, seconds, dict(at or {}), progress)
+
+            def stage(sent: Sequence[Sent], name: str = each.name, kind: Kind = kind, level: float = level) -> Stage:
+                return Stage(name, kind, level, seconds, tuple(sent), (target_ttft, target_gap))
+
+            def tell(sent: Sequence[Sent], stage: Callable[..., Stage] = stage) -> None:
+                if on_update and sent:
+                    on_update(_result([*stages, stage(sent)], targets))
+
+            load = _Load(each, prompts, settings, seconds, dict(at or {}), progress, tell)
             sent = _in_thread(load.paced(due) if due is not None else load.kept(int(level)))
-            stages.append(Stage(each.name, kind, level, seconds, tuple(sent), (target_ttft, target_gap)))
+            tell(sent)
+            stages.append(stage(sent))
             progress.advance()
-            if on_update:
-                on_update(_result(stages, targets))
     return _result(stages, targets)
 
 
@@ -214,10 +223,11 @@ class _Load:
         seconds: float,
         at: Mapping[float, Callable[[], object]],
         progress: Progress,
+        tell: Callable[[Sequence[Sent]], object],
     ) -> None:
         self._who, self._settings, self._seconds = who, settings, seconds
         self._prompts: Iterator[Request] = cycle(prompts)
-        self._at, self._progress = sorted(at.items()), progress
+        self._at, self._progress, self._tell = sorted(at.items()), progress, tell
         self._started = 0.0
         self._sent: dict[int, Sent] = {}
         self._numbers = count()
@@ -256,9 +266,12 @@ class _Load:
         return [self._sent[number] for number in sorted(self._sent)]
 
     async def _watch(self) -> None:
-        at = list(self._at)
+        at, told = list(self._at), self._now
         while True:
             self._progress.check()
+            if self._now - told > LIVE:
+                await asyncio.to_thread(self._tell, self._found)
+                told = self._now
             while at and at[0][0] <= self._now:
                 await asyncio.to_thread(at.pop(0)[1])
             await asyncio.sleep(min([PATIENCE, *(max(0.0, each - self._now) for each, _ in at)]))

@@ -16,6 +16,7 @@ from workbench.answering.stage import overrides
 from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError
 from workbench.core.optional import library
 from workbench.serving.endpoint import Endpoint, connect
+from workbench.serving.shard import shard
 from workbench.serving.wire import Ask, refused
 from workbench.step import RequestStep
 from workbench.steps.prompt import Constrain
@@ -34,6 +35,7 @@ class Source:
         device: where a variant runs.
         dtype: of its activations.
         threads: of a process that answers on a CPU.
+        ranks: processes that run a variant together.
         rows: answers that go on at once in llama.cpp.
         model: what the endpoint calls it.
         key: of the endpoint.
@@ -45,6 +47,7 @@ class Source:
     device: str = "cpu"
     dtype: str | None = None
     threads: int = 1
+    ranks: int = 1
     rows: int = 16
     model: str = ""
     key: str = field(default="", repr=False)
@@ -57,6 +60,9 @@ class Source:
         if Path(self.path).suffix == ".gguf":
             server, (url, key) = llama_server(self.path, self.threads, self.rows)
             return connect(url, key=key, timeout=self.timeout), server
+        if self.ranks > 1:
+            sharded = shard(self.path, self.ranks)
+            return sharded.speaker, sharded
         return load(self.path, device=self.device, dtype=self.dtype, name=self.name), None
 
 
@@ -119,7 +125,7 @@ class Replica:
 
     def check(self) -> None:
         """Raise an error where it can answer no more."""
-        if self._respondent.closed:
+        if self._respondent.closed or getattr(self._held, "closed", False):
             raise NotAvailable("What answers was closed.")
 
     def _asked(self, ask: Ask) -> tuple[Respondent, int]:

@@ -20,7 +20,9 @@ from workbench.core.progress import Progress
 from workbench.serving import cluster
 from workbench.serving.application import Application
 from workbench.serving.endpoint import Endpoint, connect
+from workbench.serving.outline import speaker_of
 from workbench.serving.replica import Source
+from workbench.serving.shares import check_shares
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
@@ -80,9 +82,10 @@ class Service:
             NotAvailable: it cannot be served; the service goes on as it was.
         """
         self._check()
-        _check_what(what)
         now = self._application.source
-        source, folder = _source(what, self.model, threads=now.threads, rows=now.rows, timeout=now.timeout)
+        _check_what(what, now.ranks)
+        kept = {"threads": now.threads, "ranks": now.ranks, "rows": now.rows, "timeout": now.timeout}
+        source, folder = _source(what, self.model, **kept)
         before, self._application = self._application, self._application.but(source=source)
         try:
             self._run()
@@ -183,6 +186,7 @@ def serve(
     port: int = PORT,
     key: str | None = None,
     threads: int | None = None,
+    ranks: int = 1,
     rows: int = 16,
     waiting: int = 100,
     timeout: float = 600.0,
@@ -201,6 +205,7 @@ def serve(
         port: of HTTP; 0 takes one that is free. A second service of this process has the same port, under its name.
         key: that clients must give, as they give one to OpenAI.
         threads: of each replica on a CPU; by default they share the processor's cores.
+        ranks: processes that each replica's matrices are shared among, as `shard` does it; 1 for the replica's own.
         rows: requests that one replica answers at once.
         waiting: further ones that wait; beyond these they are refused with status 429.
         timeout: seconds that an answer may take.
@@ -217,12 +222,14 @@ def serve(
             f"A key has at least {SHORTEST_KEY} plain characters, such as secrets.token_urlsafe() makes."
         )
     progress = progress or Progress()
-    application = Application(Source("", ""), replicas, policy, key or "", rows, waiting, timeout, "/", True)
+    application = Application(
+        Source("", "", ranks=ranks), replicas, policy, key or "", rows, waiting, timeout, "/", True
+    )
     each = threads or max(1, torch.get_num_threads() // application.bounds[1])
-    _check_what(what)
+    _check_what(what, ranks)
     address, ours = cluster.start()
     place = _listen(address, host, port)
-    source, folder = _source(what, name, threads=each, rows=rows, timeout=timeout)
+    source, folder = _source(what, name, threads=each, ranks=ranks, rows=rows, timeout=timeout)
     number = next(_numbers)
     title = f"service-{number}" if ours else f"service-{secrets.token_hex(4)}"  # others may serve on that cluster, too
     prefix = "/" if ours and number == 1 else f"/{title}"
@@ -279,12 +286,16 @@ def _listen(address: str, host: str, port: int) -> str:
     return f"http://{shown}:{port}"
 
 
-def _check_what(what: Any) -> None:
+def _check_what(what: Any, ranks: int) -> None:
     if isinstance(what, str | Path):
         if not files.home(what).exists():
             raise InvalidInput(f"There is nothing at '{what}': name an export, a model's folder or a .gguf file.")
     elif not isinstance(what, Variant | Endpoint):
         raise InvalidInput(f"serve() takes a variant, an endpoint or a path, not {type(what).__name__}.")
+    if ranks != 1:
+        if isinstance(what, Endpoint) or (not isinstance(what, Variant) and files.home(what).suffix == ".gguf"):
+            raise InvalidInput("Ranks share the matrices of a variant or a model's folder: leave ranks out here.")
+        check_shares(speaker_of(what)[0].model, ranks)
 
 
 def _source(what: Any, name: str | None, **common: Any) -> tuple[Source, Path | None]:

@@ -54,6 +54,11 @@ class Sharded:
         self.name, self.notes, self.parts = variant.name, variant.notes, tuple(parts)
 
     @property
+    def speaker(self) -> Variant:
+        """What it answers through: all of the variant but its weights. Steps that change requests may be applied."""
+        return self._variant
+
+    @property
     def closed(self) -> bool:
         """Whether its processes were ended, by `close` or because one of them failed."""
         return self._group.closed
