@@ -275,7 +275,7 @@ def soak(seconds: float) -> None:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        test = wb.load_test(service, task(), rate=1.0, seconds=seconds, new_tokens=16)
+        test = wb.load_test(service, task(), rate=0.5, seconds=seconds, new_tokens=16)
         over.set()
         watching.join()
     stage = test.stages[0]

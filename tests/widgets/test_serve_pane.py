@@ -41,6 +41,9 @@ def test_a_service_from_start_to_end(bench: Any, cluster: None) -> None:
     assert pane.load.stages[0].answered
     assert "Asked from" in pane.report.value
     assert len(pane.place.children) == len(pane.times.children) == 1
+    pane.simulate()
+    assert "Every policy was simulated" in waited(bench)
+    assert "least loaded" in pane.costs.value
     pane._add()
     waited(bench)
     (name,) = set(bench.respondents) - set(bench.variants)

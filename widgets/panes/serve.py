@@ -13,15 +13,20 @@ from widgets.parts.message import Message
 from widgets.parts.number import Number
 from widgets.parts.style import close_tree
 from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.serving.application import POLICIES
 from workbench.serving.load import LoadTest, load_test
+from workbench.serving.queueing import Forecast, Load, forecast
 from workbench.serving.service import Service, serve
+from workbench.serving.simulation import POLICIES as SIMULATED
+from workbench.serving.times import ServiceTimes
 
 if TYPE_CHECKING:
     from widgets.session import Session
 
 PERIOD = 1.0  # seconds between two looks at the replicas
+SLOW = 3.0  # times that a slow replica takes
 HEADS = (
     "Replica",
     "In flight",
@@ -71,24 +76,31 @@ class Serve:
             10, 1, 600, notch=1, whole=True, description="Seconds", tooltip="That requests are sent for"
         )
         self.test = ipw.Button(description="Put under load", tooltip="Ask it the task's questions", disabled=True)
+        self.slow = ipw.Button(
+            description="If one were slow",
+            tooltip="Simulate every policy with one replica at a third of its speed, from the last test",
+            disabled=True,
+        )
         self.message, self.where, self.seats, self.report = Message(bench), ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.costs = ipw.HTML()
         self.code, self.place, self.times = Snippet(), ipw.VBox(), ipw.VBox()
         knobs = ipw.HBox([self.policy, self.replicas, self.port])
         loads = ipw.HBox([self.level, self.seconds])
         for box in (knobs, loads):
             box.add_class("wb-grid")
         footer = ipw.HBox([self.start, self.stop, self.list, self.kill])
-        under = ipw.HBox([self.test])
+        under = ipw.HBox([self.test, self.slow])
         for box in (footer, under):
             box.add_class("wb-footer")
-        shown = [self.where, self.seats, self.kind, loads, under, self.place, self.times, self.report, self.code]
-        self.widget = ipw.VBox([self.target, knobs, footer, self.message, *shown])
+        shown = [self.where, self.seats, self.kind, loads, under, self.place, self.times, self.report, self.costs]
+        self.widget = ipw.VBox([self.target, knobs, footer, self.message, *shown, self.code])
         self.widget.add_class("wb-panel")
         self.start.on_click(lambda _: self.run())
         self.stop.on_click(lambda _: self.end())
         self.list.on_click(lambda _: self._add())
         self.kill.on_click(lambda _: self._kill())
         self.test.on_click(lambda _: self.measure())
+        self.slow.on_click(lambda _: self.simulate())
         for knob in (self.target, self.policy, self.replicas, self.port, self.kind, self.level, self.seconds):
             knob.observe(lambda _: self._show_code(), "value")
         bench.watch(self._show_targets)
@@ -143,7 +155,8 @@ class Serve:
                 with self.bench.lock:
                     if not self.bench.closed:
                         self.plot = draw(self.place, self.load.figure(transparent=True))
-                        self.report.value = html.wide(self.load.html())
+                        self.report.value, self.costs.value = html.wide(self.load.html()), ""
+                        self.slow.disabled = False
                 return str(self.load)
 
             self.message.submit("Put under load", work, key="load")
@@ -154,6 +167,32 @@ class Serve:
         with self.bench.lock:
             if not self.bench.closed:
                 draw(self.times, figure)
+
+    def simulate(self) -> None:
+        """Queue a simulation of every policy with a slow replica, at the load of the last test."""
+        with self.message.refusals():
+            if self.load is None:
+                raise InvalidInput("Nothing was put under load yet: do that first.")
+            samples, seconds = self.load.samples, sum(each.seconds for each in self.load.stages)
+            replicas = max(2, int(self.replicas.checked))
+
+            def work(progress: Progress) -> str:
+                times = ServiceTimes.fitted(samples)
+                load = Load(
+                    rate=len(samples) / seconds,
+                    prompts=[each.prompt for each in samples],
+                    answers=[each.answer for each in samples],
+                )
+                found = {
+                    policy: forecast(times, load, replicas, policy=policy, slower=(SLOW,))
+                    for policy in progress.track("Simulating", SIMULATED, len(SIMULATED))
+                }
+                with self.bench.lock:
+                    if not self.bench.closed:
+                        self.costs.value = costs_html(found, replicas)
+                return "Every policy was simulated."
+
+            self.message.submit("Simulate policies", work, key="simulate")
 
     def close(self) -> None:
         """End the service and remove the pane from the page."""
@@ -243,6 +282,24 @@ def replicas_html(status: dict[str, Any]) -> str:
         return waiting + html.help_line("No replica has answered yet.")
     head = "".join(f"<th>{each}</th>" for each in HEADS)
     return waiting + html.wide(f'<table class="wb-report"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+
+
+def costs_html(found: dict[str, Forecast], replicas: int) -> str:
+    """A row a policy: 95 % of first tokens and whole answers, in seconds with 99 % intervals."""
+    said = html.help_line(
+        f"Simulated from the times of this load: {replicas} replicas, one of them at a third of its speed. Each has a "
+        "processor of its own here."
+    )
+    rows = "".join(
+        f"<tr><td>{policy}</td>{''.join(f'<td>{_seconds(each[name])}</td>' for name in ('ttft p95', 'latency p95'))}</tr>"
+        for policy, each in found.items()
+    )
+    head = "<tr><th>Policy</th><th>First token p95, s</th><th>Whole answer p95, s</th></tr>"
+    return said + html.wide(f'<table class="wb-report"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+
+
+def _seconds(each: Estimate) -> str:
+    return f"{each.value:.3g} <small>({each.low:.3g}–{each.high:.3g})</small>"
 
 
 def _row(name: str, seat: dict[str, Any]) -> str:
