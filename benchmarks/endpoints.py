@@ -199,12 +199,15 @@ def by_guidellm(service: Any, place: Path, python: str, key: str, data: Path) ->
     run = subprocess.run(command, capture_output=True, text=True, cwd=place)
     assert report.exists(), run.stdout[-1500:] + run.stderr[-1500:]
     metrics = json.loads(report.read_text())["benchmarks"][0]["metrics"]
-    middle = {name: each["successful"]["median"] for name, each in metrics.items() if "successful" in (each or {})}
+
+    def found(name: str, statistic: str = "median") -> float:
+        return float(metrics[name]["successful"][statistic])
+
     return {
-        "first token p50, ms": round(middle["time_to_first_token_ms"]),
-        "from token to token p50, ms": round(middle["inter_token_latency_ms"], 1),
-        "latency p50, s": round(middle["request_latency"], 2),
-        "tokens/s": round(metrics["output_tokens_per_second"]["successful"]["mean"], 1),
+        "first token p50, ms": round(found("time_to_first_token_ms")),
+        "from token to token p50, ms": round(found("inter_token_latency_ms"), 1),
+        "latency p50, s": round(found("request_latency"), 2),
+        "tokens/s": round(found("output_tokens_per_second", "mean"), 1),
     }
 
 

@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,18 @@ def test_no_key_is_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
     assert "mine" not in str(asked)
 
 
-def test_what_a_service_refuses_by_name_is_left_out() -> None:
+@pytest.mark.parametrize(
+    ("status", "refused"),
+    [
+        (400, lambda name: {"error": {"message": f"Unknown field: {name}"}}),
+        (422, lambda name: {"detail": f"Unexpected fields in the request: {{'{name}'}}"}),  # transformers serve
+    ],
+)
+def test_what_a_service_refuses_by_name_is_left_out(status: int, refused: Callable[[str], Any]) -> None:
     def reply(handler: Handler, body: dict[str, Any]) -> None:
         for name in ("stream_options", "max_tokens", "ignore_eos"):
             if name in body:
-                return handler.send(400, json.dumps({"error": {"message": f"Unknown field: {name}"}}).encode())
+                return handler.send(status, json.dumps(refused(name)).encode())
         return words("a", "b")(handler, body)
 
     with says(reply) as (url, asked):
@@ -340,9 +347,14 @@ def test_addresses_and_models() -> None:
         with pytest.raises(InvalidInput, match="several models") as caught:
             wb.connect(url)
         assert str(caught.value).isprintable()
-        with pytest.raises(InvalidInput, match="no model 'c'"):
-            wb.connect(url, "c")
         assert wb.connect(url, "a").model == "a"
+        assert wb.connect(url, "not listed").model == "not listed"
+
+    def refuse(handler: Handler, _: dict[str, Any]) -> None:
+        handler.send(404, b'{"error": {"message": "no such model"}}')
+
+    with says(refuse, two) as (url, _), pytest.raises(InvalidInput, match="no model 'c'"):
+        wb.connect(url, "c")
     with says(words("ok"), {"data": "none"}) as (url, _), pytest.raises(NotAvailable, match="not OpenAI's interface"):
         wb.connect(url)
 

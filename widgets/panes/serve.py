@@ -15,6 +15,7 @@ from widgets.parts.style import close_tree
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
+from workbench.display.report import STYLE
 from workbench.serving.application import POLICIES
 from workbench.serving.load import LoadTest, load_test
 from workbench.serving.queueing import Forecast, Load, forecast
@@ -281,7 +282,8 @@ def replicas_html(status: dict[str, Any]) -> str:
     if not rows:
         return waiting + html.help_line("No replica has answered yet.")
     head = "".join(f"<th>{each}</th>" for each in HEADS)
-    return waiting + html.wide(f'<table class="wb-report"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>')
+    table = f'<table class="wb-report"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return STYLE + waiting + html.wide(table)
 
 
 def costs_html(found: dict[str, Forecast], replicas: int) -> str:
@@ -291,7 +293,7 @@ def costs_html(found: dict[str, Forecast], replicas: int) -> str:
         "processor of its own here."
     )
     rows = "".join(
-        f"<tr><td>{policy}</td>{''.join(f'<td>{_seconds(each[name])}</td>' for name in ('ttft p95', 'latency p95'))}</tr>"
+        f"<tr><td>{policy}</td><td>{_seconds(each['ttft p95'])}</td><td>{_seconds(each['latency p95'])}</td></tr>"
         for policy, each in found.items()
     )
     head = "<tr><th>Policy</th><th>First token p95, s</th><th>Whole answer p95, s</th></tr>"

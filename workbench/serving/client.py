@@ -195,7 +195,7 @@ def _sentence(error: Exception, address: Address, model: str) -> WorkbenchError:
         if isinstance(cause, WorkbenchError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    said, url = safe(str(getattr(error, "message", error)), address.key), address.url
+    said, url = safe(told(error), address.key), address.url
     match error:
         case openai.APITimeoutError():
             return NotAvailable(
@@ -225,6 +225,13 @@ def _sentence(error: Exception, address: Address, model: str) -> WorkbenchError:
         f"{url} sent something that is not OpenAI's interface ({type(error).__name__}: {said}): see that the address "
         "ends as its documentation says, often in /v1."
     )
+
+
+def told(error: Exception) -> str:
+    """What a service says of an error, in OpenAI's shape or in that of FastAPI, which others have."""
+    body = getattr(error, "body", None)
+    detail = body.get("detail") if isinstance(body, dict) else None
+    return str(detail or getattr(error, "message", error))
 
 
 def safe(text: str, key: str = "", longest: int = LONGEST_SAID) -> str:

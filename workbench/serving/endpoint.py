@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from workbench.answering.request import Generation, Piece, Prompt, Request
-from workbench.core.errors import InvalidInput
+from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.optional import library
 from workbench.runtime.decoding import Decoding
 from workbench.serving.heard import Heard
@@ -155,9 +155,11 @@ class Endpoint:
 
     def _learn(self, error: Exception) -> None:
         """Leave out what the service refuses by name, and let the request be asked again; any other error is raised."""
+        from workbench.serving.client import told
+
         if getattr(error, "status_code", None) not in (400, 422):
             raise error
-        said = str(error)
+        said = told(error)
         unknown = getattr(error, "param", None) or (said if UNKNOWN.search(said) else "")
         named = next((each for each in EXTENSIONS if each in unknown and each not in self._refused), None)
         if named is None:
@@ -222,7 +224,11 @@ def connect(
 
 
 def _model(clients: "Clients", wanted: str | None) -> str:
-    """What the service calls the model that is meant; one that lists none is believed."""
+    """What the service calls the model that is meant.
+
+    Lists leave out what their services have (that of `transformers serve` has the models in the hub's cache alone, and
+    fails without one), so a model that is named and not listed is asked for one token.
+    """
     import openai
 
     from workbench.serving.client import safe, sentences
@@ -230,7 +236,7 @@ def _model(clients: "Clients", wanted: str | None) -> str:
     with sentences(clients.address, wanted or "a model"):
         try:
             listed = getattr(clients.plain.models.list(), "data", None)
-        except openai.NotFoundError:
+        except (openai.NotFoundError, openai.InternalServerError):
             if wanted is None:
                 raise InvalidInput(f"{clients.address.url} lists no models: name one with model=... .") from None
             return wanted
@@ -244,4 +250,11 @@ def _model(clients: "Clients", wanted: str | None) -> str:
     names = ", ".join(safe(each, longest=80) for each in ids[:SHOWN]) or "none"
     if wanted is None:
         raise InvalidInput(f"{clients.address.url} has several models: name one with model=...: {names}.")
-    raise InvalidInput(f"{clients.address.url} has no model '{wanted}': it has {names}.")
+    try:
+        with sentences(clients.address, wanted):
+            clients.plain.chat.completions.create(
+                model=wanted, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, stream=False
+            )
+    except WorkbenchError:
+        raise InvalidInput(f"{clients.address.url} has no model '{wanted}': it has {names}.") from None
+    return wanted

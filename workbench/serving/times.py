@@ -14,7 +14,7 @@ from workbench.measurement.batching import Batching
 from workbench.runtime.running import CHUNK
 
 Points = tuple[tuple[int, float], ...]
-KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows between which the time from token to token is taken as a line
+SHARES = np.linspace(0.0, 1.0, 201)  # of a pass with one row, by which one with another row may be longer
 
 
 class Sample(NamedTuple):
@@ -128,8 +128,10 @@ class ServiceTimes(Value):
         """From requests that were answered under load.
 
         Those that came when their replica was idle tell how long a prompt takes. The others tell the time from token to
-        token: with ``T(r)`` seconds during which `r` rows were decoded, an answer gets the sum of ``T(r) / gap(r)``
-        tokens, which is linear in the speeds and solved by least squares. What prompts took meanwhile is left out.
+        token, which is taken to rise by the same with every row: a pass reads the weights once, and works for each row.
+        With ``T(r)`` seconds during which `r` rows were decoded, an answer gets the sum of ``T(r) / gap(r)`` tokens; of
+        the shares by which a row makes a pass longer, the one that explains the answers best by least squares is
+        taken. What prompts took meanwhile is left out.
 
         Args:
             samples: of each what `Sample` says: arrival, first token, end, tokens of prompt and answer, replica.
@@ -149,19 +151,10 @@ class ServiceTimes(Value):
         reads = _line(read, found.prompt)
         spans = [_stretches(found, at, reads) for at in range(len(found))]
         most = max(int(rows.max(initial=1)) for _, rows, _ in spans)
-        knots = [each for each in KNOTS if each <= most]
-        hats = np.eye(len(knots))  # the speed is a line between two knots
-        shares = np.array(
-            [[seconds @ np.interp(rows, knots, hat) for hat in hats] for _, rows, seconds in spans]
-        )  # (requests, knots)
-        kept = shares.sum(axis=0) > 0
-        speeds = np.linalg.lstsq(shares[:, kept], found.answer - 1, rcond=None)[0]
-        pairs = [(k, 1 / s) for k, s in zip(np.array(knots)[kept].tolist(), speeds.tolist(), strict=True) if s > 0]
-        if not pairs:
-            raise InvalidInput("These samples tell no time from token to token: their answers are too short.")
-        gaps = np.maximum.accumulate([seconds for _, seconds in pairs]).tolist()
+        first, share = _rising([(rows, seconds) for _, rows, seconds in spans], found.answer - 1)
+        gap = {rows: first * (1 + share * (rows - 1)) for rows in (1, most)}
         given: dict[str, Any] = {"rows": most, "source": f"fitted to {len(found)} requests"} | fields
-        return cls(read=read, gap=tuple((k, gap) for (k, _), gap in zip(pairs, gaps, strict=True)), **given)
+        return cls(read=read, gap=tuple(gap.items()), **given)
 
     def contended(self, samples: Sequence[Sequence[float]], replicas: int) -> "ServiceTimes":
         """The same with the contention of replicas on one machine, from requests that they answered under load.
@@ -225,6 +218,24 @@ def _found_idle(found: _Samples, at: int) -> bool:
     """Whether the replica of a request had no other when it came."""
     there = (found.replica == found.replica[at]) & (found.arrival <= found.arrival[at])
     return int((there & (found.end > found.arrival[at])).sum()) == 1
+
+
+def _rising(spans: Sequence[tuple[np.ndarray, np.ndarray]], tokens: np.ndarray) -> tuple[float, float]:
+    """Seconds of a pass with one row, and the share of them that each further row adds.
+
+    Args:
+        spans: of every answer, rows and seconds of its stretches, each ``(stretches,)``.
+        tokens: of every answer, without the first ``(answers,)``.
+
+    Raises:
+        InvalidInput: nothing was decoded.
+    """
+    passes = np.array([[(seconds / (1 + share * (rows - 1))).sum() for share in SHARES] for rows, seconds in spans])
+    speeds = (tokens @ passes) / np.maximum((passes**2).sum(axis=0), 1e-12)
+    best = int(((speeds * passes - tokens[:, None]) ** 2).sum(axis=0).argmin())
+    if not speeds[best] > 0:
+        raise InvalidInput("These samples tell no time from token to token: their answers are too short.")
+    return float(1 / speeds[best]), float(SHARES[best])
 
 
 def _read_line(tokens: np.ndarray, seconds: np.ndarray) -> Points:
