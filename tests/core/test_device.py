@@ -1,9 +1,12 @@
 """Devices and types by name, and the ways a device fails."""
 
+import platform
+
+import psutil
 import pytest
 import torch
 
-from workbench.core.device import device_failed, out_of_memory, resolve_device, resolve_dtype, seeded
+from workbench.core.device import device_failed, out_of_memory, resolve_device, resolve_dtype, seeded, trim
 from workbench.core.errors import InvalidInput
 
 CPU = torch.device("cpu")
@@ -73,3 +76,12 @@ def test_draws_from_a_seed_leave_the_others_alone() -> None:
     after = torch.rand(2)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(4), torch.cat([before, after]))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps memory in its own way")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    blocks = [b"x" * (100_000 + number) for number in range(2_000)]
+    del blocks[:-10]  # the last ones lie behind what was freed
+    kept = psutil.Process().memory_info().rss
+    trim()
+    assert psutil.Process().memory_info().rss < kept - 100_000_000

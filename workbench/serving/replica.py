@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from workbench.answering.request import Piece, Request
 from workbench.answering.speaker import Respondent
 from workbench.answering.stage import overrides
+from workbench.core.device import trim
 from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError
 from workbench.core.optional import library
 from workbench.serving.endpoint import Endpoint, connect
@@ -23,6 +25,7 @@ from workbench.steps.prompt import Constrain
 from workbench.variant import Variant, load
 
 Told = dict[str, Any]  # on its way to the front
+TRIM = 300.0  # seconds after which freed memory is given back
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Replica:
         if torch.get_num_threads() != source.threads:
             torch.set_num_threads(source.threads)
         self._respondent, self._held = source.opened()
+        self._trimmed = time.monotonic()
 
     async def answer(self, told: Mapping[str, Any]) -> AsyncIterator[Told]:
         """Who answers; then each piece; then the counts, or why there is no answer. An error is told, not raised."""
@@ -124,7 +128,10 @@ class Replica:
             yield {"error": refused(error)}
 
     def check(self) -> None:
-        """Raise an error where it can answer no more."""
+        """Raise an error where it can answer no more; every few minutes, give freed memory back."""
+        if time.monotonic() - self._trimmed > TRIM:
+            trim()
+            self._trimmed = time.monotonic()
         if self._respondent.closed or getattr(self._held, "closed", False):
             raise NotAvailable("What answers was closed.")
 
