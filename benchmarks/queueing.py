@@ -53,6 +53,16 @@ def beside(samples: Sequence[Sample], times: ServiceTimes, replicas: int) -> dic
     }
 
 
+def after(*loads: list[Sample]) -> list[Sample]:
+    """Loads on one clock, one after another."""
+    start, found = 0.0, []
+    for load in loads:
+        shifted = ((start + each.arrival, start + each.first, start + each.end) for each in load)
+        found += [Sample(*clock, *each[3:]) for clock, each in zip(shifted, load, strict=True)]
+        start = max((each.end for each in found), default=0.0) + 1.0
+    return found
+
+
 def compared(base: wb.Variant, replicas: int, alone: ServiceTimes | None, chosen: argparse.Namespace) -> dict[str, Any]:
     """Calibrate, measure every load, calibrate again for what drifts, and replay."""
     count = chosen.requests
@@ -62,9 +72,9 @@ def compared(base: wb.Variant, replicas: int, alone: ServiceTimes | None, chosen
         light = [] if alone else loaded(service, 0.25 * rough, count // 2, seed=1).samples
         dense = loaded(service, 0.8 * rough, count, seed=2).samples
 
-        def fitted() -> ServiceTimes:
-            times = alone or ServiceTimes.fitted([*light, *dense], rows=ROWS)
-            return times if replicas == 1 else times.contended(dense, replicas)
+        def fitted(*more: list[Sample]) -> ServiceTimes:
+            times = alone or ServiceTimes.fitted(after(light, dense, *more), rows=ROWS)
+            return times if replicas == 1 else times.contended(after(dense, *more), replicas)
 
         lengths = Load(rate=1, prompts=[each.prompt for each in dense], answers=[each.answer for each in dense])
         most = capacity(fitted(), lengths, replicas)
@@ -73,9 +83,7 @@ def compared(base: wb.Variant, replicas: int, alone: ServiceTimes | None, chosen
             for number, share in enumerate(chosen.loads)
         }
         later = loaded(service, 0.8 * rough, count, seed=3).samples
-    start = max(each.end for each in dense) + 60.0
-    dense += [each._replace(**{at: getattr(each, at) + start for at in ("arrival", "first", "end")}) for each in later]
-    times = fitted()
+    times = fitted(later)
     return {
         "times": times,
         "shown": {

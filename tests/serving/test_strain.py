@@ -111,7 +111,8 @@ def test_a_replica_of_several_ranks(tiny: wb.Variant, service: wb.Service) -> No
         endpoint = shared.endpoint()
         assert endpoint.generate(QUESTION, max_new_tokens=12).text == expected
         process = next(seat["process"] for seat in shared.status()["replicas"].values())
-        ranks = [each.pid for each in psutil.process_iter(["cmdline"]) if "ray::Rank" in str(each.info["cmdline"])]
+        near = psutil.Process(process).parent().children()  # not those of another Ray
+        ranks = [each.pid for each in near if "ray::Rank" in str(each.cmdline())]
         assert len(ranks) == 2
         assert process not in ranks
         os.kill(ranks[1], signal.SIGKILL)  # the replica is replaced, and its ranks with it

@@ -42,7 +42,7 @@ def test_a_service_from_start_to_end(bench: Any, cluster: None) -> None:
     assert "Asked from" in pane.report.value
     assert len(pane.place.children) == len(pane.times.children) == 1
     pane.simulate()
-    assert "Every policy was simulated" in waited(bench)
+    assert "Policies were simulated" in waited(bench)
     assert "least loaded" in pane.costs.value
     pane._add()
     waited(bench)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PERIOD = 1.0  # seconds between two looks at the replicas
 SLOW = 3.0  # times that a slow replica takes
+ROWS = 16  # requests that a replica answers at once, as `serve` has it
 HEADS = (
     "Replica",
     "In flight",
@@ -79,7 +80,7 @@ class Serve:
         self.test = ipw.Button(description="Put under load", tooltip="Ask it the task's questions", disabled=True)
         self.slow = ipw.Button(
             description="If one were slow",
-            tooltip="Simulate every policy with one replica at a third of its speed, from the last test",
+            tooltip="Simulate policies with one replica at a third of its speed, at the load of the last test",
             disabled=True,
         )
         self.message, self.where, self.seats, self.report = Message(bench), ipw.HTML(), ipw.HTML(), ipw.HTML()
@@ -174,13 +175,13 @@ class Serve:
         with self.message.refusals():
             if self.load is None:
                 raise InvalidInput("Nothing was put under load yet: do that first.")
-            samples, seconds = self.load.samples, sum(each.seconds for each in self.load.stages)
+            samples, (stage,) = self.load.samples, self.load.stages
             replicas = max(2, int(self.replicas.checked))
 
             def work(progress: Progress) -> str:
-                times = ServiceTimes.fitted(samples)
+                times = ServiceTimes.fitted(samples, rows=ROWS)
                 load = Load(
-                    rate=len(samples) / seconds,
+                    rate=len(stage.sent) / (stage.seconds if stage.kind == "rate" else stage.spent),
                     prompts=[each.prompt for each in samples],
                     answers=[each.answer for each in samples],
                 )
@@ -191,7 +192,7 @@ class Serve:
                 with self.bench.lock:
                     if not self.bench.closed:
                         self.costs.value = costs_html(found, replicas)
-                return "Every policy was simulated."
+                return "Policies were simulated."
 
             self.message.submit("Simulate policies", work, key="simulate")
 

@@ -19,9 +19,8 @@ OWN = {  # of a cluster that is started here; each is as the user has set it, wh
     "RAY_worker_niceness": "0",  # replicas are what people wait for
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # pieces go from replica to front by gRPC: half the processor time of Ray's
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",  # own way; and in the loops that are there: nothing blocks them,
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",  # for models run in threads of their own
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # pieces go from replica to front so for half of what Ray's own way takes
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",  # the front's own will do: nothing there takes long
     "RAY_prestart_worker_first_driver": "0",  # idle processes: none of ours could be one, for each has its settings
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(1 << 30),  # else a notebook ends when Ray has been gone for a minute
 }

@@ -125,7 +125,7 @@ def _choices(replicas: Sequence[_Replica], policy: str, requests: int, seed: int
         return lambda at: at % count
     if policy == "least loaded":
         numbers = range(count)
-        return lambda at: min(numbers, key=lambda index: replicas[index].open)
+        return lambda at: min(numbers, key=lambda index: (replicas[index].open, (index - at) % count))
     one: list[int] = drawn.integers(0, count, requests).tolist()
     if policy == "random":
         return one.__getitem__
