@@ -70,7 +70,7 @@ def task() -> wb.Task:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], port: int, log: Path, **environment: str) -> Iterator[str]:
-    """A server in a process of its own, once it lists its models."""
+    """A server in a process of its own, once its port can be reached."""
     url = f"http://127.0.0.1:{port}/v1"
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | environment)
@@ -154,7 +154,7 @@ def clients(base: wb.Variant, place: Path, litellm: str | None, guidellm: str | 
 
 
 def crossed(service: Any, place: Path, python: str, key: str) -> dict[str, Any]:
-    """Medians of two runs each: ours, theirs, theirs, ours."""
+    """Two runs each, in turns: ours, theirs, theirs, ours."""
     data = place / "questions.jsonl"
     data.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in questions()))
     ours, theirs = [], []
