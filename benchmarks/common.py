@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+import workbench as wb
 from workbench.core.device import environment
 from workbench.core.estimate import Estimate
 
@@ -29,6 +30,13 @@ def public_data(name: str) -> Path:
 def public_rows(name: str) -> list[dict[str, Any]]:
     """The rows of a public JSONL file."""
     return [json.loads(line) for line in public_data(name).read_text().splitlines()]
+
+
+def questions() -> wb.Task:
+    """Questions of GSM8K, of many lengths, to be answered with anything."""
+    rows = public_rows("gsm8k-test-300.jsonl")
+    examples = [wb.Example(id=str(n), prompt=row["question"], answer="") for n, row in enumerate(rows)]
+    return wb.Task(name="gsm8k", test=tuple(examples), scorer="contains")
 
 
 def rounded(found: Estimate, digits: int = 4) -> list[float]:

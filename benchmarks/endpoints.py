@@ -25,7 +25,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from common import public_rows, write_result
+from common import questions, write_result
 
 import workbench as wb
 from workbench.serving.replica import llama_server
@@ -57,17 +57,6 @@ print(json.dumps({
 """
 
 
-def questions() -> list[str]:
-    """Of different lengths."""
-    return [row["question"] for row in public_rows("gsm8k-test-300.jsonl")]
-
-
-def task() -> wb.Task:
-    """The same for `compare` and `load_test`."""
-    examples = [wb.Example(id=str(n), prompt=each, answer="") for n, each in enumerate(questions())]
-    return wb.Task(name="gsm8k", test=tuple(examples), scorer="contains")
-
-
 @contextlib.contextmanager
 def started(command: Sequence[str], port: int, log: Path, **environment: str) -> Iterator[str]:
     """A server in a process of its own, once its port can be reached."""
@@ -85,7 +74,10 @@ def started(command: Sequence[str], port: int, log: Path, **environment: str) ->
             yield url
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def free_port() -> int:
@@ -97,11 +89,11 @@ def free_port() -> int:
 
 def beside(base: wb.Variant, there: wb.Endpoint) -> dict[str, Any]:
     """What a server says of the same questions, and how long it takes."""
+    asked = [each.prompt for each in questions().test[:ASKED]]
     texts = [
-        [who.generate(each, max_new_tokens=TOKENS, temperature=0.0).text for each in questions()[:ASKED]]
-        for who in (base, there)
+        [who.generate(each, max_new_tokens=TOKENS, temperature=0.0).text for each in asked] for who in (base, there)
     ]
-    found = wb.compare([base, there], task(), rounds=6, examples=ASKED, new_tokens=TOKENS, store=False)
+    found = wb.compare([base, there], questions(), rounds=6, examples=ASKED, new_tokens=TOKENS, store=False)
     first, gap = (
         found[there.name][name].value / found[base.name][name].value for name in ("ttft", "inter_token_latency")
     )
@@ -156,7 +148,7 @@ def clients(base: wb.Variant, place: Path, litellm: str | None, guidellm: str | 
 def crossed(service: Any, place: Path, python: str, key: str) -> dict[str, Any]:
     """Two runs each, in turns: ours, theirs, theirs, ours."""
     data = place / "questions.jsonl"
-    data.write_text("".join(json.dumps({"prompt": each}) + "\n" for each in questions()))
+    data.write_text("".join(json.dumps({"prompt": each.prompt}) + "\n" for each in questions().test))
     ours, theirs = [], []
     for who in (ours, theirs, theirs, ours):
         who.append(by_us(service) if who is ours else by_guidellm(service, place, python, key, data))
@@ -168,7 +160,7 @@ def crossed(service: Any, place: Path, python: str, key: str) -> dict[str, Any]:
 
 def by_us(service: Any) -> dict[str, float]:
     """Our own load test."""
-    stage = wb.load_test(service, task(), concurrency=AT_ONCE, seconds=SECONDS, new_tokens=TOKENS).stages[0]
+    stage = wb.load_test(service, questions(), concurrency=AT_ONCE, seconds=SECONDS, new_tokens=TOKENS).stages[0]
     first, whole = stage.percentile("ttft", 50), stage.percentile("latency", 50)
     assert first
     assert whole

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from common import public_rows, write_result
+from common import questions, write_result
 
 import workbench as wb
 from workbench.serving.queueing import Load, capacity, summary
@@ -26,16 +26,9 @@ ROUGH = 0.8  # requests a second of one replica, before anything is known
 SHOWN = ("ttft p95", "latency p95", "gap p95")
 
 
-def task() -> wb.Task:
-    """Questions of many lengths, none of them asked twice in a load."""
-    rows = public_rows("gsm8k-test-300.jsonl")
-    examples = [wb.Example(id=str(n), prompt=row["question"], answer="") for n, row in enumerate(rows)]
-    return wb.Task(name="gsm8k", test=tuple(examples), scorer="contains")
-
-
 def loaded(service: Any, rate: float, requests: int, seed: int) -> wb.LoadTest:
     """About so many requests at a rate."""
-    test = wb.load_test(service, task(), rate=rate, seconds=requests / rate, new_tokens=ANSWER, seed=seed)
+    test = wb.load_test(service, questions(), rate=rate, seconds=requests / rate, new_tokens=ANSWER, seed=seed)
     assert not test.stages[0].errors, test.stages[0].errors
     return test
 

@@ -21,7 +21,7 @@ from statistics import median
 
 import psutil
 import torch
-from common import public_rows, rounded, write_result
+from common import questions, rounded, write_result
 
 import workbench as wb
 from workbench.core import estimate
@@ -33,20 +33,13 @@ opened: wb.Variant  # of a process without a service
 SLICE = 0.3  # seconds that a slowed replica is stopped and let go in turns
 
 
-def task() -> wb.Task:
-    """Short questions."""
-    rows = public_rows("gsm8k-test-300.jsonl")[:40]
-    examples = [wb.Example(id=str(n), prompt=row["question"], answer="") for n, row in enumerate(rows)]
-    return wb.Task(name="gsm8k", test=tuple(examples), scorer="contains")
-
-
 def overhead(rounds: int) -> None:
     """One request, straight from the variant and through the service, in turns."""
     torch.set_num_threads(1)
     base = wb.load()
     with wb.serve(base, port=0, threads=1) as service:
         endpoint = service.endpoint()
-        asked = [each.prompt for each in task().test[:rounds]]
+        asked = [each.prompt for each in questions().test[:rounds]]
         found: dict[str, list[tuple[float, float]]] = {"variant": [], "service": []}
         for number, text in enumerate([asked[0], *asked]):
             for name, who in [("variant", base), ("service", endpoint)][:: 1 if number % 2 else -1]:
@@ -78,7 +71,9 @@ def scaling(rounds: int, seconds: float) -> None:
 
         def tested(service: Service, clients: int, tokens: int) -> float:
             spent = seconds * tokens / 32
-            test = wb.load_test(service, task(), concurrency=clients, seconds=spent, new_tokens=tokens, seed=number)
+            test = wb.load_test(
+                service, questions(), concurrency=clients, seconds=spent, new_tokens=tokens, seed=number
+            )
             assert not test.stages[0].errors, test.stages[0].errors
             return test.stages[0].throughput
 
@@ -121,7 +116,7 @@ def _open() -> None:
 def _spoken(seconds: float) -> float:
     """Tokens a second of a model in this process, asked one question after another."""
     tokens, begun = 0, time.perf_counter()
-    for each in task().test:
+    for each in questions().test:
         tokens += len(opened.generate(each.prompt, max_new_tokens=32, temperature=0.0, endless=True).token_ids)
         if time.perf_counter() - begun > seconds:
             break
@@ -142,7 +137,7 @@ def policies(rounds: int, seconds: float) -> None:
         for number in range(rounds):
             for policy, service in list(services.items())[:: -1 if number % 2 else 1]:
                 with slowed(service):
-                    test = wb.load_test(service, task(), rate=0.8, seconds=seconds, new_tokens=16, seed=number)
+                    test = wb.load_test(service, questions(), rate=0.8, seconds=seconds, new_tokens=16, seed=number)
                 slow[policy].append(test)
                 alike[policy] += first_tokens(service, number)
         write_result(
@@ -172,7 +167,7 @@ def pooled(tests: list[wb.LoadTest], q: float) -> wb.Estimate:
 
 def first_tokens(service: Service, seed: int) -> list[float]:
     """Seconds to the first token of four conversations' questions, each behind a beginning of its own."""
-    facts = [each.prompt for each in task().test]
+    facts = [each.prompt for each in questions().test]
     found = []
     endpoint = service.endpoint()
     for turn in range(3):
@@ -220,16 +215,16 @@ def faults(seconds: float) -> None:
             service.kill(victim)
 
         back: list[float] = []
-        watching = threading.Thread(target=lambda: back.append(recovered(service, died)))
+        watching = threading.Thread(target=lambda: back.append(recovered(service, died)), daemon=True)
         watching.start()
-        killed = wb.load_test(service, task(), rate=1.0, seconds=seconds, new_tokens=16, at={seconds / 3: kill})
+        killed = wb.load_test(service, questions(), rate=1.0, seconds=seconds, new_tokens=16, at={seconds / 3: kill})
         endpoint = service.endpoint()
         while watching.is_alive():  # the new one may be ready only after the last request
             endpoint.generate("Hi", max_new_tokens=1)
         watching.join()
         other = base.apply(prompt.System(text="Be brief."))
         update = {seconds / 6: lambda: service.update(other)}
-        updated = wb.load_test(service, task(), rate=1.0, seconds=2 * seconds, new_tokens=16, at=update)
+        updated = wb.load_test(service, questions(), rate=1.0, seconds=2 * seconds, new_tokens=16, at=update)
     write_result(
         "serving_faults",
         {
@@ -275,7 +270,7 @@ def soak(seconds: float) -> None:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        test = wb.load_test(service, task(), rate=0.5, seconds=seconds, new_tokens=16)
+        test = wb.load_test(service, questions(), rate=0.5, seconds=seconds, new_tokens=16)
         over.set()
         watching.join()
     stage = test.stages[0]

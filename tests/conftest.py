@@ -216,6 +216,12 @@ def load_tiny(folders: dict[str, Path]) -> Callable[[str], wb.Variant]:
     return lambda architecture: wb.load(folders[architecture], device="cpu", dtype="float32")
 
 
+@pytest.fixture(scope="module")
+def tiny(load_tiny: Callable[[str], wb.Variant]) -> wb.Variant:
+    """A tiny Llama that all tests of a file share."""
+    return load_tiny("llama")
+
+
 @pytest.fixture
 def base(load_tiny: Callable[[str], wb.Variant]) -> wb.Variant:
     """A fresh tiny Llama."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shlex
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -170,7 +171,8 @@ class Session:
         with contextlib.suppress(InvalidInput):  # it was not among them
             measured = self.comparison if picked(self.comparison, variant) else None
         found = deploy(variant, place, target, measured=measured, progress=progress)
-        return f"Deployed to {place}, {units.size(found.bytes)}; {found.tried}. Start it with: sh {place}/run.sh"
+        start = shlex.quote(str(place / "run.sh"))
+        return f"Deployed to {place}, {units.size(found.bytes)}; {found.tried}. Start it with: sh {start}"
 
     def turn_to(self, step: Step) -> None:
         """Set the panels of a step's family to it."""

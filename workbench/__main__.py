@@ -10,6 +10,7 @@ from pathlib import Path
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.serving.application import POLICIES
 from workbench.serving.deploy import check
+from workbench.serving.replica import ROWS
 from workbench.serving.service import serve
 from workbench.serving.smoke import FACTS
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     serving.add_argument("--policy", default="power of two", choices=POLICIES, help="how one is chosen for a request")
     serving.add_argument("--threads", type=int, help="of each replica on a CPU")
     serving.add_argument("--ranks", type=int, default=1, help="processes that share each replica's matrices")
-    serving.add_argument("--rows", type=int, default=16, help="requests that a replica answers at once")
+    serving.add_argument("--rows", type=int, default=ROWS, help="requests that a replica answers at once")
     serving.add_argument("--waiting", type=int, default=100, help="further ones that wait")
     given = vars(parser.parse_args(arguments))
     told = threading.Event()

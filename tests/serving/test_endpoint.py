@@ -350,11 +350,24 @@ def test_addresses_and_models() -> None:
         assert wb.connect(url, "a").model == "a"
         assert wb.connect(url, "not listed").model == "not listed"
 
-    def refuse(handler: Handler, _: dict[str, Any]) -> None:
-        handler.send(404, b'{"error": {"message": "no such model"}}')
+    def refuses(status: int) -> Any:
+        def refuse(handler: Handler, _: dict[str, Any]) -> None:
+            handler.send(status, b'{"error": {"message": "no such thing"}}')
 
-    with says(refuse, two) as (url, _), pytest.raises(InvalidInput, match="no model 'c'"):
-        wb.connect(url, "c")
+        return refuse
+
+    for status, kind, sentence in (
+        (404, InvalidInput, r"does not know 'c' .* no such thing\. Its list of models has a, b"),
+        (400, InvalidInput, r"refused the request: .*no such thing\. Its list of models has a, b"),
+        (503, NotAvailable, r"failed with status 503: .*no such thing\.$"),
+        (429, Busy, "too much to do"),
+    ):
+        with says(refuses(status), two) as (url, _), pytest.raises(kind, match=sentence):
+            wb.connect(url, "c", retries=0)
+    with says(words("ok"), {"data": []}) as (url, _):
+        assert wb.connect(url, "c").model == "c"
+        with pytest.raises(InvalidInput, match="lists no models"):
+            wb.connect(url)
     with says(words("ok"), {"data": "none"}) as (url, _), pytest.raises(NotAvailable, match="not OpenAI's interface"):
         wb.connect(url)
 

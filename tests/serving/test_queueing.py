@@ -157,10 +157,10 @@ def test_light_load_by_hand() -> None:
 def test_passes_by_hand() -> None:
     """The second is read behind the pass it came in, in two pieces with a pass of the first between them."""
     trace = simulate(TIMES, np.array([0.0, 0.8]), np.array([51, 91]), np.array([5, 3]))
-    # 0.6 read; 1.1 token 2; 64 tokens 0.73 until 1.83; 2.33 token 3; 27 more tokens 0.27 until 2.6, first token of the
-    # second; both 3.3; both 4.0, where the first has 5 and the second 3.
-    np.testing.assert_allclose(trace.first, [0.85, 2.85])
-    np.testing.assert_allclose(trace.end, [4.25, 4.25])
+    # 0.6 read; 1.1 token 2; 64 tokens 0.73 until 1.83; 2.33 token 3; 27 more tokens 0.27, behind another pass over the
+    # weights of 0.5, until 3.1, first token of the second; both 3.8; both 4.5, where the first has 5 and the second 3.
+    np.testing.assert_allclose(trace.first, [0.85, 3.35])
+    np.testing.assert_allclose(trace.end, [4.75, 4.75])
 
 
 def test_a_full_replica_refuses() -> None:
@@ -230,6 +230,7 @@ def test_the_engine_itself_on_a_clock_of_its_own(base: wb.Variant) -> None:
             done, total = (0, max(chosen) * len(chosen)) if chosen else (done, total)
             before, done = done, min(total, done + (CHUNK if rows else ALONE))
             now += float(times.reading(done)) - (float(times.reading(before)) if before else 0.0)
+            now += float(times.token(1)) if before and rows else 0.0  # a further piece beside others
         else:
             now += float(times.token(rows))
         for at, follower in enumerate(followers):

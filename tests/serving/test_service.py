@@ -23,11 +23,6 @@ pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
-def tiny(load_tiny: Any) -> wb.Variant:
-    return load_tiny("llama")
-
-
-@pytest.fixture(scope="module")
 def service(tiny: wb.Variant, cluster: None) -> Iterator[wb.Service]:
     with wb.serve(tiny, replicas=2, policy="prefix aware", port=0, key=KEY, rows=2, waiting=4) as service:
         yield service

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,6 @@ pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")
-def tiny(load_tiny: Any) -> wb.Variant:
-    return load_tiny("llama")
-
-
-@pytest.fixture(scope="module")
 def service(tiny: wb.Variant, cluster: None) -> Iterator[wb.Service]:
     with wb.serve(tiny, port=0, rows=4, waiting=8) as service:
         yield service
@@ -40,8 +35,10 @@ def files(number: int) -> Iterator[None]:
     """This process may hold so many open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(number, hard)), hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_thousand_connections_each_get_an_answer_or_a_refusal(service: wb.Service) -> None:
@@ -82,7 +79,8 @@ def test_a_replica_without_memory_is_an_error_and_the_service_goes_on(service: w
 
     found = asyncio.run(strain())
     assert all(isinstance(each, wb.Generation | wb.WorkbenchError) for each in found), found
-    if psutil.pid_exists(process):  # else Ray has started another
+    assert any(isinstance(each, wb.WorkbenchError) for each in found) or not replica.is_running()
+    with suppress(psutil.NoSuchProcess):  # Ray has started another
         replica.rlimit(psutil.RLIMIT_AS, (-1, -1))
     assert service.endpoint().generate(QUESTION, max_new_tokens=4).spent == 4
 
@@ -115,17 +113,10 @@ def test_a_replica_of_several_ranks(tiny: wb.Variant, service: wb.Service) -> No
         ranks = [each.pid for each in near if "ray::Rank" in str(each.cmdline())]
         assert len(ranks) == 2
         assert process not in ranks
-        os.kill(ranks[1], signal.SIGKILL)  # the replica is replaced, and its ranks with it
-
-        async def until_it_answers() -> str:
-            while True:
-                try:
-                    return (await endpoint.agenerate(QUESTION, max_new_tokens=12)).text
-                except wb.WorkbenchError:
-                    await asyncio.sleep(0.2)
-
-        assert asyncio.run(asyncio.wait_for(until_it_answers(), 120)) == expected
+        os.kill(ranks[1], signal.SIGKILL)
+        assert endpoint.generate(QUESTION, max_new_tokens=12).text == expected  # of a replica with other ranks
         assert not psutil.pid_exists(ranks[0])
+        assert not psutil.pid_exists(process)
 
 
 def test_two_processes_serve_on_one_machine(service: wb.Service, folders: dict[str, Path]) -> None:
@@ -167,15 +158,17 @@ async def asked():
 print("replicas:", len({each.replica for each in asyncio.run(asked())}))
 print("processors left:", ray.available_resources().get("CPU", 0.0))
 nodes.remove_node(other, allow_graceful=False)
-while True:  # what comes before Ray has heard of it may end in an error, nothing else
-    found = asyncio.run(asked())
-    assert all(isinstance(each, wb.Generation | wb.WorkbenchError) for each in found), found
-    if all(isinstance(each, wb.Generation) for each in found):
-        break
-print("after a node is gone:", len(found))
-service.stop()
-ray.shutdown()
-nodes.shutdown()
+try:
+    for _ in range(100):  # what comes before Ray has heard of it may end in an error, nothing else
+        found = asyncio.run(asked())
+        assert all(isinstance(each, wb.Generation | wb.WorkbenchError) for each in found), found
+        if all(isinstance(each, wb.Generation) for each in found):
+            print("after a node is gone:", len(found))
+            break
+finally:
+    service.stop()
+    ray.shutdown()
+    nodes.shutdown()
 """
 
 

@@ -92,7 +92,7 @@ class Row:
         )
         self.deploy = ipw.Button(
             description="Deploy",
-            tooltip=f"Write {name} to a folder of this name under exports/ that runs elsewhere, and try it"
+            tooltip=f"Write {name} to a folder NAME-TARGET under exports/ that runs elsewhere, and try it"
             if here
             else "Its weights are elsewhere",
             disabled=not here,

@@ -13,12 +13,13 @@ from widgets.parts.message import Message
 from widgets.parts.number import Number
 from widgets.parts.style import close_tree
 from workbench.core.errors import InvalidInput, WorkbenchError
-from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
+from workbench.display.load import cell
 from workbench.display.report import STYLE
 from workbench.serving.application import POLICIES
 from workbench.serving.load import LoadTest, load_test
-from workbench.serving.queueing import Forecast, Load, forecast
+from workbench.serving.queueing import Forecast, forecast
+from workbench.serving.replica import ROWS
 from workbench.serving.service import Service, serve
 from workbench.serving.simulation import POLICIES as SIMULATED
 from workbench.serving.times import ServiceTimes
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 PERIOD = 1.0  # seconds between two looks at the replicas
 SLOW = 3.0  # times that a slow replica takes
-ROWS = 16  # requests that a replica answers at once, as `serve` has it
 HEADS = (
     "Replica",
     "In flight",
@@ -175,18 +175,13 @@ class Serve:
         with self.message.refusals():
             if self.load is None:
                 raise InvalidInput("Nothing was put under load yet: do that first.")
-            samples, (stage,) = self.load.samples, self.load.stages
+            tested = self.load
             replicas = max(2, int(self.replicas.checked))
 
             def work(progress: Progress) -> str:
-                times = ServiceTimes.fitted(samples, rows=ROWS)
-                load = Load(
-                    rate=len(stage.sent) / (stage.seconds if stage.kind == "rate" else stage.spent),
-                    prompts=[each.prompt for each in samples],
-                    answers=[each.answer for each in samples],
-                )
+                times = ServiceTimes.fitted(tested.samples, rows=ROWS)
                 found = {
-                    policy: forecast(times, load, replicas, policy=policy, slower=(SLOW,))
+                    policy: forecast(times, tested.seen, replicas, policy=policy, slower=(SLOW,))
                     for policy in progress.track("Simulating", SIMULATED, len(SIMULATED))
                 }
                 with self.bench.lock:
@@ -288,21 +283,21 @@ def replicas_html(status: dict[str, Any]) -> str:
 
 
 def costs_html(found: dict[str, Forecast], replicas: int) -> str:
-    """A row a policy: 95 % of first tokens and whole answers, in seconds with 99 % intervals."""
+    """A row a policy: 95 % of first tokens and whole answers, in seconds with 99 % intervals, and who is refused."""
     said = html.help_line(
         f"Simulated from the times of this load: {replicas} replicas, one of them at a third of its speed. Each has a "
-        "processor of its own here."
+        "processor of its own here. What goes by the texts (prefix aware, consistent hash) is not simulated."
     )
+    forecasts = list(found.values())
+    if not forecasts[0].stable:
+        said += html.help_line(str(forecasts[0]))
     rows = "".join(
-        f"<tr><td>{policy}</td><td>{_seconds(each['ttft p95'])}</td><td>{_seconds(each['latency p95'])}</td></tr>"
+        f"<tr><td>{policy}</td><td>{cell(each['ttft p95'])}</td><td>{cell(each['latency p95'])}</td>"
+        f"<td>{each['refused'].value:.0%}</td></tr>"
         for policy, each in found.items()
     )
-    head = "<tr><th>Policy</th><th>First token p95, s</th><th>Whole answer p95, s</th></tr>"
+    head = "<tr><th>Policy</th><th>First token p95, s</th><th>Whole answer p95, s</th><th>Refused</th></tr>"
     return said + html.wide(f'<table class="wb-report"><thead>{head}</thead><tbody>{rows}</tbody></table>')
-
-
-def _seconds(each: Estimate) -> str:
-    return f"{each.value:.3g} <small>({each.low:.3g}–{each.high:.3g})</small>"
 
 
 def _row(name: str, seat: dict[str, Any]) -> str:

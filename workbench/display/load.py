@@ -121,12 +121,13 @@ def _cells(stage: Stage) -> list[str]:
         str(len(stage.sent)),
         errors,
         f"{stage.throughput:.4g}",
-        _cell(good),
-        *map(_cell, percentiles),
+        cell(good),
+        *map(cell, percentiles),
     ]
 
 
-def _cell(found: Estimate | None) -> str:
+def cell(found: Estimate | None) -> str:
+    """A value with its interval, or a dash."""
     if found is None:
         return "–"
     return f"{found.value:.3g} <small>({found.low:.3g}–{found.high:.3g})</small>"

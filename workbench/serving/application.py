@@ -78,7 +78,8 @@ class Application:
 
         actor: dict[str, Any] = {"num_cpus": 0 if self.local else self.source.threads}
         if self.source.device.startswith("cuda") and self.source.ranks == 1:  # ranks have a GPU each
-            actor["num_gpus"] = min(1.0, max(1, torch.cuda.device_count()) / self.bounds[1])
+            # Replicas share the GPUs of this machine; a cluster, whose GPUs are not known, gives one to each.
+            actor["num_gpus"] = min(1.0, max(1, torch.cuda.device_count()) / self.bounds[1]) if self.local else 1.0
         router = RequestRouterConfig(request_router_class=POLICIES[self.policy])  # type: ignore[arg-type]
         deployment: Any = serve.deployment
         answering = deployment(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -71,7 +72,7 @@ class Deployment(Value):
     def __repr__(self) -> str:
         return (
             f"<Deployment of {self.name!r} for {self.target} in '{self.folder}', {units.size(self.bytes)}; "
-            f"{self.tried}; run it with `sh {self.folder / 'run.sh'}`>"
+            f"{self.tried}; run it with `sh {shlex.quote(str(self.folder / 'run.sh'))}`>"
         )
 
     __str__ = __repr__

@@ -1,14 +1,14 @@
 """A model behind an address: any service with OpenAI's interface answers, and is compared, like a variant."""
 
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from workbench.answering.request import Generation, Piece, Prompt, Request
-from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.errors import InvalidInput
 from workbench.core.optional import library
 from workbench.runtime.decoding import Decoding
 from workbench.serving.heard import Heard
@@ -198,6 +198,7 @@ def connect(
 
     Raises:
         InvalidInput: no such address or model, or the key was refused.
+        Busy: the service has too much to do to say whether it has the model.
         NotAvailable: the service cannot be reached, or speaks something else.
     """
     parts = urlsplit(url if isinstance(url, str) else "")
@@ -213,48 +214,62 @@ def connect(
     from workbench.serving.client import NO_KEY, Address, Clients
 
     clients = Clients(Address(url.rstrip("/"), key or NO_KEY, float(timeout), retries))
-    found = _model(clients, model)
-    return Endpoint(
+    listed = _listed(clients, model)
+    found = model or _only(clients, listed)
+    endpoint = Endpoint(
         name=name or f"{found.rpartition('/')[2]} at {parts.netloc}",
         model=found,
         source=clients.address.url,
         _clients=clients,
         prices=prices,
     )
+    if found not in listed:
+        _try(endpoint, listed)
+    return endpoint
 
 
-def _model(clients: "Clients", wanted: str | None) -> str:
-    """What the service calls the model that is meant.
-
-    Lists leave out what their services have (that of `transformers serve` has the models in the hub's cache alone, and
-    fails without one), so a model that is named and not listed is asked for one token.
-    """
+def _listed(clients: "Clients", wanted: str | None) -> list[str]:
+    """The models that the service lists; none where it has no list, or fails to make it and one is named."""
     import openai
 
-    from workbench.serving.client import safe, sentences
+    from workbench.serving.client import sentences
 
     with sentences(clients.address, wanted or "a model"):
         try:
             listed = getattr(clients.plain.models.list(), "data", None)
-        except (openai.NotFoundError, openai.InternalServerError):
+        except openai.NotFoundError:
+            return []
+        except openai.InternalServerError:
             if wanted is None:
-                raise InvalidInput(f"{clients.address.url} lists no models: name one with model=... .") from None
-            return wanted
+                raise
+            return []
         if not isinstance(listed, list) or not all(isinstance(getattr(each, "id", None), str) for each in listed):
             raise TypeError("its list of models is none")
-    ids = [str(each.id) for each in listed]
-    if wanted in ids or (wanted and not ids):
-        return wanted
-    if wanted is None and len(ids) == 1:
-        return ids[0]
-    names = ", ".join(safe(each, longest=80) for each in ids[:SHOWN]) or "none"
-    if wanted is None:
-        raise InvalidInput(f"{clients.address.url} has several models: name one with model=...: {names}.")
+        return [str(each.id) for each in listed]
+
+
+def _only(clients: "Clients", listed: Sequence[str]) -> str:
+    if len(listed) == 1:
+        return listed[0]
+    url = clients.address.url
+    if not listed:
+        raise InvalidInput(f"{url} lists no models: name one with model=... .")
+    raise InvalidInput(f"{url} has several models: name one with model=...: {_names(listed)}.")
+
+
+def _try(endpoint: Endpoint, listed: Sequence[str]) -> None:
+    """Ask for a token.
+
+    Lists leave out what their services have: that of `transformers serve` has the models in the hub's cache alone, and
+    fails without one.
+    """
     try:
-        with sentences(clients.address, wanted):
-            clients.plain.chat.completions.create(
-                model=wanted, messages=[{"role": "user", "content": "Hi"}], max_tokens=1, stream=False
-            )
-    except WorkbenchError:
-        raise InvalidInput(f"{clients.address.url} has no model '{wanted}': it has {names}.") from None
-    return wanted
+        next(endpoint.stream("Hi", max_new_tokens=1))
+    except InvalidInput as error:
+        raise InvalidInput(f"{error} Its list of models has {_names(listed)}.") from None
+
+
+def _names(listed: Sequence[str]) -> str:
+    from workbench.serving.client import safe
+
+    return ", ".join(safe(each, longest=80) for each in listed[:SHOWN]) or "none"

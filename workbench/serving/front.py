@@ -174,7 +174,7 @@ class Front:
         end = time.monotonic() + self._settings.timeout
         for tried in range(TRIES):
             if tried:
-                await asyncio.sleep(PAUSE * 2 ** (tried - 1))
+                await asyncio.sleep(min(PAUSE * 2 ** (tried - 1), max(0.0, end - time.monotonic())))
             heard = False
             answers: Any = self._answers.options(session_id=digest(ask.session)).remote(ask.model_dump())
             try:

@@ -18,6 +18,7 @@ from workbench.core.errors import Busy, InvalidInput, WorkbenchError
 from workbench.core.progress import Progress
 from workbench.measurement.latency import requests
 from workbench.serving.endpoint import Endpoint
+from workbench.serving.queueing import Load
 from workbench.serving.sent import Kind, Sent, Stage
 from workbench.serving.service import Service
 from workbench.serving.times import Sample
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 PATIENCE = 0.2  # seconds between two looks at the progress
-LIVE = 1.0  # seconds between two accounts of what is known so far
+LIVE = 1.0  # seconds between two accounts of what is known so far, at least
+TELLING = 0.05  # of the time may be spent on them
 TIMELINE = "timeline"
 
 
@@ -54,7 +56,10 @@ class LoadTest(Drawn):
 
     @property
     def samples(self) -> list[Sample]:
-        """Every request that was answered, as `ServiceTimes.fitted` takes them; stages follow each other on a clock."""
+        """Every request that was answered, as `ServiceTimes.fitted` takes them; stages follow each other on a clock.
+
+        Of a test in which a replica died or was replaced, they tell nothing: what it had begun was done twice.
+        """
         start, found, numbers = 0.0, [], dict[tuple[str, str], int]()
         for stage in self.stages:
             for each in stage.answered:
@@ -63,6 +68,20 @@ class LoadTest(Drawn):
                 found.append(Sample(start + each.due, start + first, start + each.end, *tokens, replica))
             start += stage.spent + 1.0
         return found
+
+    @property
+    def seen(self) -> Load:
+        """What came, as `forecast` takes it: lengths of the requests that were answered, at the rate of them all.
+
+        Raises:
+            InvalidInput: nothing was answered.
+        """
+        samples, spent = self.samples, sum(each.seconds if each.kind == "rate" else each.spent for each in self.stages)
+        return Load(
+            rate=sum(len(each.sent) for each in self.stages) / spent,
+            prompts=tuple(int(each.prompt) for each in samples),
+            answers=tuple(int(each.answer) for each in samples),
+        )
 
     def __str__(self) -> str:
         return " ".join(map(_sentence, self.stages))
@@ -133,7 +152,7 @@ def load_test(
         seed: of the times at which requests come.
         progress: cancel and progress.
         on_update: called with what is known so far, every second and after every level, from other threads. What it
-            computes is taken from whoever answers on this machine.
+            computes is taken from whoever answers on this machine; where it takes long, it is called less often.
 
     Raises:
         InvalidInput: there is no level, or a setting is out of range.
@@ -227,7 +246,7 @@ class _Load:
     ) -> None:
         self._who, self._settings, self._seconds = who, settings, seconds
         self._prompts: Iterator[Request] = cycle(prompts)
-        self._at, self._progress, self._tell = sorted(at.items()), progress, tell
+        self._at, self._progress, self._tell = at.items(), progress, tell
         self._started = 0.0
         self._sent: dict[int, Sent] = {}
         self._numbers = count()
@@ -257,24 +276,33 @@ class _Load:
     async def _watched(self) -> AsyncIterator[None]:
         """Until all is answered, do what is to be done at its time, and end all when the test is cancelled."""
         async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch())
+            for time, action in self._at:
+                group.create_task(self._do(time, action))
+            watching = [group.create_task(each) for each in (self._watch(), self._account())]
             yield
-            watching.cancel()
+            for each in watching:
+                each.cancel()
 
     @property
     def _found(self) -> list[Sent]:
         return [self._sent[number] for number in sorted(self._sent)]
 
     async def _watch(self) -> None:
-        at, told = list(self._at), self._now
         while True:
             self._progress.check()
-            if self._now - told > LIVE:
-                await asyncio.to_thread(self._tell, self._found)
-                told = self._now
-            while at and at[0][0] <= self._now:
-                await asyncio.to_thread(at.pop(0)[1])
-            await asyncio.sleep(min([PATIENCE, *(max(0.0, each - self._now) for each, _ in at)]))
+            await asyncio.sleep(PATIENCE)
+
+    async def _account(self) -> None:
+        wait = LIVE
+        while True:
+            await asyncio.sleep(wait)
+            began = self._now
+            await asyncio.to_thread(self._tell, self._found)
+            wait = max(LIVE, (self._now - began) / TELLING)
+
+    async def _do(self, time: float, action: Callable[[], object]) -> None:
+        await asyncio.sleep(time)
+        await asyncio.to_thread(action)
 
     async def _repeat(self) -> None:
         while self._now < self._seconds:

@@ -25,18 +25,24 @@ from workbench.variant import Variant
 KEPT_BYTES = 32 << 30  # of all models written for ranks; what was used longest ago goes first
 
 
-def speaker_of(source: Variant | str | Path) -> tuple[Variant, torch.device]:
+def speaker_of(source: Variant | str | Path, device: str | None = None) -> tuple[Variant, torch.device]:
     """Who answers, with the outline of its model in place of the weights; and where its ranks run.
 
+    Args:
+        source: a variant, or a folder.
+        device: where the ranks run, unless where the variant is or would be loaded.
+
     Raises:
-        InvalidInput: its layers are packed or have adapters, or it is no causal language model.
+        InvalidInput: its layers are packed or have adapters, it is no causal language model, or there is no such
+            device.
         NotAvailable: there is no such folder.
     """
     if not isinstance(source, Variant):
-        return _of_folder(files.home(source)), resolve_device(None)
+        place = resolve_device(device)
+        return _of_folder(files.home(source), place), place
     adapters.check_dense(source.model, source.name, "only dense weights can be shared, so shard its dense parent")
     outline = outline_of(source.model.config, source.dtype, source.model.generation_config)
-    return _run_by_ranks(replace(source, model=outline)), source.device
+    return _run_by_ranks(replace(source, model=outline)), resolve_device(device) if device else source.device
 
 
 def _run_by_ranks(variant: Variant) -> Variant:
@@ -50,7 +56,7 @@ def _run_by_ranks(variant: Variant) -> Variant:
     return replace(variant, stages=stages, notes=tuple(notes), engine=together.RANKS)
 
 
-def _of_folder(folder: Path) -> Variant:
+def _of_folder(folder: Path, device: torch.device) -> Variant:
     if not files.is_kind(folder, Path.is_dir):
         raise NotAvailable(
             f"There is no model folder '{str(folder)[:200]}': check the path, or shard a loaded variant."
@@ -65,7 +71,7 @@ def _of_folder(folder: Path) -> Variant:
             raise InvalidInput(f"'{place}' is quantized: only dense weights can be shared, so shard its dense parent.")
         if (folder / adapter_files.FOLDER).is_dir():
             raise InvalidInput(f"'{place}' has an adapter: load it, apply finetune.Fuse() and shard that.")
-        kind = getattr(torch, record["dtype"]) if record else resolve_dtype(None, resolve_device(None))
+        kind = getattr(torch, record["dtype"]) if record else resolve_dtype(None, device)
         settings = GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
         outline = outline_of(config, kind, settings)
     name = str(record.get("name", folder.name))

@@ -1,5 +1,6 @@
 """One process that answers for a service: a live variant, a GGUF file in llama.cpp, or an endpoint elsewhere."""
 
+import asyncio
 import json
 import os
 import secrets
@@ -25,6 +26,7 @@ from workbench.steps.prompt import Constrain
 from workbench.variant import Variant, load
 
 Told = dict[str, Any]  # on its way to the front
+ROWS = 16  # requests that one of them answers at once
 TRIM = 300.0  # seconds after which freed memory is given back
 
 
@@ -51,7 +53,7 @@ class Source:
     dtype: str | None = None
     threads: int = 1
     ranks: int = 1
-    rows: int = 16
+    rows: int = ROWS
     model: str = ""
     key: str = field(default="", repr=False)
     timeout: float = 600.0
@@ -64,7 +66,8 @@ class Source:
             server, (url, key) = llama_server(self.path, self.threads, self.rows)
             return connect(url, key=key, timeout=self.timeout), server
         if self.ranks > 1:
-            sharded = shard(self.path, self.ranks)
+            each = max(1, self.threads // self.ranks)
+            sharded = shard(self.path, self.ranks, device=self.device, threads=each)
             return sharded.speaker, sharded
         return load(self.path, device=self.device, dtype=self.dtype, name=self.name), None
 
@@ -120,19 +123,26 @@ class Replica:
         yield {"replica": self.label, "process": os.getpid()}
         try:
             ask = Ask.model_validate(told)
-            respondent, held_back = self._asked(ask)
+            respondent, held_back = await asyncio.to_thread(self._asked, ask)  # a schema takes long to compile
             decoding = dict(ask.decoding)
             async for each in _texts(respondent, _request(ask), decoding, held_back):
                 yield each
         except WorkbenchError as error:
+            if self._gone:  # another replica answers, and this one is replaced at once
+                os._exit(1)
             yield {"error": refused(error)}
+
+    @property
+    def _gone(self) -> bool:
+        """Whether it can answer no more."""
+        return self._respondent.closed or getattr(self._held, "closed", False)
 
     def check(self) -> None:
         """Raise an error where it can answer no more; every few minutes, give freed memory back."""
         if time.monotonic() - self._trimmed > TRIM:
             trim()
             self._trimmed = time.monotonic()
-        if self._respondent.closed or getattr(self._held, "closed", False):
+        if self._gone:
             raise NotAvailable("What answers was closed.")
 
     def _asked(self, ask: Ask) -> tuple[Respondent, int]:

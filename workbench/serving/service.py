@@ -21,8 +21,8 @@ from workbench.serving import cluster
 from workbench.serving.application import Application
 from workbench.serving.endpoint import Endpoint, connect
 from workbench.serving.outline import speaker_of
-from workbench.serving.replica import Source
-from workbench.serving.shares import check_shares
+from workbench.serving.replica import ROWS, Source
+from workbench.serving.shares import check_shares, threads_of
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def serve(
     key: str | None = None,
     threads: int | None = None,
     ranks: int = 1,
-    rows: int = 16,
+    rows: int = ROWS,
     waiting: int = 100,
     timeout: float = 600.0,
     progress: Progress | None = None,
@@ -228,6 +228,8 @@ def serve(
     each = threads or max(1, torch.get_num_threads() // application.bounds[1])
     _check_what(what, ranks)
     address, ours = cluster.start()
+    if ranks > 1 and ours and not isinstance(what, Endpoint):
+        threads_of(speaker_of(what)[1], ranks * application.bounds[1])
     place = _listen(address, host, port)
     source, folder = _source(what, name, threads=each, ranks=ranks, rows=rows, timeout=timeout)
     number = next(_numbers)

@@ -135,7 +135,13 @@ class Sharded:
 
 
 def shard(
-    source: Variant | str | Path, ranks: int = 3, *, limit: int | None = None, progress: Progress | None = None
+    source: Variant | str | Path,
+    ranks: int = 3,
+    *,
+    device: str | None = None,
+    threads: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
 ) -> Sharded:
     """Run a model in several processes of this machine, each of which reads and holds a part of every matrix.
 
@@ -143,6 +149,8 @@ def shard(
         source: a variant, whose weights are written into the cache once; or a model folder or an export, which no
             process reads whole.
         ranks: how many processes. Attention heads are not cut, so it must divide their number. On GPUs, each has one.
+        device: where they run, "cpu" or "cuda"; by default where the variant is, or on GPUs where there are any.
+        threads: that each rank computes with on a CPU; by default they share the processor's cores.
         limit: bytes of memory that each rank may take for its part and for answering, beside what Python and its
             libraries take (on Linux, on a CPU).
         progress: told of the start, which takes seconds; a cancel ends what was started.
@@ -157,13 +165,13 @@ def shard(
     progress = progress or Progress()
     if isinstance(ranks, bool) or not isinstance(ranks, int) or ranks < 1 or (limit is not None and limit < 1):
         raise InvalidInput("shard() takes one rank or more, and a limit of at least one byte.")
-    speaker, device = speaker_of(source)
-    if limit is not None and (sys.platform != "linux" or device.type != "cpu"):
+    speaker, place = speaker_of(source, device)
+    if limit is not None and (sys.platform != "linux" or place.type != "cpu"):
         raise InvalidInput("Memory is limited on Linux and for ranks on a CPU only: leave the limit out.")
     shares.check_shares(speaker.model, ranks)
-    threads, notes = shares.threads_of(device, ranks)
+    each, notes = shares.threads_of(place, ranks)
     progress.start(f"{speaker.name}: starting {ranks} ranks", 4)
-    group = Group(speaker.name, ranks, device.type, threads)
+    group = Group(speaker.name, ranks, place.type, threads or each)
     try:
         folder = written(source) if isinstance(source, Variant) else files.home(source)  # while they start
         progress.advance()

@@ -225,7 +225,8 @@ class _Fleet:
             replica.done, replica.total = 0, longest * len(replica.reading)
         before = replica.done
         replica.done = min(replica.total, before + self._chunk)
-        return self._read[replica.done] - self._read[before]
+        again = self._gap[1] if before and replica.going else 0.0  # beside others, every piece is a pass of its own
+        return again + self._read[replica.done] - self._read[before]
 
     def _put(self, replica: _Replica) -> None:
         self._event += 1
