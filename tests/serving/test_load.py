@@ -51,12 +51,14 @@ def test_nothing_answered() -> None:
 def test_stages_follow_each_other_as_samples() -> None:
     sent = [Sent(0.5, 1.0, 2.0, 7, 3, "a"), Sent(0.7, None, 3.0, error="refused"), Sent(1.0, 1.5, 4.0, 9, 5, "b")]
     stages = [Stage(name, "rate", 1.0, 5.0, tuple(sent), (1.0, 0.2)) for name in ("one", "two")]
-    assert wb.LoadTest(tuple(stages)).samples == [
+    found = wb.LoadTest(tuple(stages))
+    assert found.samples == [
         (0.5, 1.0, 2.0, 7, 3, 0),
         (1.0, 1.5, 4.0, 9, 5, 1),
         (5.5, 6.0, 7.0, 7, 3, 2),
         (6.0, 6.5, 9.0, 9, 5, 3),
     ]
+    assert found.seen == wb.Load(rate=0.6, prompts=(7, 9, 7, 9), answers=(3, 5, 3, 5))  # 6 that came in 10 s
 
 
 def test_a_level_is_told_while_it_goes_on(base: wb.Variant, tiny_task: wb.Task) -> None:

@@ -242,6 +242,7 @@ def test_refused_before_anything_starts(
     for wrong, sentence in (
         (lambda: shard.shard(base, 0), r"takes one rank or more"),
         (lambda: shard.shard(base, 2, limit=0), r"limit of at least one byte"),
+        (lambda: shard.shard(base, 2, device="tpu"), r"There is no device 'tpu'"),
         (lambda: shard.shard(base, 4), r"^4 heads and 2 key/value heads can be shared by 1 or 2 ranks, not 4\.$"),
         (lambda: shard.shard(load_tiny("opt"), 2), r"no plan .* share a OPTForCausalLM: .* Llama"),
         (lambda: shard.shard(base.apply(quantize.Int8()), 2), r"already quantized: .* shard its dense parent\.$"),
