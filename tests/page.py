@@ -28,6 +28,7 @@ TABS = (
     "Runtime",
     "Chat",
     "Compare",
+    "Search",
     "Serve",
 )
 # Clicks, and gives the milliseconds until the element changes.

@@ -9,6 +9,7 @@ from widgets.panel import Panel
 from widgets.panes.chat import Chat
 from widgets.panes.compare import Compare
 from widgets.panes.listing import Listing
+from widgets.panes.search import Search
 from widgets.panes.serve import Serve
 from widgets.parts import html
 from widgets.parts.style import close_tree, framed
@@ -50,15 +51,17 @@ class Bench(Session):
         self.family_panels = {family: Panel(self, family) for family in families()}
         self.chat = Chat(self)
         self.compare = Compare(self)
+        self.search = Search(self)
         self.serve = Serve(self)
         self.tabs = ipw.Tab(
             [
                 *(panel.widget for panel in self.family_panels.values()),
                 self.chat.widget,
                 self.compare.widget,
+                self.search.widget,
                 self.serve.widget,
             ],
-            titles=[*map(html.family, self.family_panels), "Chat", "Compare", "Serve"],
+            titles=[*map(html.family, self.family_panels), "Chat", "Compare", "Search", "Serve"],
         )
         self.tabs.add_class("wb-tabs")
         self._open_family = next(iter(self.family_panels))

@@ -37,9 +37,12 @@ class Plot(Page):
         self.value = figure.to_json(validate=False)
 
     def _heard(self, _: Any, said: dict[str, Any], buffers: Any) -> None:
-        trace, row, column = said["cell"]
-        with suppress(IndexError):  # of a figure that has changed since
-            if self._clicked and (name := self.figure.data[trace].customdata[row][column]):
+        trace, *place = said["cell"]
+        with suppress(IndexError, TypeError):  # of a figure that has changed since, or a point that says nothing
+            name = self.figure.data[trace].customdata
+            for each in place:
+                name = name[each]
+            if self._clicked and name:
                 self._clicked(str(name))
 
 
@@ -49,7 +52,7 @@ def draw(place: ipw.Box, figure: Any, clicked: Callable[[str], None] | None = No
     Args:
         place: a box that holds this figure alone.
         figure: a ``plotly.graph_objects.Figure``.
-        clicked: called with the `customdata` of a heat map's cell when it is clicked.
+        clicked: called with the `customdata` of a point, or a heat map's cell, when it is clicked.
     """
     if place.children:
         shown: Plot = place.children[0]

@@ -29,7 +29,7 @@ async function render({ model, el }) {
     const listens = plot.on;
     await Plotly.react(plot, data, layout, CONFIG);
     if (!listens && !removed) plot.on("plotly_click", ({ points: [{ curveNumber, pointNumber }] }) => {
-      if (Array.isArray(pointNumber)) model.send({ cell: [curveNumber, ...pointNumber] });
+      model.send({ cell: [curveNumber, ...[pointNumber].flat()] });
     });
   };
   const next = () => { busy = busy.then(draw).catch((error) => removed || console.error(error)); };

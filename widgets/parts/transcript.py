@@ -98,7 +98,7 @@ def side_by_side(task: Task, examples: Sequence[Example], said: Mapping[str, Seq
 
 def _score(task: Task, example: Example, answer: Generation) -> str:
     """Of what was written; where the likelihood of choices is scored, there is none."""
-    return "" if task.scorer == "choice" else f"score {task.score(example, answer.text.strip()):.2f}, "
+    return "" if task.by_likelihood else f"score {task.score(example, answer.text.strip()):.2f}, "
 
 
 def _beside(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -78,7 +78,8 @@ class Request:
     @classmethod
     def example(cls, task: Task, example: Example) -> "Request":
         """What an example of a task asks."""
-        return cls.of(turns_of(example)).but(instruction=task.instruction, passages=passages_of(example))
+        request = cls.of(turns_of(example))
+        return request.but(instruction=task.instruction, passages=passages_of(example), plain=task.plain)
 
     @classmethod
     def typed(cls, text: str, task: object = None) -> "Request":
@@ -86,7 +87,7 @@ class Request:
         if not isinstance(task, Task):
             return cls.of(text)
         known = next((each for each in task.test if each.prompt == text), None)
-        return cls.example(task, known) if known else cls.of(text).but(instruction=task.instruction)
+        return cls.example(task, known) if known else cls.of(text).but(instruction=task.instruction, plain=task.plain)
 
     @property
     def question(self) -> str:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
-FIGURE, HTML = "figure", "html"
+FIGURE, HTML, PAGE = "figure", "html", "page"
 _ways: dict[tuple[str, str], Callable[..., Any]] = {}
 
 

@@ -1,7 +1,8 @@
 """Numbers that are never alone: a value with its interval, its sample count and its unit.
 
 Intervals are bootstrap percentile intervals at 99 %. One comparison reads half a dozen metrics a variant, and at 95 %
-every fourth comparison of a variant with itself would show a "difference" somewhere. Percentiles are expanded for
+every fourth comparison of a variant with itself would show a "difference" somewhere. Verdicts on many variants at once
+have longer ones (`among`). Percentiles are expanded for
 small samples as in Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, section 3.3.
 """
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 CONFIDENCE = 0.99
 RESAMPLES = 4000
+WRONG = 0.05  # tables in which some column shows a difference that is none
 ENOUGH = 6  # below this many samples an interval says nothing
 Statistic = Callable[[np.ndarray], np.ndarray]  # (resamples, n) or (resamples, n, columns) -> (resamples,)
 
@@ -45,6 +47,14 @@ class Estimate(BaseModel):
     def enough(self) -> bool:
         """Whether there are enough samples for the interval to mean something."""
         return self.n >= ENOUGH
+
+    def at(self, confidence: float) -> "Estimate":
+        """The same with an interval of another confidence, each side of it as much longer as Student's t is."""
+        if self.n < 2 or confidence == CONFIDENCE:
+            return self
+        longer = student_t((1 + confidence) / 2, self.n - 1) / student_t((1 + CONFIDENCE) / 2, self.n - 1)
+        low, high = (self.value + longer * (end - self.value) for end in (self.low, self.high))
+        return self.model_copy(update={"low": low, "high": high})
 
     def covers(self, value: float) -> bool:
         """Whether the interval holds the value; True as well when there are too few samples to say."""
@@ -91,25 +101,37 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float], un
     return _bootstrap(pairs, lambda rows: rows[..., 0].sum(axis=-1) / rows[..., 1].sum(axis=-1), unit, seed)
 
 
-def paired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Estimate:
+def paired_ratio(
+    numerator: Sequence[float], denominator: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE
+) -> Estimate:
     """Median ratio of positive paired samples (for two timings of one prompt: how many times slower)."""
     logs = np.log(np.asarray(numerator, float)) - np.log(np.asarray(denominator, float))
-    return _exp(bootstrap(logs, lambda rows: np.median(rows, axis=-1), "ratio", seed))
+    return exponential(bootstrap(logs, lambda rows: np.median(rows, axis=-1), "ratio", seed).at(confidence))
 
 
-def unpaired_ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Estimate:
+def unpaired_ratio(
+    numerator: Sequence[float], denominator: Sequence[float], seed: int = 0, confidence: float = CONFIDENCE
+) -> Estimate:
     """Ratio of the medians of two independent sets of positive samples."""
     top, bottom = np.log(np.asarray(numerator, float)), np.log(np.asarray(denominator, float))
     n = min(top.size, bottom.size)
     value = float(np.median(top) - np.median(bottom))
     if n < 2:
-        return _exp(Estimate(value=value, low=value, high=value, n=n, unit="ratio"))
+        return exponential(Estimate(value=value, low=value, high=value, n=n, unit="ratio"))
     drawn = np.median(top[resample_indices(top.size, seed)], axis=-1) - np.median(
         bottom[resample_indices(bottom.size, seed + 1)], axis=-1
     )
     tail = expanded_tail(n)
     low, high = np.quantile(drawn, [tail, 1 - tail])
-    return _exp(Estimate(value=value, low=float(low), high=float(high), n=n, unit="ratio"))
+    return exponential(Estimate(value=value, low=float(low), high=float(high), n=n, unit="ratio").at(confidence))
+
+
+def among(variants: int) -> float:
+    """The confidence at which each of so many variants is judged, so that one table in 20 errs in a column at most.
+
+    Five at 99 % do so already; more need more (Bonferroni: Dunn, "Multiple Comparisons Among Means", JASA 56, 1961).
+    """
+    return max(CONFIDENCE, 1 - WRONG / max(1, variants))
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float], unit: str, seed: int = 0) -> Estimate:
@@ -155,7 +177,7 @@ def student_t(probability: float, freedom: int) -> float:
     return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
-def _exp(logs: Estimate) -> Estimate:
-    return logs.model_copy(
-        update={"value": math.exp(logs.value), "low": math.exp(logs.low), "high": math.exp(logs.high)}
-    )
+def exponential(logs: Estimate, unit: str = "ratio") -> Estimate:
+    """Of a logarithm's estimate; one wild sample can push it out of range, and 700 is as good as infinite."""
+    found = {end: math.exp(min(getattr(logs, end), 700.0)) for end in ("value", "low", "high")}
+    return logs.model_copy(update=found | {"unit": unit})

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from workbench.core.drawn import HTML, draws
+from workbench.core.estimate import CONFIDENCE
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
 
@@ -56,8 +57,11 @@ def footnote(comparison: Comparison) -> str:
     place = run.environment
     rounds = f"{run.settings['rounds']} interleaved rounds of {run.settings['new_tokens']} tokens"
     threads = f", {place['threads']} threads" if place.get("threads") else ""
+    sure = f"{100 * comparison.confidence:.4g} %"
+    many = f", each at {sure} since they are {len(comparison.runs) - 1}" if comparison.confidence > CONFIDENCE else ""
     return (
-        f"Task {run.task}; {rounds}; brackets are 99 % bootstrap intervals; verdicts are paired against {run.variant}. "
+        f"Task {run.task}; {rounds}; brackets are 99 % bootstrap intervals; verdicts are paired against "
+        f"{run.variant}{many}; what 'would show' would do so four times in five. "
         f"{place['device']}{threads}; torch {place.get('torch', '?')}, transformers {place.get('transformers', '?')}; "
         f"{run.measured_at}."
     )

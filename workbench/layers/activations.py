@@ -26,6 +26,7 @@ class LayerInput:
         tokens: how many were seen.
         norm: root mean square of each input channel, ``(in,)`` float32.
         mean: mean absolute value of each input channel, ``(in,)`` float32.
+        peak: largest absolute value of each, likewise.
         hessian: mean of ``x xT``, ``(in, in)`` float32, if it was asked for. Half of it is the layer's squared error.
         source: path of the normalization whose output this is, if it is one.
     """
@@ -33,6 +34,7 @@ class LayerInput:
     tokens: int
     norm: Tensor
     mean: Tensor
+    peak: Tensor
     hessian: Tensor | None
     source: str | None
 
@@ -163,6 +165,7 @@ class _Sums:
         self._tokens = 0
         self._squares = torch.zeros(width, device=device)
         self._sizes = torch.zeros(width, device=device)
+        self._peaks = torch.zeros(width, device=device)
         self._products = torch.zeros(width, width, device=device) if hessian else None
 
     def add(self, rows: Tensor) -> None:
@@ -170,7 +173,10 @@ class _Sums:
         rows = rows.float()
         self._tokens += rows.shape[0]
         self._squares += rows.square().sum(dim=0)
-        self._sizes += rows.abs().sum(dim=0)
+        sizes = rows.abs()
+        self._sizes += sizes.sum(dim=0)
+        if len(sizes):  # experts may be fed nothing
+            self._peaks = torch.maximum(self._peaks, sizes.amax(dim=0))
         if self._products is not None:
             columns = -(-rows.shape[1] // PARTS)
             for start in range(0, rows.shape[1], columns):
@@ -182,4 +188,5 @@ class _Sums:
         hessian = self._products
         if hessian is not None:
             hessian.triu_().add_(hessian.triu(1).t()).div_(count)
-        return LayerInput(self._tokens, (self._squares / count).sqrt(), self._sizes / count, hessian, source)
+        norm, mean = (self._squares / count).sqrt(), self._sizes / count
+        return LayerInput(self._tokens, norm, mean, self._peaks, hessian, source)

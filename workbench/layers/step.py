@@ -147,7 +147,7 @@ def check_fed(model: PreTrainedModel, left: Collection[str]) -> None:
 def alike(layer: nn.Module, hessian: bool) -> LayerInput:
     """What a layer would be fed if all its input channels were of one size and had nothing to do with each other."""
     ones = torch.ones(dense_weight(layer).shape[1], device=dense_weight(layer).device)
-    return LayerInput(0, ones, ones, torch.diag(ones) if hessian else None, None)
+    return LayerInput(0, ones, ones, ones, torch.diag(ones) if hessian else None, None)
 
 
 def chosen_layers(variant: Variant, exclude: str, label: str) -> list[str]:

@@ -1,9 +1,11 @@
 """Variants measured side by side: interleaved, paired against the first, with a verdict in words."""
 
+import math
 import secrets
 import warnings
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +14,19 @@ import torch
 from workbench.answering.speaker import Respondent
 from workbench.core import files
 from workbench.core.device import environment
-from workbench.core.drawn import HTML, drawn
+from workbench.core.drawn import HTML, PAGE, drawn
 from workbench.core.errors import Incomparable, InvalidInput, WorkbenchError
+from workbench.core.estimate import ENOUGH, among
+from workbench.core.pages import write_page
 from workbench.core.progress import Progress
-from workbench.measurement import metrics, scales
+from workbench.measurement import metrics, power, scales
 from workbench.measurement.latency import Timing, time_interleaved
 from workbench.measurement.likelihood import likelihoods, prepared, task_spans
 from workbench.measurement.memory import describe_layers
+from workbench.measurement.power import Power
 from workbench.measurement.runs import Run, RunStore, runs_from_json
 from workbench.measurement.scores import scored
-from workbench.measurement.verdict import Verdict, verdict
+from workbench.measurement.verdict import Verdict, perplexity_change, verdict
 from workbench.models.tokens import start_tokens
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
@@ -66,8 +71,43 @@ class Comparison:
         return [metric for metric in scales.METRICS if any(metric in run.estimates for run in self.runs)]
 
     def verdicts(self) -> dict[str, Verdict]:
-        """What changed against the baseline, for every other variant by name."""
-        return {run.variant: verdict(self.baseline, run) for run in self.runs[1:]}
+        """What changed against the baseline, for every other variant by name; the more there are, the surer it must be."""
+        return {run.variant: verdict(self.baseline, run, self.confidence) for run in self.runs[1:]}
+
+    @property
+    def confidence(self) -> float:
+        """Of the intervals that verdicts go by: with 5 variants or fewer 99 %, with more as `estimate.among` says."""
+        return among(len(self.runs) - 1)
+
+    def power(self, variant: str | None = None, *, change: float = 0.02) -> Power:
+        """How many examples a question needs, before it is asked: from how much the answers differed here.
+
+        Args:
+            variant: of this comparison, by name; by default the last one.
+            change: that shall be seen: of the score, such as 0.02 for 2 points; of a text's perplexity, as a fraction.
+
+        Raises:
+            InvalidInput: there is no such variant, nothing to go by, or the change is none.
+        """
+        run = self[variant] if variant else self.runs[-1]
+        if not 0 < abs(change) <= 1:
+            raise InvalidInput("The change is a fraction, such as 0.02 for 2 points of the score.")
+        if "score" in run.samples and "score" in self.baseline.samples and run is not self.baseline:
+            metric, before, after = "score", self.baseline.samples["score"], run.samples["score"]
+            n, moved, seen = len(after), change, power.of_scores(before, after, self.confidence)
+        else:
+            found = perplexity_change(self.baseline, run) if run is not self.baseline else None
+            if found is None or not found.enough:
+                raise InvalidInput(
+                    f"'{run.variant}' and '{self.baseline.variant}' were not scored on the same {ENOUGH} examples or "
+                    "more: compare both on a few first."
+                )
+            metric, n, moved, seen = "perplexity", found.n, math.log1p(change), power.of_interval(found)
+        least = power.smallest(partial(seen, n))
+        if metric == "perplexity" and least is not None:
+            least = math.expm1(least)
+        wanted = power.needed(lambda many: seen(many, moved))
+        return Power(run.variant, metric, change, n, seen(n, moved), least, wanted)
 
     def merge(self, other: "Comparison") -> "Comparison":
         """This comparison with the other's further variants; pairs hold only within one session.
@@ -120,6 +160,19 @@ class Comparison:
             return cls.from_json(files.home(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidInput(f"Cannot read '{path}': {error.strerror}.") from None
+
+    def report(self, path: str | Path, question: str = "") -> Path:
+        """Write all of it as one page that needs neither script nor kernel: ``.html``, or ``.pdf`` by a browser.
+
+        Args:
+            path: of the file.
+            question: that it answers; it stands on top.
+
+        Raises:
+            InvalidInput: the file's name ends otherwise.
+            NotAvailable: there is no browser to print a PDF.
+        """
+        return write_page(drawn(self, PAGE, question=question), path)
 
     def _repr_html_(self) -> str:
         return str(drawn(self, HTML))

@@ -1,6 +1,5 @@
 """From raw measurements to a run's metrics: each function gives the run with more estimates and their samples."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from workbench.core import estimate as estimates
@@ -33,9 +32,7 @@ def with_likelihood(run: Run, found: Likelihood, baseline: bool) -> Run:
     With another vocabulary there is no divergence, and a note says why.
     """
     nll = estimates.ratio_of_sums(found.nll, found.tokens, "nats/token")
-    # One wild window can push exp() out of range; 700 nats is as good as infinite and still a number.
-    value, low, high = (math.exp(min(each, 700.0)) for each in (nll.value, nll.low, nll.high))
-    measured = {"perplexity": Estimate(value=value, low=low, high=high, n=nll.n, unit="ratio")}
+    measured = {"perplexity": estimates.exponential(nll)}
     columns = {"nll": found.nll, "tokens": found.tokens}
     if found.kl is None or found.same_top is None:
         note = "Another vocabulary: fewer tokens to choose from lower the perplexity by themselves; KL is left out."

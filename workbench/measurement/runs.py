@@ -1,17 +1,19 @@
-"""Measurements as records, and the file they are kept in: one JSON line a run, safe to read while it is written."""
+"""Measurements as records, and the file they are kept in."""
 
-import fcntl
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
+from workbench.core import files
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.estimate import Estimate
+from workbench.core.value import Value
+from workbench.measurement.records import Records
 from workbench.recipe import Recipe, step_from_json
 
 
@@ -78,51 +80,44 @@ class Run(BaseModel):
         return Recipe(step_from_json(dict(record)) for record in self.recipe)
 
 
-class RunStore:
-    """Runs in a file, one JSON line each, appended whole.
-
-    Several notebooks may append and read at once. A process killed while writing loses at most its own line: a line
-    that is cut off is skipped when reading and closed before the next append.
-    """
+class RunStore(Records[Run]):
+    """Runs in a file; by default the one that ``$WORKBENCH_RUNS`` names, or ``runs/runs.jsonl``."""
 
     def __init__(self, path: str | Path | None = None) -> None:
-        self.path = Path(path or os.environ.get("WORKBENCH_RUNS") or "runs/runs.jsonl")
+        super().__init__(Path(path or os.environ.get("WORKBENCH_RUNS") or "runs/runs.jsonl"), Run)
 
-    def append(self, run: Run) -> None:
-        """Add a run.
+    def append(self, record: Run) -> None:
+        """Add a run; `history` finds it from any folder.
 
         Raises:
             WorkbenchError: the file cannot be written.
         """
-        line = run.model_dump_json().encode() + b"\n"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if not _ends_in_newline(file.fileno()):
-                    line = b"\n" + line
-                os.write(file.fileno(), line)
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise WorkbenchError(f"The run could not be added to '{self.path}': {error.strerror}.") from None
-
-    def __iter__(self) -> Iterator[Run]:
-        if not self.path.exists():
-            return
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    yield Run.model_validate_json(line)
-                except ValidationError:  # cut off by a kill, or not yet written to its end
-                    continue
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+        super().append(record)
+        _remember(self.path.resolve())
 
 
-def _ends_in_newline(descriptor: int) -> bool:
-    size = os.fstat(descriptor).st_size
-    return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+class _Place(Value):
+    """Where runs are kept."""
+
+    path: str
+
+
+def _places() -> Records[_Place]:
+    return Records(files.cache_folder() / "stores.jsonl", _Place)
+
+
+def known_stores() -> tuple[Path, ...]:
+    """Every file that runs of this machine were kept in, as long as it is there."""
+    own = RunStore().path.resolve()
+    found = dict.fromkeys([*(Path(each.path) for each in _places()), own])
+    return tuple(path for path in found if path.exists())
+
+
+def _remember(path: Path) -> None:
+    """Note a file of runs; where the cache cannot be written, it is found from its own folder only."""
+    if str(path) not in {each.path for each in _places()}:
+        with contextlib.suppress(WorkbenchError):
+            _places().append(_Place(path=str(path)))
 
 
 def runs_from_json(text: str) -> list[Run]:

@@ -10,6 +10,7 @@ from workbench.answering.speaker import Respondent
 from workbench.core.progress import Progress
 from workbench.measurement.likelihood import answer_span, likelihoods, prepared
 from workbench.runtime.decoding import Decoding
+from workbench.tasks.scoring import LENGTHS
 from workbench.tasks.task import Example, Task
 from workbench.variant import Variant
 
@@ -51,8 +52,8 @@ def scored(
     if not isinstance(variant, Variant):
         return _scored_outside(variant, task, examples, progress)
     asked = prepared(variant, task, limit, progress) if asked is None else asked
-    if task.scorer == "choice":
-        return Scored(_choice_scores(variant, examples, asked, progress), [])
+    if task.by_likelihood:
+        return Scored(_choice_scores(variant, task, examples, asked, progress), [])
     found = answers(variant, asked, _settings(variant, task), progress)
     marks = [task.score(example, answer.text.strip()) for example, answer in zip(examples, found, strict=True)]
     return Scored(marks, found)
@@ -60,7 +61,7 @@ def scored(
 
 def _scored_outside(who: Respondent, task: Task, examples: Sequence[Example], progress: Progress) -> Scored:
     """The same of what answers outside this process, a few requests at once."""
-    if task.scorer == "choice":
+    if task.by_likelihood:
         return Scored([], [])
 
     def answer(example: Example) -> Generation:
@@ -91,15 +92,18 @@ def _settings(variant: Variant, task: Task) -> Decoding:
 
 
 def _choice_scores(
-    variant: Variant, examples: Sequence[Example], asked: Sequence[Prepared], progress: Progress
+    variant: Variant, task: Task, examples: Sequence[Example], asked: Sequence[Prepared], progress: Progress
 ) -> list[float]:
-    """1 where the gold answer is the most likely of the choices, by log-likelihood a token."""
+    """1 where the gold answer is the most likely of the choices, for its length as the task's scorer has it."""
+    length = LENGTHS[task.scorer]
     pairs = list(zip(examples, asked, strict=True))
     spans = [answer_span(variant, each.ids, choice) for example, each in pairs for choice in example.choices]
     scored = likelihoods([variant], [spans], progress)[0]
-    per_token = iter([-nll / tokens for nll, tokens in zip(scored.nll, scored.tokens, strict=True)])
+    measured = zip(scored.nll, scored.tokens, strict=True)
     found = []
     for example in examples:
-        chances = {choice: next(per_token) for choice in example.choices}
+        chances = {}
+        for choice, (nll, tokens) in zip(example.choices, measured, strict=False):
+            chances[choice] = -nll / max(1.0, length(choice, tokens))
         found.append(float(max(chances, key=chances.__getitem__) == example.answer))
     return found

@@ -21,6 +21,8 @@ SPELLINGS = str.maketrans(
     | dict.fromkeys("\u2010\u2011\u2212", "-")
 )
 DASH = regex.compile(r"(?<=\d)\p{Pd}(?=\d)|(?<!\w)\p{Pd}(?=\.?\d)")
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")  # as in lm-evaluation-harness' gsm8k.yaml, like the next
+LAST = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 ARTICLE = regex.compile(r"(?<![\w'.-])(?:an?|the)\s+(?=[\"'(\[]*\w)")
 LETTER = regex.compile(r"(?<=[^\s.!?]\s+)A\b")  # in capitals within a sentence
 SIGN = regex.compile(r"(?<=\w)\s*([<>=^+])\s*(?=[\w-])")
@@ -146,11 +148,39 @@ def _same(one: Any, other: Any) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
+def gsm8k_strict(answer: str, gold: str) -> float:
+    """Whether the number behind ``####`` is the gold one's, as lm-evaluation-harness compares them."""
+    return _gsm8k(answer, gold, STRICT.findall(_first(answer))[:1])
+
+
+def gsm8k_flexible(answer: str, gold: str) -> float:
+    """Whether the last number is that behind the gold answer's ``####``, likewise."""
+    return _gsm8k(answer, gold, ["".join(each) for each in LAST.findall(_first(answer))][-1:])
+
+
+def _first(answer: str) -> str:
+    """What was said before the next question."""
+    return re.split("Question:|</s>|<\\|im_end\\|>", answer, maxsplit=1)[0]
+
+
+def _gsm8k(answer: str, gold: str, found: list[str]) -> float:
+    told, right = (re.sub(r"(?s).*#### |[,$]|\.$", "", each) for each in (found[0] if found else "[invalid]", gold))
+    return float(told.lower() == right.strip().lower())
+
+
+# By what the log-likelihood of a choice is divided, from its text and number of tokens; names as lm-eval has them.
+LENGTHS: dict[str, Callable[[str, int], float]] = {
+    "choice": lambda text, tokens: tokens,
+    "acc": lambda text, tokens: 1.0,
+    "acc_norm": lambda text, tokens: len(text.removeprefix(" ")),
+}
 SCORERS: dict[str, Scorer] = {
     "exact": exact,
     "contains": contains,
     "f1": f1,
     "number": number,
     "json": same_json,
-    "choice": exact,  # the answer is the most likely of the example's choices
+    "gsm8k_strict": gsm8k_strict,
+    "gsm8k_flexible": gsm8k_flexible,
+    **dict.fromkeys(LENGTHS, exact),  # the answer is the most likely of the example's choices
 }

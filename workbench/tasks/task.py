@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from workbench.core.errors import InvalidInput
 from workbench.core.value import Value
 from workbench.models.tokens import Message, cut_windows, encode_text, start_tokens
-from workbench.tasks.scoring import SCORERS
+from workbench.tasks.scoring import LENGTHS, SCORERS
 
 SPLITS = ("train", "calibration", "test")
 
@@ -61,6 +61,7 @@ class Task(Value):
         instruction: put before every prompt.
         scorer: name of a function in `workbench.tasks.scoring.SCORERS`.
         max_new_tokens: how long an answer may be.
+        plain: whether prompts are texts to be continued, without the model's chat template.
         documents: where the documents are that questions are about; no part of the fingerprint.
         notes: what its source was taken for, in sentences; no part of the fingerprint either.
     """
@@ -70,6 +71,7 @@ class Task(Value):
     instruction: str = ""
     scorer: str = "exact"
     max_new_tokens: int = Field(default=64, ge=1)
+    plain: bool = False
     documents: str = ""
     notes: tuple[str, ...] = ()
     train: tuple[Example, ...] = ()
@@ -82,7 +84,7 @@ class Task(Value):
             raise InvalidInput(f"Unknown scorer '{self.scorer}': use one of {', '.join(sorted(SCORERS))}.")
         if not self.test:
             raise InvalidInput(f"Task '{self.name}' has no test examples: add at least one row to the test split.")
-        without = next((each.id for each in self.test if not each.choices), None) if self.scorer == "choice" else None
+        without = next((each.id for each in self.test if not each.choices), None) if self.by_likelihood else None
         if without is not None:
             raise InvalidInput(
                 f"Task '{self.name}' is scored by choice, but its test example '{without[:60]}' lists no choices: give "
@@ -96,7 +98,13 @@ class Task(Value):
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that a score depends on."""
-        return hashlib.sha256(self.model_dump_json(exclude={"documents", "notes"}).encode()).hexdigest()[:16]
+        left_out = {"documents", "notes", *(() if self.plain else ("plain",))}  # as before there were plain ones
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
+
+    @property
+    def by_likelihood(self) -> bool:
+        """Whether the most likely of an example's choices counts as the answer."""
+        return self.scorer in LENGTHS
 
     def prompt(self, example: Example) -> str:
         """An example's text behind the task's instruction; what goes with it, such as a context, is left out."""

@@ -13,7 +13,7 @@ from workbench.steps.prune.masks import keep_mask, sparsegpt
 
 def fed(norm: list[float]) -> LayerInput:
     tensor = torch.tensor(norm)
-    return LayerInput(tokens=1, norm=tensor, mean=tensor, hessian=None, source=None)
+    return LayerInput(tokens=1, norm=tensor, mean=tensor, peak=tensor, hessian=None, source=None)
 
 
 def zeros(variant: wb.Variant) -> float:

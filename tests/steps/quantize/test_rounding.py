@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, BitNetConfig, DeepseekV3Config
 import workbench as wb
 from workbench.core.errors import InvalidInput
 from workbench.layers.activations import LayerInput
+from workbench.layers.scaling import divided_norm
 from workbench.models.packed import GroupLinear
 from workbench.steps import quantize
-from workbench.steps.quantize.awq import divided_norm, scaled_input, search_clip, search_scale
+from workbench.steps.quantize.awq import scaled_input, search_clip, search_scale
 from workbench.steps.quantize.budget import WIDTHS, Option, spend
 from workbench.steps.quantize.gptq import gptq
 from workbench.steps.quantize.hqq import POWER, fit_zero
@@ -36,7 +37,7 @@ def divergence(base: wb.Variant, other: wb.Variant) -> float:
 
 
 def inputs_of(x: torch.Tensor) -> LayerInput:
-    return LayerInput(len(x), x.square().mean(0).sqrt(), x.abs().mean(0), x.t() @ x / len(x), None)
+    return LayerInput(len(x), x.square().mean(0).sqrt(), x.abs().mean(0), x.abs().amax(0), x.t() @ x / len(x), None)
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, x: torch.Tensor) -> float:

@@ -77,7 +77,7 @@ class Search(RequestStep):
             raise InvalidInput("Search needs questions with answers: pass a task, not a text.")
         if len(task.train) < 2:
             raise InvalidInput(f"'{task.name}' has {len(task.train)} train examples: Search needs at least 2.")
-        if task.scorer == "choice":
+        if task.by_likelihood:
             raise InvalidInput(
                 f"'{task.name}' scores how likely its choices are: Search needs answers that are written."
             )

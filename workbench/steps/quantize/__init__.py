@@ -1,6 +1,7 @@
 """Quantization: the same weights in fewer bits."""
 
 from workbench.steps.quantize.formats import FP4, FP8, NF4, Int8, Int8Dynamic, LLMInt8  # isort: skip  # panels keep this order
+from workbench.steps.quantize.smooth import SmoothQuant  # isort: skip
 from workbench.steps.quantize.rounding import RTN  # isort: skip
 from workbench.steps.quantize.gptq import GPTQ  # isort: skip
 from workbench.steps.quantize.awq import AWQ  # isort: skip

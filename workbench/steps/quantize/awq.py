@@ -1,8 +1,7 @@
 """AWQ: input channels that are large get finer steps, by scaling weights up and what feeds them down."""
 
 from collections.abc import Mapping
-from itertools import groupby
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -10,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workbench.layers.activations import LayerInput
-from workbench.layers.step import with_weight
-from workbench.models.packed import dense_weight, replace_module
+from workbench.layers.scaling import divided_norm, followed, multiply, readers, weight_of
+from workbench.models.packed import replace_module
 from workbench.steps.quantize.rounding import (
     Codes,
     GroupStep,
@@ -24,8 +23,6 @@ from workbench.steps.quantize.rounding import (
 RATIOS = 20  # exponents tried, from 0 to 1
 SHRINKS = tuple(1 - step / 20 for step in range(10))  # factors on a group's range, down to 0.55
 NOT_CLIPPED = ("q_proj", "k_proj")  # their product is not linear in them; the authors leave them out too
-# A layer whose rows are the next layer's input channels, one by one, and a sibling that proves it.
-FOLLOWED = (("up_proj", "down_proj", "gate_proj"), ("v_proj", "o_proj", "q_proj"))
 
 
 class AWQ(GroupStep):
@@ -61,27 +58,27 @@ class AWQ(GroupStep):
     ) -> None:
         """Scale what can be scaled without changing the block's function, then round."""
         inputs = {path: seen for path, seen in layers.items() if seen is not None}
-        for path, feeder in _followed(inputs, chosen).items():
-            scale = search_scale([_weight(model, path)], inputs[path], self)
-            if _weight(model, feeder).shape[0] == len(scale):
-                _multiply(model, feeder, rows=1 / scale)
-                _multiply(model, path, columns=scale)
+        for path, feeder in followed(inputs, chosen).items():
+            scale = search_scale([weight_of(model, path)], inputs[path], self)
+            if weight_of(model, feeder).shape[0] == len(scale):
+                multiply(model, feeder, rows=1 / scale)
+                multiply(model, path, columns=scale)
                 inputs[path] = scaled_input(inputs[path], scale)
-        for source, readers in _readers(inputs).items():
-            if chosen.issuperset(readers):
-                scale = search_scale([_weight(model, path) for path in readers], inputs[readers[0]], self)
+        for source, paths in readers(inputs).items():
+            if chosen.issuperset(paths):
+                scale = search_scale([weight_of(model, path) for path in paths], inputs[paths[0]], self)
                 norm = divided_norm(model.get_submodule(source), scale)
                 if norm is not None:
                     replace_module(model, source, norm)
-                    changed = scaled_input(inputs[readers[0]], scale)
-                    for path in readers:
-                        _multiply(model, path, columns=scale)
+                    changed = scaled_input(inputs[paths[0]], scale)
+                    for path in paths:
+                        multiply(model, path, columns=scale)
                         inputs[path] = changed
         for path in layers:
             if path in chosen:
                 layer = model.get_submodule(path)
                 quiet = self.model_copy(update={"clip": self.clip and not path.endswith(NOT_CLIPPED)})
-                replace_module(model, path, self.pack(layer, quiet.quantize(_weight(model, path), inputs[path])))
+                replace_module(model, path, self.pack(layer, quiet.quantize(weight_of(model, path), inputs[path])))
 
 
 def search_scale(weights: list[Tensor], inputs: LayerInput, step: GroupStep) -> Tensor:
@@ -133,59 +130,4 @@ def scaled_input(inputs: LayerInput, scale: Tensor) -> LayerInput:
     """What is seen once every channel is divided by its factor."""
     assert inputs.hessian is not None
     hessian = inputs.hessian / torch.outer(scale, scale)
-    return LayerInput(inputs.tokens, inputs.norm / scale, inputs.mean / scale, hessian, inputs.source)
-
-
-def divided_norm(norm: nn.Module, scale: Tensor) -> nn.Module | None:
-    """A normalization whose output is that of the given one divided by `scale`; None if it cannot be had so.
-
-    Some models multiply by the weight, some by one plus the weight; which one is tried out.
-    """
-    weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if not isinstance(weight, Tensor) or weight.shape != scale.shape:
-        return None
-    x = torch.randn(4, len(scale), generator=torch.Generator().manual_seed(0)).to(weight)
-    wanted = norm(x).float() / scale
-    tolerance = 1e-2 if weight.dtype != torch.float32 else 1e-4  # of all channels together: one may round worse
-    for new in (weight / scale, (1 + weight) / scale - 1):
-        tried: Any = with_weight(norm, new.to(weight.dtype))
-        if isinstance(bias, Tensor):
-            tried.bias = nn.Parameter((bias / scale).to(bias.dtype), requires_grad=False)
-        if (tried(x).float() - wanted).norm() <= tolerance * wanted.norm():
-            return tried  # type: ignore[no-any-return]
-    return None
-
-
-def _readers(inputs: Mapping[str, LayerInput]) -> dict[str, list[str]]:
-    """Paths by the normalization that all of them read."""
-    read = sorted((seen.source, path) for path, seen in inputs.items() if seen.source)
-    return {source: [path for _, path in pairs] for source, pairs in groupby(read, key=lambda pair: pair[0])}
-
-
-def _followed(inputs: Mapping[str, LayerInput], chosen: frozenset[str]) -> dict[str, str]:
-    """A layer's path to that of the layer whose rows are its input channels."""
-    found = {}
-    for first, second, sibling in FOLLOWED:
-        for path in chosen:
-            parent, _, name = path.rpartition(".")
-            if name == second and f"{parent}.{first}" in chosen and f"{parent}.{sibling}" in inputs:
-                found[path] = f"{parent}.{first}"
-    # A normalization in between would undo the scale.
-    return {path: found[path] for path in sorted(found) if path in inputs and not inputs[path].source}
-
-
-def _weight(model: PreTrainedModel, path: str) -> Tensor:
-    return dense_weight(model.get_submodule(path)).float()
-
-
-def _multiply(model: PreTrainedModel, path: str, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
-    """Replace a dense layer by one with rows or columns of its weight scaled, its bias with the rows."""
-    layer = model.get_submodule(path)
-    weight, bias = dense_weight(layer), layer.bias
-    if rows is not None:
-        changed = with_weight(layer, (weight * rows.unsqueeze(1)).to(weight.dtype))
-        if isinstance(bias, Tensor):
-            changed.bias = nn.Parameter((bias * rows).to(bias.dtype), requires_grad=False)
-        replace_module(model, path, changed)
-    if columns is not None:
-        replace_module(model, path, with_weight(layer, (weight * columns).to(weight.dtype)))
+    return LayerInput(inputs.tokens, inputs.norm / scale, inputs.mean / scale, inputs.peak / scale, hessian, inputs.source)

@@ -15,13 +15,13 @@ def dense_head(model: PreTrainedModel) -> Tensor | None:
     return None if head is None or path_of(model, head) in opaque_layers(model) else dense_weight(head)
 
 
-def pack_head(model: PreTrainedModel) -> None:
+def pack_head(model: PreTrainedModel, kind: type[Int8Linear] = Int8Linear) -> None:
     """Replace the output head of a copy of a model by one in int8, unless the model reads its weight otherwise."""
     head = model.get_output_embeddings()
     if head is None or path_of(model, head) in opaque_layers(model):
         return
     assert head.bias is None or isinstance(head.bias, Tensor)
-    packed = Int8Linear.pack(dense_weight(head), head.bias)
+    packed = kind.pack(dense_weight(head), head.bias)
     tied = is_tied(model)
     replace_module(model, path_of(model, head), packed)
     if tied:

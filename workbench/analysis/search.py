@@ -1,0 +1,279 @@
+"""From a goal to a recipe: combinations of steps tried within a budget, and the best confirmed on unseen examples."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from workbench.analysis.found import Promise, Search, standing
+from workbench.analysis.goals import BETTER, Constraint, check_metric, constraints_of, seconds_of
+from workbench.analysis.space import Space, space_of
+from workbench.analysis.trials import SPEEDS, Judge, Trial
+from workbench.core import estimate, files
+from workbench.core.errors import Cancelled, InvalidInput
+from workbench.core.estimate import ENOUGH, Estimate
+from workbench.core.optional import library
+from workbench.core.progress import Progress
+from workbench.core.units import duration
+from workbench.measurement import power
+from workbench.measurement.comparison import Comparison, compare
+from workbench.measurement.latency import time_interleaved
+from workbench.measurement.records import Records
+from workbench.measurement.scores import scored
+from workbench.models import sharing
+from workbench.recipe import Recipe
+from workbench.tasks.task import Task, Text
+from workbench.variant import Variant
+
+SEARCHING = 0.75  # of the budget; the rest is for the run that confirms
+CONFIRMED = 4  # recipes that it measures, at most
+TIMED, NEW_TOKENS = 6, 16  # rounds of the baseline's own timing, and tokens of each
+MOST_TRIALS = 10_000
+QUALITY = ("score", "kl_to_baseline")
+Listener = Callable[[Search], None]
+
+
+def search(
+    base: Variant,
+    task: Task | Text,
+    *,
+    goal: str = "inter_token_latency",
+    constraints: Mapping[str, Any] | None = None,
+    space: Sequence[Any] | None = None,
+    budget: str | float = "20min",
+    trials: int | None = None,
+    seed: int = 0,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+    on_update: Listener | None = None,
+) -> Search:
+    """Look for the recipe that is best at a metric within bounds on others.
+
+    Half of the test examples are what the search sees. Trials rise in price: what a variant weighs, its distance from
+    the base on about 2,000 tokens, a short timing, its score example by example; each ends where a bound is surely
+    broken. What to try next is drawn by a tree-structured Parzen estimator for several objectives and constraints
+    (Optuna). Whoever is best of many was also lucky, so the best few are then measured, interleaved, on the other half:
+    only these figures are reported. Trials are kept in a file as they end; the same search goes on from there.
+
+    Args:
+        base: what recipes are applied to.
+        task: questions or a text, with calibration data for the steps that need it.
+        goal: a metric.
+        constraints: bounds by metric, such as ``{"weight_bytes": "<= 100 MB", "score": ">= 0.98 * baseline"}``.
+        space: places of a recipe: families, steps, classes of steps, what `free` made, or lists of these; by default
+            pruning and quantization.
+        budget: time for all of it, such as "20min".
+        trials: how many at most; the budget decides otherwise.
+        seed: of what is tried.
+        store: the file; by default one below ``runs/`` that is named by all that the search depends on.
+        progress: a cancel keeps what was found so far.
+        on_update: called with what is known so far, after every trial.
+
+    Raises:
+        InvalidInput: the goal, a bound, the budget or the space makes no sense, or the task has too few examples.
+        NotAvailable: Optuna is not installed.
+    """
+    check_metric(goal, "The goal")
+    bounds, places = constraints_of(constraints or {}), space_of(space)
+    allowed, progress = seconds_of(budget), progress or Progress()
+    if trials is not None and not 1 <= trials <= MOST_TRIALS:
+        raise InvalidInput(f"A search has 1 to {MOST_TRIALS} trials.")
+    seen, unseen, windows = halves(base, task)
+    metrics = frozenset({goal, *(each.metric for each in bounds)})
+    if isinstance(task, Text) and (wanted := metrics.intersection({"score", "flips"})):
+        raise InvalidInput(f"A text has no {min(wanted)}: aim at perplexity, or search on a task of questions.")
+    notes = _said_before(seen, metrics)
+    optuna = library("optuna", "Searching", extra="search")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    begun = time.monotonic()
+    judge = _with_baseline(Judge(base, seen, windows, bounds, metrics, {}), progress)
+    if (spent := time.monotonic() - begun) > SEARCHING * allowed:
+        raise InvalidInput(
+            f"The budget of {duration(allowed)} is too small: measuring '{base.name}' alone took {duration(spent)}."
+        )
+    kept = Records(_place(store, base, task, goal, bounds, places, seed), Trial)
+    history = _history(kept)
+    found = Search(base.name, goal, bounds, dict(judge.seen), tuple(history), notes=notes)
+    study = _Study(optuna, found.objectives, places, seed)
+    before = sum(each.seconds for each in history)
+    try:
+        for each in history:
+            study.told(each, found)
+        while len(found.trials) < (trials or MOST_TRIALS):
+            if before + time.monotonic() - begun > SEARCHING * allowed:
+                break
+            progress.check()
+            number = len(found.trials)
+            trial = study.tried(number, found, judge, progress)
+            kept.append(trial)
+            found = replace(found, trials=(*found.trials, trial))
+            if on_update:
+                on_update(found)
+        return _confirmed(found, judge, unseen, progress)
+    except Cancelled:
+        return replace(found, notes=(*found.notes, "It was cancelled: nothing is confirmed on unseen examples."))
+
+
+def halves(base: Variant, task: Task | Text) -> tuple[Task | Text, Task | Text, list[list[int]]]:
+    """What the search sees and what it does not, every second example each; of a text, the first and the last windows.
+
+    Raises:
+        InvalidInput: one half would be too small to tell anything.
+    """
+    count = len(task.test) if isinstance(task, Task) else task.test
+    if count < 2 * ENOUGH:
+        raise InvalidInput(
+            f"'{task.name}' has {count} test examples, of which the search sees half: at least {2 * ENOUGH} are needed "
+            "to tell anything."
+        )
+    if isinstance(task, Task):
+        return *(task.model_copy(update={"test": task.test[at::2]}) for at in range(2)), []
+    windows = task.windows(base.tokenizer, "test")
+    return task, task.model_copy(update={"test": count // 2}), windows[: count - count // 2]
+
+
+def _said_before(seen: Task | Text, metrics: frozenset[str]) -> tuple[str, ...]:
+    """What so many examples can show at all."""
+    if "score" not in metrics or not isinstance(seen, Task):
+        return ()
+    n = len(seen.test)
+    least = power.smallest(lambda change: power.of_answers(n, change, 0.1))
+    can = "no change of the score at all" if least is None else f"changes of {power.amount(least, 'score')} or more"
+    return (f"{n} examples are searched on and as many confirm: they show {can}, where one answer in ten differs.",)
+
+
+def _with_baseline(judge: Judge, progress: Progress) -> Judge:
+    """The judge, who knows what the baseline measures."""
+    seen = judge._weight(judge.base, progress) | judge._distance(judge.base, progress)
+    if judge.metrics.intersection(SPEEDS):
+        rounds = [each for each, in time_interleaved([judge.base], judge.task, TIMED, NEW_TOKENS, progress)]
+        seen["ttft"] = estimate.median([each.ttft for each in rounds], "s")
+        seen["inter_token_latency"] = estimate.median([each.token_seconds for each in rounds], "s")
+        seen["throughput"] = estimate.median([each.throughput for each in rounds], "tokens/s")
+    marks: Sequence[float] = ()
+    if judge.metrics.intersection({"score", "flips"}) and isinstance(judge.task, Task):
+        marks = scored(judge.base, judge.task, progress=progress).scores
+        seen |= {"score": estimate.mean(marks, "fraction"), "flips": Estimate.exact(0.0, "fraction")}
+    return replace(judge, seen=seen, scores=marks)
+
+
+class _Study:
+    """What Optuna draws and is told."""
+
+    def __init__(self, optuna: Any, objectives: tuple[str, str], space: Space, seed: int) -> None:
+        self._optuna, self._space, self._seed = optuna, space, seed
+        self._objectives = objectives
+        self._study = optuna.create_study(directions=["minimize"] * 2)
+        self._distributions: dict[str, Any] = {}
+
+    def tried(self, number: int, found: Search, judge: Judge, progress: Progress) -> Trial:
+        """Draw the next recipe and try it; one that was tried before is not measured again."""
+        self._study.sampler = self._optuna.samplers.TPESampler(seed=self._seed + number)  # the same after a restart
+        asked = self._study.ask()
+        try:
+            recipe = self._space.suggested(asked)
+        except InvalidInput as error:
+            trial = Trial(number=number, params=dict(asked.params), recipe=[], ended="refused", why=str(error))
+        else:
+            known = {json.dumps(each.recipe, sort_keys=True): each for each in found.trials if each.recipe or not len(recipe)}
+            again = known.get(json.dumps([each.to_json() for each in recipe], sort_keys=True))
+            if again is not None:
+                trial = again.model_copy(update={"number": number, "params": dict(asked.params), "seconds": 0.0})
+            else:
+                trial = judge.judged(number, dict(asked.params), recipe, progress)
+        self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)  # told in full, as after a restart
+        self._distributions |= asked.distributions
+        self.told(trial, found, asked.distributions)
+        return trial
+
+    def told(self, trial: Trial, found: Search, distributions: Mapping[str, Any] | None = None) -> None:
+        """Let the sampler know how a trial went."""
+        if distributions is None:
+            distributions = _Drawn(trial.params).distributions(self._optuna, self._space)
+        self._study.add_trial(
+            self._optuna.create_trial(
+                params=dict(trial.params),
+                distributions=dict(distributions),
+                values=[self._value(trial, found, metric) for metric in self._objectives],
+                constraints={str(each): excess for each, excess in found.excesses(trial).items()}
+                | {"applies": float(trial.ended == "refused")},
+            )
+        )
+
+    def _value(self, trial: Trial, found: Search, metric: str) -> float:
+        """What is minimized; of what was not measured, the worst that was."""
+        if metric in trial.estimates:
+            return -BETTER[metric] * trial.estimates[metric].value
+        known = [-BETTER[metric] * each.estimates[metric].value for each in found.trials if metric in each.estimates]
+        return max([*known, -BETTER[metric] * found.seen[metric].value])
+
+
+class _Drawn:
+    """Stands in for Optuna's trial where its choices are known: notes the distributions that they come from."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        self._params = params
+        self._found: dict[str, Any] = {}
+        self._optuna: Any = None
+
+    def distributions(self, optuna: Any, space: Space) -> dict[str, Any]:
+        """Of every choice."""
+        self._optuna = optuna
+        try:
+            space.suggested(self)
+        except InvalidInput:
+            pass
+        return self._found
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        self._found[name] = self._optuna.distributions.CategoricalDistribution(choices)
+        return self._params[name]
+
+    def suggest_int(self, name: str, low: int, high: int) -> Any:
+        self._found[name] = self._optuna.distributions.IntDistribution(low, high)
+        return self._params[name]
+
+    def suggest_float(self, name: str, low: float, high: float, step: float) -> Any:
+        self._found[name] = self._optuna.distributions.FloatDistribution(low, high, step=step)
+        return self._params[name]
+
+
+def _place(
+    store: str | Path | None,
+    base: Variant,
+    task: Task | Text,
+    goal: str,
+    bounds: Sequence[Constraint],
+    space: Space,
+    seed: int,
+) -> Path:
+    """Where the trials are kept."""
+    if store is not None:
+        return files.home(store)
+    facts = [sharing.fingerprint(base.model), base.recipe.to_json(), task.fingerprint, goal, *map(str, bounds)]
+    name = hashlib.sha256(repr((*facts, space, seed)).encode()).hexdigest()[:16]
+    return Path("runs") / "searches" / f"{name}.jsonl"
+
+
+def _history(kept: "Records[Trial]") -> list[Trial]:
+    """What was tried before, up to the first that is missing: later ones were drawn knowing it."""
+    known = {each.number: each for each in kept}
+    return [known[number] for number in range(len(known)) if all(each in known for each in range(number))]
+
+
+def _confirmed(found: Search, judge: Judge, unseen: Task | Text, progress: Progress) -> Search:
+    """Measure the best few on what the search has not seen, beside the base."""
+    chosen = found.candidates[:CONFIRMED]
+    if not chosen:
+        return found
+    made = [judge.made(each.steps, progress) for each in chosen]
+    named = [replace(each, name=f"trial {trial.number}") for each, trial in zip(made, chosen, strict=True)]
+    comparison: Comparison = compare([judge.base, *named], unseen, progress=progress)
+    promises = tuple(
+        Promise(trial.number, run, {str(each): standing(each, run, comparison.baseline) for each in found.constraints})
+        for trial, run in zip(chosen, comparison.runs[1:], strict=True)
+    )
+    return replace(found, comparison=comparison, promises=promises)

@@ -1,0 +1,168 @@
+"""What a search may combine: places in a recipe, each with steps to choose from and knobs that are free."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+import annotated_types
+
+from workbench.core.errors import InvalidInput
+from workbench.recipe import Recipe
+from workbench.step import Step
+from workbench.steps import families
+
+FAMILIES = ("prune", "quantize")  # that are searched unless others are named
+NOTCHES = 20  # values of a knob that is a fraction
+LEFT_OUT = ("seed",)  # knobs that change nothing to be searched for
+NOTHING = "none"
+Given = type[Step] | Step | None
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A field of a step that is free.
+
+    Attributes:
+        name: of the field.
+        choices: what it may be, unless it is a number.
+        low: the least, of a number.
+        high: the most.
+        whole: whether it is a whole number.
+    """
+
+    name: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    whole: bool = False
+
+    def suggested(self, trial: Any, label: str) -> Any:
+        """A value, as Optuna's trial says."""
+        if self.choices:
+            return trial.suggest_categorical(label, self.choices)
+        if self.whole:
+            return trial.suggest_int(label, int(self.low), int(self.high))
+        return round(trial.suggest_float(label, self.low, self.high, step=(self.high - self.low) / NOTCHES), 6)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A step that a place may have.
+
+    Attributes:
+        kind: of the step.
+        fixed: values of its other knobs.
+        knobs: that are free.
+    """
+
+    kind: type[Step]
+    fixed: Mapping[str, Any]
+    knobs: tuple[Knob, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Places of a recipe in their order, each a choice of options; None is no step."""
+
+    places: tuple[tuple[Option | None, ...], ...]
+
+    def suggested(self, trial: Any) -> Recipe:
+        """A recipe, as Optuna's trial says.
+
+        Raises:
+            InvalidInput: a step refuses a combination of its knobs.
+        """
+        steps = []
+        for at, options in enumerate(self.places):
+            known = {_name(option): option for option in options}
+            name = trial.suggest_categorical(f"{at}", tuple(known)) if len(known) > 1 else next(iter(known))
+            option = known[name]
+            if option is not None:
+                free = {knob.name: knob.suggested(trial, f"{at}.{name}.{knob.name}") for knob in option.knobs}
+                steps.append(option.kind(**{**option.fixed, **free}))
+        return Recipe(steps)
+
+
+def _name(option: Option | None) -> str:
+    if option is None:
+        return NOTHING
+    fixed = ", ".join(f"{name}={value!r}" for name, value in option.fixed.items())
+    return f"{option.kind.__name__}({fixed})" if fixed else option.kind.__name__
+
+
+def free(step: Step, *knobs: str) -> Option:
+    """A step of which some knobs are searched and the others stay as they are.
+
+    Raises:
+        InvalidInput: it has no such knob, or one that is a text.
+    """
+    kind = type(step)
+    found = {each.name: each for each in knobs_of(kind)}
+    for name in knobs:
+        if name not in found:
+            raise InvalidInput(f"{kind.__name__} has no knob '{name}' to search: it has {', '.join(found) or 'none'}.")
+    fixed = {name: value for name, value in step.model_dump().items() if name not in knobs}
+    changed = {name: value for name, value in fixed.items() if value != kind.model_fields[name].default}
+    return Option(kind, changed, tuple(found[name] for name in knobs))
+
+
+def knobs_of(kind: type[Step]) -> tuple[Knob, ...]:
+    """What of a step can be searched: numbers between their bounds, choices and switches; texts and seeds aside."""
+    found = []
+    for name, field in kind.model_fields.items():
+        if name in LEFT_OUT or name in kind.folded:
+            continue
+        if field.annotation is bool:
+            found.append(Knob(name, choices=(True, False)))
+        elif get_origin(field.annotation) is Literal:
+            found.append(Knob(name, choices=get_args(field.annotation)))
+        elif field.annotation in (int, float):
+            low, high = _bounds(field.metadata)
+            found.append(Knob(name, low=low, high=high, whole=field.annotation is int))
+    return tuple(found)
+
+
+def _bounds(metadata: Iterable[Any]) -> tuple[float, float]:
+    low = high = 0.0
+    for each in metadata:
+        match each:
+            case annotated_types.Ge(ge=bound) | annotated_types.Gt(gt=bound):
+                low = float(bound)  # type: ignore[arg-type]
+            case annotated_types.Le(le=bound) | annotated_types.Lt(lt=bound):
+                high = float(bound)  # type: ignore[arg-type]
+    return low, high
+
+
+def space_of(given: Sequence[Any] | None = None) -> Space:
+    """What is searched, from families' names, or places that a user lists.
+
+    Args:
+        given: of each place the name of a family, a step (its knobs fixed), a class of steps (its knobs free), what
+            `free` made, or a list of these, where None is no step. By default pruning and quantization, each or none.
+
+    Raises:
+        InvalidInput: something is none of these.
+    """
+    return Space(tuple(_place(each) for each in (FAMILIES if given is None else given)))
+
+
+def _place(given: Any) -> tuple[Option | None, ...]:
+    if isinstance(given, str):
+        known = families()
+        if given not in known:
+            raise InvalidInput(f"There is no family '{given[:60]}': there are {', '.join(known)}.")
+        return (None, *(Option(kind, {}, knobs_of(kind)) for kind in known[given]))
+    several = list(given) if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise InvalidInput("A place of a recipe to search needs at least one step to choose from.")
+    return tuple(map(_option, several))
+
+
+def _option(given: Any) -> Option | None:
+    if given is None or isinstance(given, Option):
+        return given
+    if isinstance(given, Step):
+        return free(given)
+    if isinstance(given, type) and issubclass(given, Step):
+        return Option(given, {}, knobs_of(given))
+    raise InvalidInput(f"A search combines steps, classes of steps and families, not {type(given).__name__}.")

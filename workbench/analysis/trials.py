@@ -1,0 +1,198 @@
+"""One recipe tried, in steps of rising price: what it would weigh, how far it is from the model, how fast, how good.
+
+A trial ends where it surely breaks a bound: nothing dearer is measured of it.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, JsonValue
+
+from workbench.analysis.goals import Constraint
+from workbench.core import estimate
+from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.estimate import Estimate
+from workbench.core.progress import Progress
+from workbench.core.value import Value
+from workbench.measurement.latency import time_interleaved
+from workbench.measurement.likelihood import answer_span, likelihoods, prepared, window_span
+from workbench.measurement.memory import bits_per_weight, peak_memory
+from workbench.measurement.latency import requests
+from workbench.measurement.scores import generate_answers, scored
+from workbench.recipe import Recipe, step_from_json
+from workbench.runtime.reader import Span
+from workbench.tasks.task import Task, Text
+from workbench.variant import Variant
+
+TOKENS = 2000  # that the distance from the model is measured on
+ROUNDS, NEW_TOKENS = 3, 8  # of a first timing
+PART = 8  # examples that are scored between two looks at whether the bound can still be kept
+SPEEDS = ("ttft", "inter_token_latency", "throughput")
+STAGES = ("refused", "weight", "distance", "speed", "score", "whole")
+
+
+class Trial(Value):
+    """A recipe that was tried.
+
+    Attributes:
+        number: in the order of trying.
+        params: what the search chose.
+        recipe: the steps, as JSON values.
+        estimates: what was measured, by metric; on the examples that the search may see.
+        ended: where: one of `STAGES`; "whole" where all was measured.
+        why: it ended, or failed.
+        seconds: that it took.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    number: int
+    params: dict[str, JsonValue]
+    recipe: list[dict[str, JsonValue]]
+    estimates: dict[str, Estimate] = {}
+    ended: str = "whole"
+    why: str = ""
+    seconds: float = 0.0
+
+    @property
+    def steps(self) -> Recipe:
+        """As steps that can be applied."""
+        return Recipe(step_from_json(dict(each)) for each in self.recipe)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who measures trials.
+
+    Attributes:
+        base: what recipes are applied to.
+        task: with the examples that the search may see as its test split.
+        windows: of a text, token ids of those that it may see.
+        constraints: that a trial is ended by.
+        metrics: that are to be measured.
+        seen: the baseline's estimates.
+        scores: of the baseline on the examples.
+    """
+
+    base: Variant
+    task: Task | Text
+    windows: Sequence[Sequence[int]]
+    constraints: tuple[Constraint, ...]
+    metrics: frozenset[str]
+    seen: Mapping[str, Estimate]
+    scores: Sequence[float] = ()
+
+    def judged(self, number: int, params: dict[str, Any], recipe: Recipe, progress: Progress) -> Trial:
+        """Try a recipe; whatever goes wrong is noted, but for a cancel."""
+        begun, found = time.monotonic(), dict[str, Estimate]()
+        record = {"number": number, "params": params, "recipe": [each.to_json() for each in recipe]}
+        ended, why = "whole", ""
+        try:
+            variant = self.made(recipe, progress)
+            for stage, measured in (
+                ("weight", self._weight), ("distance", self._distance), ("speed", self._speed), ("score", self._score),
+            ):  # fmt: skip
+                found |= measured(variant, progress)
+                if broken := self._broken(found):
+                    ended, why = stage, f"It breaks '{broken}'."
+                    break
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            ended, why = "refused", str(error)
+        return Trial(**record, estimates=found, ended=ended, why=why, seconds=time.monotonic() - begun)
+
+    def made(self, recipe: Recipe, progress: Progress) -> Variant:
+        """The variant of a recipe, unless its weights are forecast to be too large.
+
+        Raises:
+            WorkbenchError: it is, or a step refuses.
+        """
+        variant, steps = self.base, list(recipe)
+        for at, step in enumerate(steps):
+            if at == len(steps) - 1:
+                forecast = step.forecast(variant)  # type: ignore[attr-defined]
+                size = Estimate.exact(float(forecast.weight_bytes), "bytes")
+                if broken := self._broken({"weight_bytes": size}):
+                    raise WorkbenchError(f"It is forecast to break '{broken}'.")
+            variant = variant.apply(step, self.task, progress)
+        return variant
+
+    def _broken(self, found: Mapping[str, Estimate]) -> Constraint | None:
+        """The first bound that is surely broken."""
+        known = (each for each in self.constraints if each.metric in found)
+        return next((each for each in known if each.broken(found[each.metric], self.seen)), None)
+
+    def _weight(self, variant: Variant, progress: Progress) -> dict[str, Estimate]:
+        found = {
+            "weight_bytes": Estimate.exact(variant.total_bytes, "bytes"),
+            "bits_per_weight": Estimate.exact(bits_per_weight(variant), "bits"),
+        }
+        if "peak_memory" in self.metrics:
+            asked = requests(variant, self.task, 1)[0]
+            found["peak_memory"] = Estimate.exact(peak_memory(variant, asked, NEW_TOKENS), "bytes")
+        return found
+
+    def _distance(self, variant: Variant, progress: Progress) -> dict[str, Estimate]:
+        """KL to the base, and perplexity, on few tokens."""
+        found = likelihoods([self.base, variant], [self.spans(each) for each in (self.base, variant)], progress)[1]
+        nll = estimate.ratio_of_sums(found.nll, found.tokens, "nats/token")
+        told = {"perplexity": estimate.exponential(nll)}
+        if found.kl is not None and found.same_top is not None:
+            told["kl_to_baseline"] = estimate.ratio_of_sums(found.kl, found.tokens, "nats/token")
+            told["same_top_token"] = estimate.ratio_of_sums(found.same_top, found.tokens, "fraction")
+        return told
+
+    def spans(self, variant: Variant) -> list[Span]:
+        """Text of about `TOKENS` tokens that the search may see."""
+        if isinstance(self.task, Text):
+            return [window_span(variant, each) for each in self.windows[: max(1, TOKENS // self.task.window)]]
+        spans, tokens = list[Span](), 0
+        for example, asked in zip(self.task.test, prepared(variant, self.task), strict=True):
+            spans.append(answer_span(variant, asked.ids, example.answer))
+            tokens += len(spans[-1].ids)
+            if tokens >= TOKENS:
+                break
+        return spans
+
+    def _speed(self, variant: Variant, progress: Progress) -> dict[str, Estimate]:
+        """A short timing beside the base, whose own figure is known better."""
+        if not self.metrics.intersection(SPEEDS):
+            return {}
+        rounds = list(time_interleaved([self.base, variant], self.task, ROUNDS, NEW_TOKENS, progress))
+        found = {}
+        for metric, of in (
+            ("ttft", lambda each: each.ttft),
+            ("inter_token_latency", lambda each: each.token_seconds),
+            ("throughput", lambda each: each.throughput),
+        ):
+            ratio = estimate.paired_ratio([of(there) for _, there in rounds], [of(here) for here, _ in rounds])
+            found[metric] = ratio.model_copy(
+                update={end: self.seen[metric].value * getattr(ratio, end) for end in ("value", "low", "high")}
+                | {"unit": self.seen[metric].unit}
+            )
+        return found
+
+    def _score(self, variant: Variant, progress: Progress) -> dict[str, Estimate]:
+        """Scores example by example, until a bound surely cannot be kept."""
+        if not self.metrics.intersection({"score", "flips"}) or not isinstance(self.task, Task):
+            return {}
+        bounds = [each for each in self.constraints if each.metric == "score" and not each.at_most]
+        marks: list[float] = []
+        while len(marks) < len(self.task.test):
+            part = self.task.model_copy(update={"test": self.task.test[len(marks) : len(marks) + PART]})
+            marks += scored(variant, part, progress=progress).scores
+            if any(self._hopeless(each, marks) for each in bounds):
+                break
+        before = self.scores[: len(marks)]
+        flipped = [float((a >= 0.5) != (b >= 0.5)) for a, b in zip(marks, before, strict=True)]
+        return {"score": estimate.mean(marks, "fraction"), "flips": estimate.mean(flipped, "fraction")}
+
+    def _hopeless(self, bound: Constraint, marks: Sequence[float]) -> bool:
+        """Whether the examples so far, paired with the baseline's, already say that a bound is broken."""
+        times = bound.amount if bound.of_baseline else 0.0
+        least = 0.0 if bound.of_baseline else bound.amount
+        short = [mark - times * before - least for mark, before in zip(marks, self.scores, strict=False)]
+        found = estimate.mean(short, "fraction")
+        return found.enough and found.high < 0
