@@ -166,7 +166,7 @@ def test_what_cannot_be_is_said(base: wb.Variant, text: wb.Text, tmp_path: Path)
     assert none.code.startswith("# ")
     with pytest.raises(InvalidInput, match="Nothing keeps"):
         none.recipe  # noqa: B018
-    refused = found_by(base, text, tmp_path / "refused", 3, space=[quantize.Int8(), prune.Magnitude])
+    refused = found_by(base, text, tmp_path / "refused", 3, space=[quantize.Int8(), prune.Magnitude()])
     assert {each.ended for each in refused.trials} == {"refused"}
     assert "None of 3 trials could be made" in refused.sentence
     assert "already quantized" in refused.sentence
@@ -203,7 +203,8 @@ def test_bad_searches(base: wb.Variant, text: wb.Text, questions: wb.Task, tmp_p
 def test_questions_are_scored_until_a_bound_is_hopeless(base: wb.Variant, questions: wb.Task, tmp_path: Path) -> None:
     found = search(
         base, questions, goal="inter_token_latency", constraints={"score": ">= 0.9 * baseline"}, trials=3,
-        space=[[None, prompt.System(text="Rain rain rain.")], [quantize.RTN(bits=2), quantize.Int8()]], store=tmp_path / "q",
+        space=[[None, prompt.System(text="Rain rain rain.")], [quantize.RTN(bits=2), quantize.Int8()]],
+        store=tmp_path / "q",
     )  # fmt: skip
     assert {"score", "inter_token_latency", "flips"} <= set(found.seen)
     assert "8 examples are searched on" in found.notes[0]
@@ -252,7 +253,7 @@ def test_standings_by_hand() -> None:
 
 
 def test_a_promise_holds(tmp_path: Path) -> None:
-    """Of 200 made-up confirmations, what was promised to keep to a bound does so in all but few, as expected of 99 %."""
+    """Of 200 made-up confirmations, what was promised to keep to a bound does so in all but few, as 99 % say."""
     chance, kept, held = np.random.default_rng(0), 0, 0
     bound = Constraint.read("score", ">= 0.9 * baseline")
     for _ in range(200):

@@ -57,7 +57,9 @@ def test_a_comparison_as_a_page(compared: wb.Comparison, tmp_path: Path) -> None
     assert "quantize.RTN(bits=3" in text
     assert compared.baseline.fingerprint in text
     assert text.count('role="img"') == 5
-    assert all(re.search(rf"aria-label=\"{name}[^\"]*base", text) for name in ("Time per token", "Perplexity", "Weights"))
+    assert all(
+        re.search(rf"aria-label=\"{name}[^\"]*llama", text) for name in ("Time per token", "Perplexity", "Weights")
+    )
     assert "prefers-color-scheme: dark" in text
     assert "default-src 'none'" in text
 

@@ -18,7 +18,8 @@ from workbench.measurement.runs import Run, RunStore, known_stores
 def a_run(variant: str, day: int, torch: str = "2.13", task: str = "boats", speed: float = 20.0) -> Run:
     return Run(
         variant=variant, source="here", recipe=[{"step": "quantize.GPTQ", "bits": 4}], task=task, fingerprint=task,
-        environment={"device": "a CPU", "torch": torch, "transformers": "5.23"}, settings={"rounds": 8}, session=f"s{day}",
+        environment={"device": "a CPU", "torch": torch, "transformers": "5.23"}, settings={"rounds": 8},
+        session=f"s{day}",
         measured_at=f"2026-11-{day:02}T12:00:00+00:00",
         estimates={"throughput": Estimate(value=speed, low=speed - 1, high=speed + 1, n=8, unit="tokens/s")},
     )  # fmt: skip
@@ -26,7 +27,12 @@ def a_run(variant: str, day: int, torch: str = "2.13", task: str = "boats", spee
 
 @pytest.fixture
 def runs() -> History:
-    made = [a_run("base", 1, "2.12", speed=18), a_run("base", 2), a_run("small", 3, speed=30), a_run("base", 4, task="tides")]
+    made = [
+        a_run("base", 1, "2.12", speed=18),
+        a_run("base", 2),
+        a_run("small", 3, speed=30),
+        a_run("base", 4, task="tides"),
+    ]
     return History(tuple(made))
 
 

@@ -67,11 +67,12 @@ def test_the_smallest_and_the_fewest_are_on_the_edge() -> None:
     assert power.smallest(lambda change: power.of_answers(6, change, 0.2)) is None
     assert power.needed(lambda n: power.of_means(n, 1e-6, 1.0)) is None
     assert power.of_means(5, 9.0, 1.0) == 0.0
+    assert power.smallest(lambda change: power.of_means(9, change, 0.0)) == 0.0  # what never differs by chance
 
 
 def test_verdicts_say_what_they_could_have_seen() -> None:
     right = [1.0] * 20 + [0.0] * 20
-    few = [0.0] + right[1:]
+    few = [0.0, *right[1:]]
     said = str(verdict(a_run("a", score=right), a_run("b", score=few)))
     least = power.smallest(lambda change: power.of_answers(N, change, 1 / N))
     assert least is not None

@@ -103,7 +103,9 @@ class Ablation:
             ):
                 said += f" Together {whole}; added up {added}; the difference is interaction: {more}."
             found.append(said)
-            found += [f"{metric}: {' and '.join(each.steps)} in the other order: {each}." for each in self.of(metric, "order")]
+            found += [
+                f"{metric}: {' and '.join(each.steps)} in the other order: {each}." for each in self.of(metric, "order")
+            ]
         return found + [f"{', then '.join(steps)}: refused. {why}" for steps, why in self.refused.items()]
 
     def table(self) -> "pandas.DataFrame":
@@ -227,30 +229,32 @@ def _make(
 
 
 def _effects(runs: dict[Order, Run], names: Sequence[str]) -> Iterator[Effect]:
-    whole = tuple(range(len(names)))
-    singles = [(at,) for at in whole]
-    pairs = list(combinations(whole, 2))
+    """Every difference that can be told, metric by metric."""
     for metric, change in METRICS.items():
-
-        def effect(kind: str, at: Order, terms: dict[Order, float], surer: int = 1) -> Iterator[Effect]:
+        for kind, at, terms, surer in _differences(len(names)):
             known = [(weight, runs[order]) for order, weight in terms.items() if order in runs]
             found = change(known) if len(known) == len(terms) else None
             if found is not None:
                 yield Effect(kind, tuple(names[each] for each in at), metric, found.at(estimate.among(surer)))
 
+
+def _differences(count: int) -> Iterator[tuple[str, Order, dict[Order, float], int]]:
+    """What is asked: its kind and steps, what weighs how much, and among how many of its kind it is read."""
+    whole, none = tuple(range(count)), ()
+    singles: list[Order] = [(at,) for at in whole]
+    pairs = list(combinations(whole, 2))
+    for one in singles:
+        yield "alone", one, {one: 1.0, none: -1.0}, count
+    yield "together", whole, {whole: 1.0, none: -1.0}, 1
+    yield "sum", whole, dict.fromkeys(singles, 1.0) | {none: -float(count)}, 1
+    yield "interaction", whole, {whole: 1.0, **dict.fromkeys(singles, -1.0), none: count - 1.0}, 1
+    if count > 2:
         for at in whole:
-            yield from effect("alone", (at,), {(at,): 1.0, (): -1.0}, len(names))
-        yield from effect("together", whole, {whole: 1.0, (): -1.0})
-        added = dict.fromkeys(singles, 1.0) | {(): -float(len(names))}
-        yield from effect("sum", whole, added)
-        yield from effect("interaction", whole, {whole: 1.0, **dict.fromkeys(singles, -1.0), (): len(names) - 1.0})
-        if len(names) > 2:
-            for at in whole:
-                yield from effect("off", (at,), {_without(whole, at): 1.0, whole: -1.0}, len(names))
-            for a, b in pairs:
-                yield from effect("pair", (a, b), {(a, b): 1.0, (a,): -1.0, (b,): -1.0, (): 1.0}, len(pairs))
+            yield "off", (at,), {_without(whole, at): 1.0, whole: -1.0}, count
         for a, b in pairs:
-            yield from effect("order", (a, b), {_exchanged(whole, a, b): 1.0, whole: -1.0}, len(pairs))
+            yield "pair", (a, b), {(a, b): 1.0, (a,): -1.0, (b,): -1.0, none: 1.0}, len(pairs)
+    for a, b in pairs:
+        yield "order", (a, b), {_exchanged(whole, a, b): 1.0, whole: -1.0}, len(pairs)
 
 
 Terms = Sequence[tuple[float, Run]]

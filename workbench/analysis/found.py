@@ -1,7 +1,7 @@
 """What a search found: every trial, the front, and what the confirming run promises."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -157,7 +157,7 @@ class Search:
 
     def variant(self, number: int, base: Variant, task: Any) -> Variant:
         """The variant of a trial, made again."""
-        made = self._trial(number).steps.apply(base, task)
+        made: Variant = self._trial(number).steps.apply(base, task)
         return replace(made, name=f"trial {number}")
 
     def _trial(self, number: int) -> Trial:
@@ -174,8 +174,8 @@ class Search:
             near = min(self.promises, key=lambda each: list(each.standings.values()).count("broken"))
             broken = ", ".join(bound for bound, each in near.standings.items() if each == "broken")
             return (
-                f"Nothing keeps to all bounds: trial {near.number} did on the examples of the search, and on unseen ones "
-                f"it breaks '{broken}'."
+                f"Nothing keeps to all bounds: trial {near.number} did on the examples of the search, and "
+                f"breaks '{broken}' on unseen ones."
             )
         if self.feasible:
             return f"{len(self.feasible)} of {len(self.trials)} trials keep to the bounds; none is confirmed."
@@ -195,16 +195,19 @@ class Search:
         """By how much the nearest misses, and which bound is in the way."""
         known = [(each, self.excesses(each)) for each in self.trials if each.ended != "refused"]
         if not known:
-            return f"None of {len(self.trials)} trials could be made: {self.trials[-1].why if self.trials else 'none ran'}"
+            return (
+                f"None of {len(self.trials)} trials could be made: {self.trials[-1].why if self.trials else 'none ran'}"
+            )
         near, beyond = min(known, key=lambda pair: (max(pair[1].values(), default=math.inf), pair[0].number))
         bound = max(beyond, key=beyond.__getitem__)
         others = [each for each in self.constraints if each is not bound]
         alone = any(
-            all(excess <= 0 for each, excess in excesses.items() if each is not bound)
-            and set(others) <= set(excesses)
+            all(excess <= 0 for each, excess in excesses.items() if each is not bound) and set(others) <= set(excesses)
             for _, excesses in known
         )
-        binds = f"'{bound}' binds: without it, another trial keeps to all" if alone else f"'{bound}' is in the way first"
+        binds = (
+            f"'{bound}' binds: without it, another trial keeps to all" if alone else f"'{bound}' is in the way first"
+        )
         return (
             f"Nothing keeps to all bounds. The nearest is trial {near.number}, which misses '{bound}' by "
             f"{beyond[bound]:.1%} of it; {binds}."
@@ -232,7 +235,9 @@ class Search:
                     return False
             return True
 
-        order: Callable[[Trial], float] = lambda each: -BETTER[self.goal] * each.estimates[self.goal].value
+        def order(trial: Trial) -> float:
+            return -BETTER[self.goal] * trial.estimates[self.goal].value
+
         before, after = self.feasible[:1], sorted(filter(loose, self.whole), key=order)[:1]
         if not after or (before and order(after[0]) >= order(before[0])):
             return f"Giving up {points:g} of {metric} would gain nothing that was tried."
@@ -271,7 +276,12 @@ class Search:
 
         rows = []
         for each in self.trials:
-            row: dict[str, Any] = {"trial": each.number, "recipe": repr(each.steps), "ended": each.ended, "why": each.why}
+            row: dict[str, Any] = {
+                "trial": each.number,
+                "recipe": repr(each.steps),
+                "ended": each.ended,
+                "why": each.why,
+            }
             for metric, value in each.estimates.items():
                 row |= {metric: value.value, f"{metric}_low": value.low, f"{metric}_high": value.high}
             rows.append(row)
@@ -314,7 +324,7 @@ def _range(optuna: Any, values: Sequence[Any]) -> Any:
 
 
 def standing(bound: Constraint, run: Run, baseline: Run) -> Standing:
-    """Whether a run keeps to a bound by all of a 99 % interval, breaks it, or neither can be told; paired with the base."""
+    """Whether a run, paired with the base, keeps to a bound by all of a 99 % interval, breaks it, or is too near it."""
     beyond = _beyond(bound, run, baseline)
     if beyond is None:
         found, known = run[bound.metric], baseline.estimates

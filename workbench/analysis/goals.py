@@ -1,4 +1,4 @@
-"""What is wanted of a variant: a metric to be best at, and bounds on others, in words such as ``>= 0.98 * baseline``."""
+"""What is wanted of a variant: a metric to be best at, and bounds on others, such as ``>= 0.98 * baseline``."""
 
 import re
 from collections.abc import Mapping
@@ -60,7 +60,9 @@ class Constraint(Value):
             amount = float(found[2].replace("_", "")) * UNITS[unit]
         except ValueError:
             raise InvalidInput(f"The constraint on {metric} has no number: {words[:60]!r}.") from None
-        return cls(metric=metric, at_most=found[1] == "<=", amount=amount, of_baseline=bool(found[4]), words=words.strip())
+        return cls(
+            metric=metric, at_most=found[1] == "<=", amount=amount, of_baseline=bool(found[4]), words=words.strip()
+        )
 
     def limit(self, baseline: Mapping[str, Estimate]) -> float:
         """The bound in the metric's unit."""
@@ -92,7 +94,7 @@ def constraints_of(given: Mapping[str, str | tuple[str, ...] | list[str]]) -> tu
     """
     found = []
     for metric, words in given.items():
-        several = [words] if isinstance(words, str) else list(words)
+        several = list(words) if isinstance(words, list | tuple) else [words]
         found += [Constraint.read(metric, each) for each in several]
     for upper in found:
         for lower in found:
@@ -115,6 +117,8 @@ def seconds_of(budget: str | float) -> float:
     Raises:
         InvalidInput: it is none.
     """
+    if isinstance(budget, int | float) and budget > 0:
+        return float(budget)
     words = re.fullmatch(r"\s*([0-9.]+)\s*(s|sec|min|m|h)?\s*", str(budget))
     try:
         found = float(words[1]) * {"min": 60.0, "m": 60.0, "h": 3600.0}.get(words[2] or "s", 1.0) if words else 0.0

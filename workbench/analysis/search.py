@@ -4,7 +4,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,12 @@ from workbench.core.estimate import ENOUGH, Estimate
 from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.core.units import duration
-from workbench.measurement import power
+from workbench.measurement import power, scales
 from workbench.measurement.comparison import Comparison, compare
 from workbench.measurement.latency import time_interleaved
 from workbench.measurement.records import Records
 from workbench.measurement.scores import scored
 from workbench.models import sharing
-from workbench.recipe import Recipe
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
@@ -32,6 +33,7 @@ SEARCHING = 0.75  # of the budget; the rest is for the run that confirms
 CONFIRMED = 4  # recipes that it measures, at most
 TIMED, NEW_TOKENS = 6, 16  # rounds of the baseline's own timing, and tokens of each
 MOST_TRIALS = 10_000
+STARTUP = 8  # trials that are drawn at random
 QUALITY = ("score", "kl_to_baseline")
 Listener = Callable[[Search], None]
 
@@ -123,16 +125,17 @@ def halves(base: Variant, task: Task | Text) -> tuple[Task | Text, Task | Text, 
     Raises:
         InvalidInput: one half would be too small to tell anything.
     """
-    count = len(task.test) if isinstance(task, Task) else task.test
-    if count < 2 * ENOUGH:
+    number = len(task.test) if isinstance(task, Task) else task.test
+    if number < 2 * ENOUGH:
         raise InvalidInput(
-            f"'{task.name}' has {count} test examples, of which the search sees half: at least {2 * ENOUGH} are needed "
-            "to tell anything."
+            f"'{task.name}' has {number} test examples, of which the search sees half: at least {2 * ENOUGH} are "
+            "needed to tell anything."
         )
     if isinstance(task, Task):
-        return *(task.model_copy(update={"test": task.test[at::2]}) for at in range(2)), []
+        seen, unseen = (task.model_copy(update={"test": task.test[at::2]}) for at in range(2))
+        return seen, unseen, []
     windows = task.windows(base.tokenizer, "test")
-    return task, task.model_copy(update={"test": count // 2}), windows[: count - count // 2]
+    return task, task.model_copy(update={"test": number // 2}), windows[: number - number // 2]
 
 
 def _said_before(seen: Task | Text, metrics: frozenset[str]) -> tuple[str, ...]:
@@ -149,10 +152,10 @@ def _with_baseline(judge: Judge, progress: Progress) -> Judge:
     """The judge, who knows what the baseline measures."""
     seen = judge._weight(judge.base, progress) | judge._distance(judge.base, progress)
     if judge.metrics.intersection(SPEEDS):
-        rounds = [each for each, in time_interleaved([judge.base], judge.task, TIMED, NEW_TOKENS, progress)]
-        seen["ttft"] = estimate.median([each.ttft for each in rounds], "s")
-        seen["inter_token_latency"] = estimate.median([each.token_seconds for each in rounds], "s")
-        seen["throughput"] = estimate.median([each.throughput for each in rounds], "tokens/s")
+        rounds = [each for (each,) in time_interleaved([judge.base], judge.task, TIMED, NEW_TOKENS, progress)]
+        for metric, name in SPEEDS.items():
+            unit = scales.METRICS[metric][1]
+            seen[metric] = estimate.median([float(getattr(each, name)) for each in rounds], unit)
     marks: Sequence[float] = ()
     if judge.metrics.intersection({"score", "flips"}) and isinstance(judge.task, Task):
         marks = scored(judge.base, judge.task, progress=progress).scores
@@ -169,16 +172,22 @@ class _Study:
         self._study = optuna.create_study(directions=["minimize"] * 2)
         self._distributions: dict[str, Any] = {}
 
+    def sampler(self, number: int) -> Any:
+        """What draws a trial: the same after a restart."""
+        return self._optuna.samplers.TPESampler(seed=self._seed + number, n_startup_trials=STARTUP)
+
     def tried(self, number: int, found: Search, judge: Judge, progress: Progress) -> Trial:
         """Draw the next recipe and try it; one that was tried before is not measured again."""
-        self._study.sampler = self._optuna.samplers.TPESampler(seed=self._seed + number)  # the same after a restart
+        self._study.sampler = self.sampler(number)
         asked = self._study.ask()
         try:
             recipe = self._space.suggested(asked)
         except InvalidInput as error:
             trial = Trial(number=number, params=dict(asked.params), recipe=[], ended="refused", why=str(error))
         else:
-            known = {json.dumps(each.recipe, sort_keys=True): each for each in found.trials if each.recipe or not len(recipe)}
+            known = {
+                json.dumps(each.recipe, sort_keys=True): each for each in found.trials if each.recipe or not len(recipe)
+            }
             again = known.get(json.dumps([each.to_json() for each in recipe], sort_keys=True))
             if again is not None:
                 trial = again.model_copy(update={"number": number, "params": dict(asked.params), "seconds": 0.0})
@@ -222,10 +231,8 @@ class _Drawn:
     def distributions(self, optuna: Any, space: Space) -> dict[str, Any]:
         """Of every choice."""
         self._optuna = optuna
-        try:
+        with suppress(InvalidInput):
             space.suggested(self)
-        except InvalidInput:
-            pass
         return self._found
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
@@ -261,7 +268,7 @@ def _place(
 def _history(kept: "Records[Trial]") -> list[Trial]:
     """What was tried before, up to the first that is missing: later ones were drawn knowing it."""
     known = {each.number: each for each in kept}
-    return [known[number] for number in range(len(known)) if all(each in known for each in range(number))]
+    return [known[number] for number in takewhile(known.__contains__, count())]
 
 
 def _confirmed(found: Search, judge: Judge, unseen: Task | Text, progress: Progress) -> Search:

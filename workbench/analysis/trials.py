@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from workbench.analysis.goals import Constraint
 from workbench.core import estimate
@@ -16,11 +16,10 @@ from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.core.value import Value
-from workbench.measurement.latency import time_interleaved
+from workbench.measurement.latency import requests, time_interleaved
 from workbench.measurement.likelihood import answer_span, likelihoods, prepared, window_span
 from workbench.measurement.memory import bits_per_weight, peak_memory
-from workbench.measurement.latency import requests
-from workbench.measurement.scores import generate_answers, scored
+from workbench.measurement.scores import scored
 from workbench.recipe import Recipe, step_from_json
 from workbench.runtime.reader import Span
 from workbench.tasks.task import Task, Text
@@ -29,7 +28,7 @@ from workbench.variant import Variant
 TOKENS = 2000  # that the distance from the model is measured on
 ROUNDS, NEW_TOKENS = 3, 8  # of a first timing
 PART = 8  # examples that are scored between two looks at whether the bound can still be kept
-SPEEDS = ("ttft", "inter_token_latency", "throughput")
+SPEEDS = {"ttft": "ttft", "inter_token_latency": "token_seconds", "throughput": "throughput"}  # as timings have them
 STAGES = ("refused", "weight", "distance", "speed", "score", "whole")
 
 
@@ -50,7 +49,7 @@ class Trial(Value):
     number: int
     params: dict[str, JsonValue]
     recipe: list[dict[str, JsonValue]]
-    estimates: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = Field(default_factory=dict)
     ended: str = "whole"
     why: str = ""
     seconds: float = 0.0
@@ -59,6 +58,14 @@ class Trial(Value):
     def steps(self) -> Recipe:
         """As steps that can be applied."""
         return Recipe(step_from_json(dict(each)) for each in self.recipe)
+
+
+class TooLarge(WorkbenchError):
+    """A recipe's weights are forecast to break a bound, so it is not made."""
+
+    def __init__(self, bound: Constraint, size: Estimate) -> None:
+        super().__init__(f"It is forecast to break '{bound}'.")
+        self.size = size
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Judge:
     def judged(self, number: int, params: dict[str, Any], recipe: Recipe, progress: Progress) -> Trial:
         """Try a recipe; whatever goes wrong is noted, but for a cancel."""
         begun, found = time.monotonic(), dict[str, Estimate]()
-        record = {"number": number, "params": params, "recipe": [each.to_json() for each in recipe]}
+        record = [each.to_json() for each in recipe]
         ended, why = "whole", ""
         try:
             variant = self.made(recipe, progress)
@@ -99,15 +106,19 @@ class Judge:
                     break
         except Cancelled:
             raise
+        except TooLarge as error:
+            ended, why, found = "weight", str(error), {"weight_bytes": error.size}
         except WorkbenchError as error:
             ended, why = "refused", str(error)
-        return Trial(**record, estimates=found, ended=ended, why=why, seconds=time.monotonic() - begun)
+        spent = time.monotonic() - begun
+        return Trial(number=number, params=params, recipe=record, estimates=found, ended=ended, why=why, seconds=spent)
 
     def made(self, recipe: Recipe, progress: Progress) -> Variant:
         """The variant of a recipe, unless its weights are forecast to be too large.
 
         Raises:
-            WorkbenchError: it is, or a step refuses.
+            TooLarge: it is.
+            WorkbenchError: a step refuses.
         """
         variant, steps = self.base, list(recipe)
         for at, step in enumerate(steps):
@@ -115,7 +126,7 @@ class Judge:
                 forecast = step.forecast(variant)  # type: ignore[attr-defined]
                 size = Estimate.exact(float(forecast.weight_bytes), "bytes")
                 if broken := self._broken({"weight_bytes": size}):
-                    raise WorkbenchError(f"It is forecast to break '{broken}'.")
+                    raise TooLarge(broken, size)
             variant = variant.apply(step, self.task, progress)
         return variant
 
@@ -162,12 +173,9 @@ class Judge:
             return {}
         rounds = list(time_interleaved([self.base, variant], self.task, ROUNDS, NEW_TOKENS, progress))
         found = {}
-        for metric, of in (
-            ("ttft", lambda each: each.ttft),
-            ("inter_token_latency", lambda each: each.token_seconds),
-            ("throughput", lambda each: each.throughput),
-        ):
-            ratio = estimate.paired_ratio([of(there) for _, there in rounds], [of(here) for here, _ in rounds])
+        for metric, name in SPEEDS.items():
+            here, there = ([float(getattr(each[at], name)) for each in rounds] for at in range(2))
+            ratio = estimate.paired_ratio(there, here)
             found[metric] = ratio.model_copy(
                 update={end: self.seen[metric].value * getattr(ratio, end) for end in ("value", "low", "high")}
                 | {"unit": self.seen[metric].unit}

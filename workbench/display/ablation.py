@@ -57,7 +57,9 @@ def _label(each: Effect, steps: tuple[str, ...]) -> str:
         case "together":
             return "together"
         case "order":
-            return plain(f"{each.steps[1]} before {each.steps[0]}") if len(steps) == 2 else plain(" ⇄ ".join(each.steps))
+            return (
+                plain(f"{each.steps[1]} before {each.steps[0]}") if len(steps) == 2 else plain(" ⇄ ".join(each.steps))
+            )
     return plain(each.steps[0])
 
 

@@ -26,7 +26,9 @@ def search_figure(found: Search, transparent: bool = False) -> "go.Figure":
     front, kept = found.front, {each.number for each in found.feasible}
     others = [each for each in found.whole if each not in front]
     figure = go.Figure()
-    figure.add_trace(_points([each for each in others if each.number in kept], (x, y), "keeps to the bounds", COLOURS[1]))
+    figure.add_trace(
+        _points([each for each in others if each.number in kept], (x, y), "keeps to the bounds", COLOURS[1])
+    )
     figure.add_trace(_points([each for each in others if each.number not in kept], (x, y), "does not", NEUTRAL))
     line = _points(front, (x, y), "front", COLOURS[2])
     line.update(mode="lines+markers", line={"shape": "hv", "width": 1})
@@ -34,7 +36,14 @@ def search_figure(found: Search, transparent: bool = False) -> "go.Figure":
     figure.add_trace(line)
     if x in found.seen and y in found.seen:
         base = {"x": [scales.shown(x, found.seen[x].value)], "y": [scales.shown(y, found.seen[y].value)]}
-        figure.add_trace(go.Scatter(**base, mode="markers", name=plain(found.base), marker={"color": COLOURS[0], "size": 12, "symbol": "diamond"}))
+        figure.add_trace(
+            go.Scatter(
+                **base,
+                mode="markers",
+                name=plain(found.base),
+                marker={"color": COLOURS[0], "size": 12, "symbol": "diamond"},
+            )
+        )
     confirmed = [each for each in found.promises if x in each.run.estimates and y in each.run.estimates]
     if confirmed:
         figure.add_trace(
@@ -90,15 +99,28 @@ def search_html(found: Search) -> str:
     parts = [f"<p><b>{escape(found.sentence)}</b></p>"]
     if found.promises:
         rows = [
-            [f"trial {each.number}", *_cells(each.run.estimates, metrics), each.standing, repr(found.trials[each.number].steps)]
+            [
+                f"trial {each.number}",
+                *_cells(each.run.estimates, metrics),
+                each.standing,
+                repr(found.trials[each.number].steps),
+            ]
             for each in found.promises
         ]
-        parts += ["<p>Confirmed on examples that the search has not seen:</p>", table(["", *heads, "Bounds", "Recipe"], rows, words=True)]
-    rows = [[f"trial {each.number}", *_cells(each.estimates, metrics), repr(each.steps)] for each in found.front[:SHOWN]]
+        parts += [
+            "<p>Confirmed on examples that the search has not seen:</p>",
+            table(["", *heads, "Bounds", "Recipe"], rows, words=True),
+        ]
+    rows = [
+        [f"trial {each.number}", *_cells(each.estimates, metrics), repr(each.steps)] for each in found.front[:SHOWN]
+    ]
     if rows:
         said = "The front of the search; whatever is best of many was also lucky:"
         parts += [f"<p>{said}</p>", table(["", *heads, "Recipe"], rows, words=True)]
-    ends = {each: sum(trial.ended == each for trial in found.trials) for each in dict.fromkeys(t.ended for t in found.trials)}
+    ends = {
+        each: sum(trial.ended == each for trial in found.trials)
+        for each in dict.fromkeys(t.ended for t in found.trials)
+    }
     told = ", ".join(f"{number} ended at '{stage}'" for stage, number in ends.items())
     notes = "".join(f"<li>{escape(each)}</li>" for each in found.notes)
     parts.append(f"<small>{len(found.trials)} trials: {escape(told)}.</small>")

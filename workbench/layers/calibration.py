@@ -55,7 +55,10 @@ class Statistics:
         """Memory that it takes."""
         inputs = {id(seen): seen for seen in self.layers.values()}
         tensors = [
-            each for seen in inputs.values() for each in (seen.norm, seen.mean, seen.peak, seen.hessian) if each is not None
+            each
+            for seen in inputs.values()
+            for each in (seen.norm, seen.mean, seen.peak, seen.hessian)
+            if each is not None
         ]
         return sum(each.nbytes for each in tensors)
 

@@ -71,7 +71,7 @@ class Comparison:
         return [metric for metric in scales.METRICS if any(metric in run.estimates for run in self.runs)]
 
     def verdicts(self) -> dict[str, Verdict]:
-        """What changed against the baseline, for every other variant by name; the more there are, the surer it must be."""
+        """What changed against the baseline, by name of variant; the more there are, the surer it must be."""
         return {run.variant: verdict(self.baseline, run, self.confidence) for run in self.runs[1:]}
 
     @property

@@ -17,6 +17,7 @@ import numpy as np
 from workbench.core.estimate import CONFIDENCE, ENOUGH, Estimate, student_t
 
 POWER = 0.8  # of the times, a change that is there shall be seen
+LEAST = 1e-6  # change that anybody would look for
 MOST = 20_000  # examples that anybody would ask
 NORMAL = NormalDist()
 Seen = Callable[[int, float], float]  # how often so many examples show such a change
@@ -120,10 +121,12 @@ def of_means(n: int, change: float, spread: float, confidence: float = CONFIDENC
 
 
 def smallest(seen: Callable[[float], float], most: float = 1.0) -> float | None:
-    """The smallest change that is seen often enough; None where the largest is not."""
+    """The smallest change that is seen often enough; None where the largest is not, 0 where any is."""
     if seen(most) < POWER:
         return None
-    low, high = 0.0, most
+    if seen(LEAST) >= POWER:
+        return 0.0
+    low, high = LEAST, most
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if seen(middle) >= POWER else (middle, high)
@@ -148,7 +151,7 @@ def _binomial(n: int, p: float) -> np.ndarray:
     """Chances of 0 to `n` successes ``(n + 1,)``."""
     k = np.arange(n + 1)
     if p in (0.0, 1.0):
-        return (k == n * p).astype(float)
+        return np.where(k == n * p, 1.0, 0.0)
     logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     found: np.ndarray = np.exp(logs[n] - logs - logs[::-1] + k * math.log(p) + (n - k) * math.log1p(-p))
     return found

@@ -52,9 +52,7 @@ def test_smoothing_alone_changes_no_function(
     assert any(ours[name] is not theirs[name] for name in theirs), "nothing was scaled"
 
 
-def test_smoothquant_packs_as_int8_dynamic_does(
-    load_tiny: Callable[[str], wb.Variant], tiny_text: wb.Text
-) -> None:
+def test_smoothquant_packs_as_int8_dynamic_does(load_tiny: Callable[[str], wb.Variant], tiny_text: wb.Text) -> None:
     base = load_tiny("qwen3")  # head and embedding are tied
     smooth, plain = base.apply(quantize.SmoothQuant(), tiny_text), base.apply(quantize.Int8Dynamic())
     kinds = [[type(each) for each in one.model.modules() if "Int8" in type(each).__name__] for one in (smooth, plain)]
@@ -158,6 +156,7 @@ def test_on_a_real_model_each_keeps_its_promise(smollm: wb.Variant) -> None:
     def off(*steps: wb.Step) -> float:
         return divergence(smollm, wb.Recipe(steps).apply(smollm, text), ids)
 
-    assert off(quantize.SmoothQuant()) < 0.8 * off(quantize.Int8Dynamic())
-    rounding = quantize.RTN(group_size=128, head=False)
-    assert off(quantize.Rotate(), rounding) < off(rounding)
+    dynamic = off(quantize.Int8Dynamic())
+    assert off(quantize.SmoothQuant()) < 0.6 * dynamic
+    assert off(quantize.Rotate(), quantize.Int8Dynamic()) < 0.6 * dynamic
+    assert off(quantize.Rotate()) < 1e-6

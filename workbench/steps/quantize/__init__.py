@@ -6,7 +6,25 @@ from workbench.steps.quantize.rounding import RTN  # isort: skip
 from workbench.steps.quantize.gptq import GPTQ  # isort: skip
 from workbench.steps.quantize.awq import AWQ  # isort: skip
 from workbench.steps.quantize.hqq import HQQ  # isort: skip
+from workbench.steps.quantize.signround import SignRound  # isort: skip
+from workbench.steps.quantize.rotate import Rotate  # isort: skip
 from workbench.steps.quantize.budget import Budget  # isort: skip
 from workbench.steps.quantize.cache import KVCache  # isort: skip
 
-__all__ = ["AWQ", "FP4", "FP8", "GPTQ", "HQQ", "NF4", "RTN", "Budget", "Int8", "Int8Dynamic", "KVCache", "LLMInt8"]
+__all__ = [
+    "AWQ",
+    "FP4",
+    "FP8",
+    "GPTQ",
+    "HQQ",
+    "NF4",
+    "RTN",
+    "Budget",
+    "Int8",
+    "Int8Dynamic",
+    "KVCache",
+    "LLMInt8",
+    "Rotate",
+    "SignRound",
+    "SmoothQuant",
+]

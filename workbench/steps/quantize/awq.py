@@ -130,4 +130,6 @@ def scaled_input(inputs: LayerInput, scale: Tensor) -> LayerInput:
     """What is seen once every channel is divided by its factor."""
     assert inputs.hessian is not None
     hessian = inputs.hessian / torch.outer(scale, scale)
-    return LayerInput(inputs.tokens, inputs.norm / scale, inputs.mean / scale, inputs.peak / scale, hessian, inputs.source)
+    return LayerInput(
+        inputs.tokens, inputs.norm / scale, inputs.mean / scale, inputs.peak / scale, hessian, inputs.source
+    )

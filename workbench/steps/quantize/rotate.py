@@ -32,10 +32,12 @@ LARGE = 1e3  # of a hidden state, beside which what a normalization adds before 
 class Rotate(Step):
     """Turns the hidden states so that none of their channels stands out; the model computes what it did.
 
-    Weights that are multiplied by a random orthogonal matrix are spread evenly, so that rounding them to few bits, by a
-    step that follows, costs less. The matrix is worked into the weights: nothing more is done for a token, and the
-    result is a plain model. Needs normalizations by the root mean square, as Llama, Qwen and Mistral have them. Where
-    head and embedding are one table they become two. Of QuaRot, what would have to be done for every token is left out.
+    A random orthogonal matrix, worked into the weights, spreads what is large in a few channels over all of them, so
+    that rounding *activations*, as Int8Dynamic does, costs less, without any data. Rounding weights alone, in groups,
+    may well cost more: weights that read large channels are often small, and afterwards all bear an equal error. Nothing
+    more is done for a token, and the result is a plain model. Needs normalizations by the root mean square, as Llama,
+    Qwen and Mistral have them. Where head and embedding are one table they become two. Of QuaRot, what would have to be
+    done for every token is left out.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.00456"
@@ -109,7 +111,7 @@ def orthogonal(size: int, seed: int) -> Tensor:
         hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
     rest, corner = torch.linalg.qr(torch.randn(size // power, size // power, generator=chance, dtype=torch.float64))
     signs = torch.randint(0, 2, (size, 1), generator=chance) * 2.0 - 1
-    return (signs * torch.kron(rest * corner.diagonal().sign(), hadamard / power**0.5)).float()
+    return (signs * torch.kron((rest * corner.diagonal().sign()).contiguous(), hadamard / power**0.5)).float()
 
 
 def _turn_heads(model: PreTrainedModel, inputs: Mapping[str, LayerInput], seed: int) -> None:
@@ -120,8 +122,8 @@ def _turn_heads(model: PreTrainedModel, inputs: Mapping[str, LayerInput], seed: 
     for reader, feeder in followed(inputs, inputs.keys()).items():
         values, output = _weight(model, feeder), _weight(model, reader)
         if reader.endswith("o_proj") and len(values) % width == 0 == output.shape[1] % width:
-            _replace(model, reader, (output.unflatten(1, (-1, width)) @ turn).flatten(1))
-            every = torch.block_diag(*[turn.t()] * (len(values) // width))
+            _replace(model, reader, (output.view(len(output), -1, width) @ turn).flatten(1))
+            every = torch.kron(torch.eye(len(values) // width, device=model.device), turn.t().contiguous())
             _replace(model, feeder, every @ values, every)
 
 

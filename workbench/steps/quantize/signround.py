@@ -84,10 +84,12 @@ class SignRound(GroupStep):
             batch = int(torch.randint(len(inputs), (), generator=chance))
             with using(self.label, learning=True):
                 weights = {f"{name}.weight": learned.weight() for name, learned in layers.items()}
-                found = functional_call(_Block(block), {f"block.{name}": each for name, each in weights.items()}, (inputs[batch], settings))
+                found = functional_call(
+                    _Block(block), {f"block.{name}": each for name, each in weights.items()}, (inputs[batch], settings)
+                )
                 loss = (found.float() - wanted[batch].float()).square().mean()
-                if float(loss) < least:
-                    least = float(loss)
+                if float(loss.detach()) < least:
+                    least = float(loss.detach())
                     for learned in layers.values():
                         learned.keep()
                 loss.backward()
@@ -169,7 +171,8 @@ class _Learned:
 
 def _passed(value: Tensor, rounding: Any) -> Tensor:
     """Rounded, with the gradient of what it was (Bengio et al., 2013)."""
-    return value + (rounding(value) - value).detach()
+    rounded: Tensor = value + (rounding(value) - value).detach()
+    return rounded
 
 
 def _fits(size: int, windows: list[list[int]]) -> bool:

@@ -1,0 +1,110 @@
+"""A search against an exhaustive grid: how much of the front it finds for how much of the work, beside other ways.
+
+python benchmarks/searching.py    # about 10 minutes on 2 cores
+
+The grid is every combination of four ways to prune and sixteen to round. Each is measured once; the searches are then
+replayed on what was measured, so that all see the same figures, and time is the sum of what they measured. The front is
+between size and distance from the model (KL).
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import optuna
+from common import public_data, write_result
+
+import workbench as wb
+from workbench.analysis.found import Search
+from workbench.analysis.goals import constraints_of
+from workbench.analysis.search import _Study, _with_baseline, halves
+from workbench.analysis.space import space_of
+from workbench.analysis.trials import Judge, Trial
+from workbench.steps import prune, quantize
+
+SEEDS, SHARE = 5, 0.25  # of the evaluations
+WORST = {"weight_bytes": 4e8, "kl_to_baseline": 6.0}  # corner from which the hypervolume counts
+SPACE = [
+    [None, prune.DropBlocks(share=0.1), prune.DropBlocks(share=0.2), prune.Width(mlp=0.25)],
+    [quantize.RTN(bits=bits, group_size=size, head=True) for bits in (3, 4, 5, 8) for size in (32, 64, 128, 256)],
+]
+
+
+def hypervolume(trials: Sequence[Trial]) -> float:
+    """Of what is better than the worst corner, on logarithmic axes."""
+    points = sorted(
+        (
+            math.log(each.estimates["weight_bytes"].value / WORST["weight_bytes"]),
+            math.log(max(each.estimates["kl_to_baseline"].value, 1e-4) / WORST["kl_to_baseline"]),
+        )
+        for each in trials
+        if "kl_to_baseline" in each.estimates
+    )
+    found, ceiling = 0.0, 0.0
+    for size, distance in points:
+        if size < 0 and distance < ceiling:
+            found += -size * (ceiling - distance)
+            ceiling = distance
+    return found
+
+
+class Recorded:
+    """Stands in for the judge: gives what was measured before."""
+
+    def __init__(self, known: dict[str, Trial]) -> None:
+        self.known = known
+
+    def judged(self, number: int, params: dict[str, Any], recipe: wb.Recipe, progress: Any) -> Trial:
+        """The trial of a recipe."""
+        trial = self.known[json.dumps([each.to_json() for each in recipe])]
+        return trial.model_copy(update={"number": number, "params": params})
+
+
+def replayed(
+    sampler: Callable[[int], Any] | None, known: dict[str, Trial], seen: Any, count: int, seed: int
+) -> list[Trial]:
+    """The first so many different trials of a way to search."""
+    found = Search("base", "weight_bytes", (), seen)
+    study = _Study(optuna, found.objectives, space_of(SPACE), seed)
+    if sampler is not None:
+        fixed = sampler(seed)
+        study.sampler = lambda number: fixed
+    while len({json.dumps(each.recipe) for each in found.trials}) < count and len(found.trials) < 20 * count:
+        trial = study.tried(len(found.trials), found, Recorded(known), wb.Progress())
+        found = Search("base", "weight_bytes", (), seen, (*found.trials, trial))
+    return list({json.dumps(each.recipe): each for each in found.trials}.values())
+
+
+def main() -> None:
+    """The grid, then every way to search on it."""
+    base = wb.load(device="cpu", dtype="float32")
+    text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=4, test=16)
+    seen, _, windows = halves(base, text)
+    judge = _with_baseline(
+        Judge(base, seen, windows, constraints_of({}), frozenset({"weight_bytes"}), {}), wb.Progress()
+    )
+    known: dict[str, Trial] = {}
+    for one in SPACE[0]:
+        for other in SPACE[1]:
+            recipe = wb.Recipe([each for each in (one, other) if each is not None])
+            known[json.dumps([each.to_json() for each in recipe])] = judge.judged(len(known), {}, recipe, wb.Progress())
+    whole, spent = hypervolume(list(known.values())), sum(each.seconds for each in known.values())
+    count = round(SHARE * len(known))
+    ways: dict[str, Callable[[int], Any] | None] = {
+        "ours": None,
+        "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+        "NSGA-II": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
+    }
+    rows = {}
+    for name, sampler in ways.items():
+        runs = [replayed(sampler, known, judge.seen, count, 1000 * seed) for seed in range(SEEDS)]
+        rows[name] = {
+            "hypervolume": [round(hypervolume(each) / whole, 3) for each in runs],
+            "time": [round(sum(trial.seconds for trial in each) / spent, 3) for each in runs],
+        }
+    write_result("searching", {"grid": len(known), "evaluations": count, "grid, s": round(spent, 1), **rows})
+
+
+if __name__ == "__main__":
+    main()
