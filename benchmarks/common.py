@@ -77,8 +77,9 @@ def read_bandwidth(size: int = 1 << 30, rounds: int = 5) -> float:
 
 def write_result(name: str, found: dict[str, Any]) -> None:
     """Write the result beside the command and the environment, and print it."""
+    given = (Path(each).name if Path(each).is_absolute() else each for each in sys.argv)  # no place of this machine
     record = {
-        "command": f"python {Path(sys.argv[0]).name} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python {' '.join(given)}",
         "environment": environment(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "measured": time.strftime("%Y-%m-%d"),
         "result": found,

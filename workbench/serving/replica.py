@@ -27,7 +27,7 @@ from workbench.variant import Variant, load
 
 Told = dict[str, Any]  # on its way to the front
 ROWS = 16  # requests that one of them answers at once
-TRIM = 300.0  # seconds after which freed memory is given back
+TRIM = 60.0  # seconds after which freed memory is given back
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Replica:
         return self._respondent.closed or getattr(self._held, "closed", False)
 
     def check(self) -> None:
-        """Raise an error where it can answer no more; every few minutes, give freed memory back."""
+        """Raise an error where it can answer no more; every minute, give freed memory back."""
         if time.monotonic() - self._trimmed > TRIM:
             trim()
             self._trimmed = time.monotonic()
