@@ -34,10 +34,10 @@ class Rotate(Step):
 
     A random orthogonal matrix, worked into the weights, spreads what is large in a few channels over all of them, so
     that rounding *activations*, as Int8Dynamic does, costs less, without any data. Rounding weights alone, in groups,
-    may well cost more: weights that read large channels are often small, and afterwards all bear an equal error. Nothing
-    more is done for a token, and the result is a plain model. Needs normalizations by the root mean square, as Llama,
-    Qwen and Mistral have them. Where head and embedding are one table they become two. Of QuaRot, what would have to be
-    done for every token is left out.
+    may well cost more: weights that read large channels are often small, and afterwards all bear an equal error.
+    Nothing more is done for a token, and the result is a plain model. Needs normalizations by the root mean square, as
+    Llama, Qwen and Mistral have them. Where head and embedding are one table they become two. Of QuaRot, what would
+    have to be done for every token is left out.
     """
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2404.00456"
