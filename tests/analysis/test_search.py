@@ -10,9 +10,9 @@ import pytest
 import workbench as wb
 from workbench.analysis.found import Promise, Search, standing
 from workbench.analysis.goals import Constraint, constraints_of, seconds_of
-from workbench.analysis.search import halves, search
+from workbench.analysis.search import _with_baseline, halves, search
 from workbench.analysis.space import Knob, free, knobs_of, space_of
-from workbench.analysis.trials import Trial
+from workbench.analysis.trials import Judge, Trial
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.measurement.runs import Run
@@ -67,6 +67,9 @@ def test_bounds_in_words() -> None:
         ({"score": ">= 0.9 parsecs"}, "is said as in"),
         ({"score": 3}, "is said as in"),
         ({"weight_bytes": "<= 9 MB * baseline"}, "is said as in"),
+        ({"weight_bytes": "<= 50 %"}, "is said as in"),
+        ({"inter_token_latency": "<= 30 MB"}, "is said as in"),
+        ({"score": ">= 60"}, "a share of 1"),
         ({"beauty": ">= 1"}, "names a metric, not 'beauty'"),
         ({"kl_to_baseline": "<= 2 * baseline"}, "a distance from the baseline already"),
         ({"weight_bytes": ["<= 10 MB", ">= 20 MB"]}, "contradict each other"),
@@ -210,7 +213,7 @@ def test_questions_are_scored_until_a_bound_is_hopeless(base: wb.Variant, questi
     assert "8 examples are searched on" in found.notes[0]
     for each in found.whole:
         assert each.estimates["score"].n == 8
-        assert each.estimates["inter_token_latency"].n == 3
+        assert each.estimates["inter_token_latency"].n == 6
     if found.feasible:
         assert "Giving up" in found.giving(0.5)
     with pytest.raises(InvalidInput, match="no bound on ttft"):
@@ -265,6 +268,51 @@ def test_a_promise_holds(tmp_path: Path) -> None:
             held += right * (1 - loss) >= 0.9 * right
     assert kept >= 20
     assert held / kept >= 0.95
+
+
+def test_what_never_happened_may_still_happen() -> None:
+    """No answer changed in 12: as Clopper and Pearson have it, up to 36 % may; in 1,000, up to half a point."""
+    flips = Constraint.read("flips", "<= 2 %")
+    for n, wanted in ((12, "unsure"), (1000, "kept")):
+        run = a_run([1.0] * n, [1.0])
+        none = Estimate(value=0.0, low=0.0, high=0.0, n=n, unit="fraction")
+        assert standing(flips, run.model_copy(update={"estimates": {"flips": none}}), run) == wanted
+        bound = Constraint.read("score", ">= 0.95 * baseline")
+        assert standing(bound, run, run) == wanted
+
+
+def test_prompts_of_any_length_are_measured_on_the_same_answers(base: wb.Variant, questions: wb.Task) -> None:
+    """Longer prompts reach 2,000 tokens sooner; the answers that tell the distance are the base's all the same."""
+    many = questions.model_copy(update={"test": tuple(
+        Example(id=f"m{n}", prompt="How many seats does the boat have? " * 6, answer=f"{n} seats") for n in range(80)
+    )})  # fmt: skip
+    seen, _, _ = halves(base, many)
+    judge = _with_baseline(Judge(base, seen, [], (), frozenset({"weight_bytes"}), {}), wb.Progress())
+    assert 0 < judge.measured < len(seen.test)
+    long = base.apply(prompt.System(text="Rain and wind and a red sky in the evening. " * 4))
+    assert len(judge.spans(long)) == len(judge.spans(base)) == judge.measured
+    trial = judge.judged(0, {}, wb.Recipe([prompt.System(text="Rain. " * 40)]), wb.Progress())
+    assert trial.ended == "whole"
+
+
+def test_whatever_goes_wrong_in_a_trial_is_noted(
+    base: wb.Variant, text: wb.Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(prune.Magnitude, "apply", fails)
+    found = found_by(base, text, tmp_path / "x", 4, space=[prune.Magnitude()])
+    assert {each.ended for each in found.trials} == {"refused"}
+    assert "It failed: LookupError: a bug." in found.trials[0].why
+    with pytest.raises(InvalidInput, match="Trial 0 could not be made"):
+        found.variant(0, base, text)
+
+
+def test_a_small_space_is_exhausted(base: wb.Variant, text: wb.Text, tmp_path: Path) -> None:
+    found = found_by(base, text, tmp_path / "x", 1000, space=[[None, quantize.Int8()]])
+    assert len({json.dumps(each.recipe) for each in found.trials}) == 2
+    assert len(found.trials) < 100
 
 
 def test_trials_are_records(tmp_path: Path) -> None:

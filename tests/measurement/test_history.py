@@ -87,6 +87,8 @@ def test_what_is_comparable_is_and_the_rest_is_refused(runs: History) -> None:
         "'base' was measured with torch 2.12 and ", "'base' was measured on another task (tid"
     }  # fmt: skip
     assert [run.variant for run in runs.comparison(1, 2).runs] == ["base", "small"]
+    twice = History((runs.runs[1], runs.runs[1].model_copy(update={"measured_at": "later"}))).comparison(0, 1)
+    assert [run.variant for run in twice.runs] == ["base (2026-11-02T12:00:00+00:00)", "base (later)"]
     with pytest.raises(Incomparable, match=r"torch 2\.13"):
         runs.comparison(0, 2)
     with pytest.raises(InvalidInput, match="no run 9"):

@@ -125,6 +125,11 @@ def test_bad_files(tmp_path: Path) -> None:
         (lambda: wb.read_benchmark("piqa", piqa), r"p\.jsonl, line 2.* is not as this benchmark's file has it"),
         (lambda: wb.read_benchmark("arc", piqa), "is not as this benchmark"),
         (lambda: wb.read_benchmark("gsm8k", piqa, shots=3), "never from what is asked"),
+        (lambda: wb.read_benchmark("gsm8k", piqa, shots=3, examples=piqa), "never from what is asked"),
+        (
+            lambda: wb.read_benchmark("hellaswag", written(tmp_path / "h.jsonl", HELLASWAG | {"endings": "ab"})),
+            "a list",
+        ),
         (lambda: wb.read_benchmark("piqa", written(tmp_path / "q.jsonl", PIQA | {"label": 7})), "is not as this"),
     ):
         with pytest.raises(InvalidInput, match=sentence):

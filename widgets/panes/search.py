@@ -102,8 +102,8 @@ class Search:
             found, base, task = self._known(), self.bench.base, self.bench.task
             at = int(number) if number.isdigit() else -1
 
-            def work(_: Progress) -> str:
-                return f"It is on the list as '{self.bench.add(found.variant(at, base, task))}'."
+            def work(progress: Progress) -> str:
+                return f"It is on the list as '{self.bench.add(found.variant(at, base, task, progress))}'."
 
             self.message.submit(f"Make trial {number}", work)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from workbench.core import estimate
 from workbench.core.drawn import HTML, drawn
-from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
+from workbench.core.errors import Cancelled, InvalidInput, OutOfMemory, WorkbenchError
 from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.measurement.comparison import Comparison, compare
@@ -152,6 +152,7 @@ def ablate(
 
     Raises:
         InvalidInput: too few or too many steps, or the recipe itself cannot be applied.
+        OutOfMemory: all variants do not fit at once, as they must to be measured in turns.
         Cancelled: the progress was cancelled.
     """
     steps, progress = tuple(recipe), progress or Progress()
@@ -222,7 +223,7 @@ def _make(
         return
     try:
         made[order] = parent.apply(steps[order[-1]], task, progress)
-    except Cancelled:
+    except (Cancelled, OutOfMemory):  # what fits would depend on the order of making
         raise
     except WorkbenchError as error:
         made[order] = str(error)

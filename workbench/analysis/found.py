@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.analysis.goals import BETTER, Constraint
-from workbench.analysis.trials import Trial
+from workbench.analysis.trials import Trial, least_width
 from workbench.core import estimate
 from workbench.core.drawn import HTML, PAGE, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.core.optional import library
 from workbench.core.pages import write_page
+from workbench.core.progress import Progress
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
 from workbench.measurement.runs import Run
@@ -155,9 +156,15 @@ class Search:
             return f"# {self.sentence}"
         return f"best = {self.recipe!r}.apply(base, task)\nwb.deploy(best, 'out/best')"
 
-    def variant(self, number: int, base: Variant, task: Any) -> Variant:
-        """The variant of a trial, made again."""
-        made: Variant = self._trial(number).steps.apply(base, task)
+    def variant(self, number: int, base: Variant, task: Any, progress: Progress | None = None) -> Variant:
+        """The variant of a trial, made again.
+
+        Raises:
+            InvalidInput: there is no such trial, or it could not be made.
+        """
+        if self._trial(number).ended == "refused":
+            raise InvalidInput(f"Trial {number} could not be made: {self._trial(number).why}")
+        made: Variant = self._trial(number).steps.apply(base, task, progress)
         return replace(made, name=f"trial {number}")
 
     def _trial(self, number: int) -> Trial:
@@ -328,12 +335,23 @@ def standing(bound: Constraint, run: Run, baseline: Run) -> Standing:
     beyond = _beyond(bound, run, baseline)
     if beyond is None:
         found, known = run[bound.metric], baseline.estimates
+        if bound.metric in ("score", "flips", "same_top_token"):
+            found = _at_least(found)
         if bound.kept(found, known):
             return "kept"
         return "broken" if bound.broken(found, known) else "unsure"
     if not beyond.enough:
         return "unsure"
+    if bound.metric == "score":
+        beyond = _at_least(beyond)
     return "kept" if beyond.high <= 0 else "broken" if beyond.low > 0 else "unsure"
+
+
+def _at_least(found: Estimate) -> Estimate:
+    """A share with an interval at least as wide as that of what never happened: equal samples have no bootstrap."""
+    wide = least_width(found.n)
+    low, high = min(found.low, found.value - wide), max(found.high, found.value + wide)
+    return found.model_copy(update={"low": low, "high": high})
 
 
 def _beyond(bound: Constraint, run: Run, baseline: Run) -> Estimate | None:

@@ -14,11 +14,16 @@ BETTER = {
     "weight_bytes": DOWN, "bits_per_weight": DOWN, "perplexity": DOWN, "kl_to_baseline": DOWN, "same_top_token": UP,
     "score": UP, "flips": DOWN,
 }  # fmt: skip
+COUNTED = ("weight_bytes", "bits_per_weight", "peak_memory")  # what has no uncertainty
 NONE_AT_BASELINE = ("kl_to_baseline", "same_top_token", "flips")  # what the baseline has no figure of
-UNITS = {
-    "": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "s": 1.0, "ms": 1e-3, "%": 0.01, "points": 0.01,
-    "tokens/s": 1.0, "bits": 1.0, "nats": 1.0,
-}  # fmt: skip
+UNITS = {  # of a metric's unit, those that its bound may be said in
+    "bytes": {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9},
+    "s": {"": 1.0, "s": 1.0, "ms": 1e-3},
+    "tokens/s": {"": 1.0, "tokens/s": 1.0},
+    "fraction": {"": 1.0, "%": 0.01, "points": 0.01},
+    "bits": {"": 1.0, "bits": 1.0},
+    "nats/token": {"": 1.0, "nats": 1.0},
+}
 WORDS = re.compile(r"\s*(<=|>=)\s*([0-9][0-9_.]*(?:e[+-]?[0-9]+)?)\s*([a-z/%]*)\s*(\*\s*baseline)?\s*", re.IGNORECASE)
 
 
@@ -49,7 +54,8 @@ class Constraint(Value):
         check_metric(metric, "A constraint")
         found = WORDS.fullmatch(words) if isinstance(words, str) else None
         unit = found[3].lower() if found else ""
-        if found is None or unit not in UNITS or (unit and found[4]):
+        kind = scales.METRICS[metric][1]
+        if found is None or unit not in UNITS.get(kind, {"": 1.0}) or (unit and found[4]):
             raise InvalidInput(
                 f"The constraint on {metric} is {str(words)[:60]!r}, but it is said as in '<= 100 MB', '<= 30 ms' or "
                 "'>= 0.98 * baseline'."
@@ -57,9 +63,11 @@ class Constraint(Value):
         if found[4] and metric in NONE_AT_BASELINE:
             raise InvalidInput(f"{metric} is a distance from the baseline already: bound it by a number.")
         try:
-            amount = float(found[2].replace("_", "")) * UNITS[unit]
+            amount = float(found[2].replace("_", "")) * UNITS.get(kind, {"": 1.0})[unit]
         except ValueError:
             raise InvalidInput(f"The constraint on {metric} has no number: {words[:60]!r}.") from None
+        if kind == "fraction" and not found[4] and amount > 1:
+            raise InvalidInput(f"{metric} is a share of 1: bound it by '60 %' or '0.6', not by {words[:60]!r}.")
         return cls(
             metric=metric, at_most=found[1] == "<=", amount=amount, of_baseline=bool(found[4]), words=words.strip()
         )
@@ -75,12 +83,15 @@ class Constraint(Value):
         return beyond / abs(limit) if limit else beyond
 
     def broken(self, found: Estimate, baseline: Mapping[str, Estimate]) -> bool:
-        """Whether all of an interval is beyond the bound."""
-        return self.excess(found.low if self.at_most else found.high, baseline) > 0
+        """Whether all of an interval is beyond the bound; of what was counted, or measured often enough."""
+        return self._sure(found) and self.excess(found.low if self.at_most else found.high, baseline) > 0
 
     def kept(self, found: Estimate, baseline: Mapping[str, Estimate]) -> bool:
-        """Whether all of an interval keeps to the bound."""
-        return self.excess(found.high if self.at_most else found.low, baseline) <= 0
+        """Whether all of an interval keeps to the bound, likewise."""
+        return self._sure(found) and self.excess(found.high if self.at_most else found.low, baseline) <= 0
+
+    def _sure(self, found: Estimate) -> bool:
+        return self.metric in COUNTED or found.enough
 
     def __str__(self) -> str:
         return f"{self.metric} {self.words}"

@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import count, takewhile
+from itertools import accumulate, count, takewhile
 from pathlib import Path
 from typing import Any
 
 from workbench.analysis.found import Promise, Search, standing
 from workbench.analysis.goals import BETTER, Constraint, check_metric, constraints_of, seconds_of
 from workbench.analysis.space import Space, space_of
-from workbench.analysis.trials import SPEEDS, Judge, Trial
+from workbench.analysis.trials import SPEEDS, TOKENS, Judge, Trial
 from workbench.core import estimate, files
-from workbench.core.errors import Cancelled, InvalidInput
+from workbench.core.device import environment
+from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.core.estimate import ENOUGH, Estimate
 from workbench.core.optional import library
 from workbench.core.progress import Progress
@@ -33,6 +34,7 @@ SEARCHING = 0.75  # of the budget; the rest is for the run that confirms
 CONFIRMED = 4  # recipes that it measures, at most
 TIMED, NEW_TOKENS = 6, 16  # rounds of the baseline's own timing, and tokens of each
 MOST_TRIALS = 10_000
+REPEATS = 50  # of what was tried, after which a space counts as exhausted
 STARTUP = 8  # trials that are drawn at random
 QUALITY = ("score", "kl_to_baseline")
 Listener = Callable[[Search], None]
@@ -103,8 +105,8 @@ def search(
     before = sum(each.seconds for each in history)
     try:
         for each in history:
-            study.told(each, found)
-        while len(found.trials) < (trials or MOST_TRIALS):
+            study.told(each, replace(found, trials=found.trials[: each.number]))  # what was known then
+        while len(found.trials) < (trials or MOST_TRIALS) and not _exhausted(found.trials):
             if before + time.monotonic() - begun > SEARCHING * allowed:
                 break
             progress.check()
@@ -117,6 +119,13 @@ def search(
         return _confirmed(found, judge, unseen, progress)
     except Cancelled:
         return replace(found, notes=(*found.notes, "It was cancelled: nothing is confirmed on unseen examples."))
+
+
+def _exhausted(trials: Sequence[Trial]) -> bool:
+    """Whether nothing new was drawn for long."""
+    last = trials[-REPEATS:]
+    before = {repr(each.recipe) for each in trials[: len(trials) - len(last)]}
+    return len(last) == REPEATS and all(repr(each.recipe) in before for each in last)
 
 
 def halves(base: Variant, task: Task | Text) -> tuple[Task | Text, Task | Text, list[list[int]]]:
@@ -150,6 +159,9 @@ def _said_before(seen: Task | Text, metrics: frozenset[str]) -> tuple[str, ...]:
 
 def _with_baseline(judge: Judge, progress: Progress) -> Judge:
     """The judge, who knows what the baseline measures."""
+    if isinstance(judge.task, Task):
+        read = accumulate(len(each.ids) for each in judge.spans(judge.base))
+        judge = replace(judge, measured=1 + sum(1 for _ in takewhile(lambda tokens: tokens < TOKENS, read)))
     seen = judge._weight(judge.base, progress) | judge._distance(judge.base, progress)
     if judge.metrics.intersection(SPEEDS):
         rounds = [each for (each,) in time_interleaved([judge.base], judge.task, TIMED, NEW_TOKENS, progress)]
@@ -186,7 +198,9 @@ class _Study:
             trial = Trial(number=number, params=dict(asked.params), recipe=[], ended="refused", why=str(error))
         else:
             known = {
-                json.dumps(each.recipe, sort_keys=True): each for each in found.trials if each.recipe or not len(recipe)
+                json.dumps(each.recipe, sort_keys=True): each
+                for each in found.trials
+                if each.recipe or each.ended != "refused"
             }
             again = known.get(json.dumps([each.to_json() for each in recipe], sort_keys=True))
             if again is not None:
@@ -260,7 +274,8 @@ def _place(
     """Where the trials are kept."""
     if store is not None:
         return files.home(store)
-    facts = [sharing.fingerprint(base.model), base.recipe.to_json(), task.fingerprint, goal, *map(str, bounds)]
+    place = sorted(environment(base.device).items())  # times and refusals of another machine are no help
+    facts = [place, sharing.fingerprint(base.model), base.recipe.to_json(), task.fingerprint, goal, *map(str, bounds)]
     name = hashlib.sha256(repr((*facts, space, seed)).encode()).hexdigest()[:16]
     return Path("runs") / "searches" / f"{name}.jsonl"
 
@@ -276,11 +291,25 @@ def _confirmed(found: Search, judge: Judge, unseen: Task | Text, progress: Progr
     chosen = found.candidates[:CONFIRMED]
     if not chosen:
         return found
-    made = [judge.made(each.steps, progress) for each in chosen]
-    named = [replace(each, name=f"trial {trial.number}") for each, trial in zip(made, chosen, strict=True)]
-    comparison: Comparison = compare([judge.base, *named], unseen, progress=progress)
+    made: list[tuple[Trial, Variant]] = []
+    notes = list(found.notes)
+    for trial in chosen:
+        name = "+".join(each.label for each in trial.steps) or "nothing"
+        try:
+            made.append((trial, replace(judge.made(trial.steps, progress), name=f"{name} (trial {trial.number})")))
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            notes.append(f"Trial {trial.number} could not be made again to be confirmed: {error}")
+    try:
+        comparison: Comparison = compare([judge.base, *(each for _, each in made)], unseen, progress=progress)
+    except Cancelled:
+        raise
+    except WorkbenchError as error:
+        return replace(found, notes=(*notes, f"Nothing is confirmed: {error}"))
+    chosen = [trial for trial, _ in made]
     promises = tuple(
         Promise(trial.number, run, {str(each): standing(each, run, comparison.baseline) for each in found.constraints})
         for trial, run in zip(chosen, comparison.runs[1:], strict=True)
     )
-    return replace(found, comparison=comparison, promises=promises)
+    return replace(found, comparison=comparison, promises=promises, notes=tuple(notes))

@@ -3,6 +3,7 @@
 A trial ends where it surely breaks a bound: nothing dearer is measured of it.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from workbench.analysis.goals import Constraint
 from workbench.core import estimate
-from workbench.core.errors import Cancelled, WorkbenchError
-from workbench.core.estimate import Estimate
+from workbench.core.device import device_failed
+from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError, first_line
+from workbench.core.estimate import ENOUGH, Estimate
 from workbench.core.progress import Progress
 from workbench.core.value import Value
 from workbench.measurement.latency import requests, time_interleaved
@@ -26,7 +28,7 @@ from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 TOKENS = 2000  # that the distance from the model is measured on
-ROUNDS, NEW_TOKENS = 3, 8  # of a first timing
+ROUNDS, NEW_TOKENS = 6, 8  # of a first timing
 PART = 8  # examples that are scored between two looks at whether the bound can still be kept
 SPEEDS = {"ttft": "ttft", "inter_token_latency": "token_seconds", "throughput": "throughput"}  # as timings have them
 STAGES = ("refused", "weight", "distance", "speed", "score", "whole")
@@ -80,6 +82,7 @@ class Judge:
         metrics: that are to be measured.
         seen: the baseline's estimates.
         scores: of the baseline on the examples.
+        measured: examples whose gold answers tell the distance from the model; all where it is 0.
     """
 
     base: Variant
@@ -89,6 +92,7 @@ class Judge:
     metrics: frozenset[str]
     seen: Mapping[str, Estimate]
     scores: Sequence[float] = ()
+    measured: int = 0
 
     def judged(self, number: int, params: dict[str, Any], recipe: Recipe, progress: Progress) -> Trial:
         """Try a recipe; whatever goes wrong is noted, but for a cancel."""
@@ -100,7 +104,7 @@ class Judge:
             for stage, measured in (
                 ("weight", self._weight), ("distance", self._distance), ("speed", self._speed), ("score", self._score),
             ):  # fmt: skip
-                found |= measured(variant, progress)
+                found |= _finite(measured(variant, progress))
                 if broken := self._broken(found):
                     ended, why = stage, f"It breaks '{broken}'."
                     break
@@ -110,6 +114,16 @@ class Judge:
             ended, why, found = "weight", str(error), {"weight_bytes": error.size}
         except WorkbenchError as error:
             ended, why = "refused", str(error)
+        except (
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:  # a combination nobody tried
+            if device_failed(error):
+                raise
+            ended, why = "refused", f"It failed: {type(error).__name__}: {first_line(error, 160)}."
         spent = time.monotonic() - begun
         return Trial(number=number, params=params, recipe=record, estimates=found, ended=ended, why=why, seconds=spent)
 
@@ -150,22 +164,22 @@ class Judge:
         found = likelihoods([self.base, variant], [self.spans(each) for each in (self.base, variant)], progress)[1]
         nll = estimate.ratio_of_sums(found.nll, found.tokens, "nats/token")
         told = {"perplexity": estimate.exponential(nll)}
-        if found.kl is not None and found.same_top is not None:
-            told["kl_to_baseline"] = estimate.ratio_of_sums(found.kl, found.tokens, "nats/token")
-            told["same_top_token"] = estimate.ratio_of_sums(found.same_top, found.tokens, "fraction")
+        if found.kl is None or found.same_top is None:
+            raise InvalidInput("It has another vocabulary, so its distance from the model cannot be measured.")
+        told["kl_to_baseline"] = estimate.ratio_of_sums(found.kl, found.tokens, "nats/token")
+        told["same_top_token"] = estimate.ratio_of_sums(found.same_top, found.tokens, "fraction")
         return told
 
     def spans(self, variant: Variant) -> list[Span]:
-        """Text of about `TOKENS` tokens that the search may see."""
+        """The same text for every variant, about `TOKENS` tokens as the base is asked, of what the search may see."""
         if isinstance(self.task, Text):
-            return [window_span(variant, each) for each in self.windows[: max(1, TOKENS // self.task.window)]]
-        spans, tokens = list[Span](), 0
-        for example, asked in zip(self.task.test, prepared(variant, self.task), strict=True):
-            spans.append(answer_span(variant, asked.ids, example.answer))
-            tokens += len(spans[-1].ids)
-            if tokens >= TOKENS:
-                break
-        return spans
+            windows = self.windows
+            if variant.tokenizer is not self.base.tokenizer:
+                windows = self.task.windows(variant.tokenizer, "test")[: len(self.windows)]
+            return [window_span(variant, each) for each in windows[: max(ENOUGH, TOKENS // self.task.window)]]
+        asked = prepared(variant, self.task, self.measured or None)
+        pairs = zip(asked, self.task.test, strict=False)
+        return [answer_span(variant, each.ids, example.answer) for each, example in pairs]
 
     def _speed(self, variant: Variant, progress: Progress) -> dict[str, Estimate]:
         """A short timing beside the base, whose own figure is known better."""
@@ -203,4 +217,17 @@ class Judge:
         least = 0.0 if bound.of_baseline else bound.amount
         short = [mark - times * before - least for mark, before in zip(marks, self.scores, strict=False)]
         found = estimate.mean(short, "fraction")
-        return found.enough and found.high < 0
+        return found.enough and found.high + least_width(len(short)) < 0
+
+
+def least_width(n: int) -> float:
+    """How far the true share may be from 0 where none of `n` samples showed it, at 99 % (Clopper and Pearson, 1934)."""
+    return float(1 - 0.005 ** (1 / n))
+
+
+def _finite(found: dict[str, Estimate]) -> dict[str, Estimate]:
+    """What was measured, if all of it is numbers."""
+    for metric, each in found.items():
+        if not all(map(math.isfinite, (each.value, each.low, each.high))):
+            raise InvalidInput(f"Its {metric} is not a number: the model is broken.")
+    return found

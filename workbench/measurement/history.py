@@ -75,7 +75,13 @@ class History(Drawn):
         for number in numbers:
             if not -len(self.runs) <= number < len(self.runs):
                 raise InvalidInput(f"There is no run {number}: there are {len(self.runs)}, from 0.")
-        return Comparison([self.runs[number] for number in numbers])
+        chosen = [self.runs[number] for number in numbers]
+        names = [run.variant for run in chosen]
+        called = [
+            name if names.count(name) == 1 else f"{name} ({run.measured_at})"
+            for name, run in zip(names, chosen, strict=True)
+        ]
+        return Comparison([run.model_copy(update={"variant": name}) for run, name in zip(chosen, called, strict=True)])
 
     def comparable(self, number: int = -1) -> tuple[Comparison, dict[str, str]]:
         """A run beside all that may be compared with it, the latest of each variant; and why the others may not.

@@ -25,6 +25,8 @@ ERROR = "_stderr"
 
 def _choice(prompt: str, choices: Sequence[str], gold: int) -> dict[str, Any]:
     """A question and its choices, each behind a space."""
+    if not isinstance(choices, list | tuple):
+        raise TypeError(f"choices are a list, not {type(choices).__name__}")
     told = tuple(f" {each}" for each in choices)
     return {"prompt": prompt, "choices": told, "answer": told[gold]}
 
@@ -42,6 +44,8 @@ def _arc(row: Row) -> dict[str, Any]:
 
 def _hellaswag(row: Row) -> dict[str, Any]:
     context = f"{row['ctx_a']} {str(row['ctx_b']).capitalize()}"
+    if not isinstance(row["endings"], list | tuple):
+        raise TypeError(f"endings are a list, not {type(row['endings']).__name__}")
     endings = [_without_marks(each) for each in row["endings"]]
     return _choice(_without_marks(f"{row['activity_label']}: {context}"), endings, int(row["label"]))
 
@@ -92,6 +96,8 @@ def read_benchmark(
     layout, usual = LAYOUTS[name]
     if shots and examples is None:
         raise InvalidInput("Solved examples come from a file of their own, never from what is asked: name it.")
+    if examples is not None and home(examples).resolve() == home(path).resolve():
+        raise InvalidInput("Solved examples come from a file of their own, never from what is asked: name another.")
     solved = _examples(layout, home(examples), "train")[:shots] if shots and examples is not None else []
     if len(solved) < shots:
         raise InvalidInput(f"'{examples}' has {len(solved)} rows, fewer than the {shots} examples asked for.")
@@ -130,7 +136,7 @@ def read_lm_eval(path: str | Path) -> "pandas.DataFrame":
     import pandas
 
     place = home(path)
-    files = sorted(place.rglob("results*.json")) if place.is_dir() else [place]
+    files = sorted(place.rglob("results*.json"), key=lambda each: each.name) if place.is_dir() else [place]
     try:
         record = json.loads(read_text_file(files[-1]))
         rows = []

@@ -134,6 +134,12 @@ def test_learned_rounding_loses_less(base: wb.Variant, tiny_text: wb.Text) -> No
     assert divergence(base, learned, ids) < 0.7 * divergence(base, plain, ids)
 
 
+def test_a_block_that_is_left_out_stays(base: wb.Variant, tiny_text: wb.Text) -> None:
+    child = base.apply(quantize.SignRound(exclude="0", steps=2, head=False), tiny_text)
+    kinds = {path.split(".")[2] for path, each in child.model.named_modules() if isinstance(each, GroupLinear)}
+    assert kinds == {"1"}
+
+
 def test_peaks_are_those_of_the_inputs(base: wb.Variant, tiny_text: wb.Text) -> None:
     from workbench.layers.calibration import statistics
 

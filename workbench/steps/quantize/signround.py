@@ -34,6 +34,7 @@ class SignRound(GroupStep):
 
     paper: ClassVar[str] = "https://arxiv.org/abs/2309.05516"
     needs_data: ClassVar[bool] = True
+    folded: ClassVar[tuple[str, ...]] = ("steps", "seed")
     steps: int = Field(default=100, ge=1, le=2000, description="Steps of learning a block; the authors take 200.")
     seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Of the order in which batches are seen.")
 
@@ -58,8 +59,11 @@ class SignRound(GroupStep):
                 for name, layer in block.named_modules()
                 if f"{path}.{index}.{name}" in chosen
             }
-            for _ in self._learning(block, layers, rounded, wanted, settings[index], chance):
-                progress.advance()
+            if not layers:  # all of it stays as it is
+                progress.advance(self.steps)
+            else:
+                for _ in self._learning(block, layers, rounded, wanted, settings[index], chance):
+                    progress.advance()
             with using(self.label):
                 for name, learned in layers.items():
                     replace_module(model, f"{path}.{index}.{name}", self.pack(learned.layer, learned.codes()))
