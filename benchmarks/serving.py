@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from statistics import median
 
@@ -288,11 +288,12 @@ def soak(seconds: float) -> None:
 def resident() -> dict[str, float]:
     """Bytes in memory of this process and of the service's, by kind."""
     found = {"client": float(psutil.Process().memory_info().rss)}
-    for each in psutil.process_iter(["cmdline", "memory_info"]):
-        name = " ".join(each.info["cmdline"] or [])
-        for kind in ("ServeReplica:service-1:answers", "ServeReplica:service-1:front", "ProxyActor", "ServeController"):
-            if kind in name:
-                found[kind] = found.get(kind, 0.0) + each.info["memory_info"].rss
+    for each in psutil.Process().children(recursive=True):  # not those of another service
+        with suppress(psutil.NoSuchProcess):
+            name, held = " ".join(each.cmdline()), each.memory_info().rss
+            for kind in ("ServeReplica:service-1:answers", "ServeReplica:service-1:front", "Proxy", "Controller"):
+                if kind in name:
+                    found[kind] = found.get(kind, 0.0) + held
     return found
 
 
