@@ -3,17 +3,16 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.analysis.goals import BETTER, Constraint
 from workbench.analysis.trials import Trial, least_width
 from workbench.core import estimate
-from workbench.core.drawn import HTML, PAGE, drawn
+from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.core.optional import library
-from workbench.core.pages import write_page
+from workbench.core.pages import Paged
 from workbench.core.progress import Progress
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
@@ -51,7 +50,7 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Paged):
     """What was tried, and what it came to.
 
     Attributes:
@@ -297,19 +296,6 @@ class Search:
     def figure(self, transparent: bool = False) -> "plotly.graph_objects.Figure":
         """Every whole trial by both objectives, the front, and what was confirmed."""
         return drawn(self, transparent=transparent)
-
-    def report(self, path: str | Path, question: str = "") -> Path:
-        """Write all of it as one page that needs neither script nor kernel: ``.html``, or ``.pdf`` by a browser.
-
-        Args:
-            path: of the file.
-            question: that it answers; it stands on top.
-
-        Raises:
-            InvalidInput: the file's name ends otherwise.
-            NotAvailable: there is no browser to print a PDF.
-        """
-        return write_page(drawn(self, PAGE, question=question), path)
 
     def _repr_html_(self) -> str:
         return str(drawn(self, HTML))

@@ -7,10 +7,28 @@ import tempfile
 from pathlib import Path
 
 from workbench.core import files
+from workbench.core.drawn import PAGE, drawn
 from workbench.core.errors import InvalidInput, NotAvailable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 PATIENCE = 120.0  # seconds for a browser to print
+
+
+class Paged:
+    """A value that can be written as a page."""
+
+    def report(self, path: str | Path, question: str = "") -> Path:
+        """Write all of it as one page that needs neither script nor kernel: ``.html``, or ``.pdf`` by a browser.
+
+        Args:
+            path: of the file.
+            question: that it answers; it stands on top.
+
+        Raises:
+            InvalidInput: the file's name ends otherwise.
+            NotAvailable: there is no browser to print a PDF.
+        """
+        return write_page(drawn(self, PAGE, question=question), path)
 
 
 def write_page(html: str, path: str | Path) -> Path:

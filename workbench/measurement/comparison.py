@@ -14,10 +14,10 @@ import torch
 from workbench.answering.speaker import Respondent
 from workbench.core import files
 from workbench.core.device import environment
-from workbench.core.drawn import HTML, PAGE, drawn
+from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Incomparable, InvalidInput, WorkbenchError
 from workbench.core.estimate import ENOUGH, among
-from workbench.core.pages import write_page
+from workbench.core.pages import Paged
 from workbench.core.progress import Progress
 from workbench.measurement import metrics, power, scales
 from workbench.measurement.latency import Timing, time_interleaved
@@ -40,7 +40,7 @@ NEW_TOKENS = 16
 Listener = Callable[["Comparison"], None]
 
 
-class Comparison:
+class Comparison(Paged):
     """Several runs, the first of them the baseline.
 
     Attributes:
@@ -160,19 +160,6 @@ class Comparison:
             return cls.from_json(files.home(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise InvalidInput(f"Cannot read '{path}': {error.strerror}.") from None
-
-    def report(self, path: str | Path, question: str = "") -> Path:
-        """Write all of it as one page that needs neither script nor kernel: ``.html``, or ``.pdf`` by a browser.
-
-        Args:
-            path: of the file.
-            question: that it answers; it stands on top.
-
-        Raises:
-            InvalidInput: the file's name ends otherwise.
-            NotAvailable: there is no browser to print a PDF.
-        """
-        return write_page(drawn(self, PAGE, question=question), path)
 
     def _repr_html_(self) -> str:
         return str(drawn(self, HTML))

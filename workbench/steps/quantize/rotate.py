@@ -12,7 +12,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.core.units import size
 from workbench.layers.activations import LayerInput, walk
-from workbench.layers.scaling import divided_norm, followed, readers
+from workbench.layers.scaling import divided_norm, followed, readers, weight_of
 from workbench.layers.step import with_weight
 from workbench.models import sharing
 from workbench.models.adapters import check_dense
@@ -92,10 +92,10 @@ class Rotate(Step):
                 raise _refusal(model)
             replace_module(model, source, norm)
             for each in those:
-                _replace(model, each, (_weight(model, each) * gain) @ turn)
+                _replace(model, each, (weight_of(model, each) * gain) @ turn)
         for each in sorted(paths - {name for those in groups.values() for name in those}):
-            if not inputs[each].source and len(_weight(model, each)) == hidden:
-                _replace(model, each, turn.t() @ _weight(model, each), turn.t())
+            if not inputs[each].source and len(weight_of(model, each)) == hidden:
+                _replace(model, each, turn.t() @ weight_of(model, each), turn.t())
         _replace(model, path_of(model, embedding), embedding.weight.float() @ turn)
 
 
@@ -120,7 +120,7 @@ def _turn_heads(model: PreTrainedModel, inputs: Mapping[str, LayerInput], seed: 
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turn = orthogonal(int(width), seed).to(model.device)
     for reader, feeder in followed(inputs, inputs.keys()).items():
-        values, output = _weight(model, feeder), _weight(model, reader)
+        values, output = weight_of(model, feeder), weight_of(model, reader)
         if reader.endswith("o_proj") and len(values) % width == 0 == output.shape[1] % width:
             _replace(model, reader, (output.view(len(output), -1, width) @ turn).flatten(1))
             every = torch.kron(torch.eye(len(values) // width, device=model.device), turn.t().contiguous())
@@ -144,10 +144,6 @@ def _gain(norm: nn.Module, hidden: int) -> Tensor:
 def _logits(model: PreTrainedModel, ids: list[int]) -> Tensor:
     logits: Tensor = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
     return logits.float()
-
-
-def _weight(model: PreTrainedModel, path: str) -> Tensor:
-    return dense_weight(model.get_submodule(path)).float()
 
 
 def _replace(model: PreTrainedModel, path: str, weight: Tensor, turn: Tensor | None = None) -> None:
