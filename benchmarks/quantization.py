@@ -18,7 +18,6 @@ from workbench.layers import calibration
 from workbench.measurement.likelihood import likelihoods, task_spans
 from workbench.measurement.memory import bits_per_weight
 from workbench.models.packed import PackedLinear
-from workbench.step import Step
 from workbench.steps import quantize
 
 GROUPS = {"bits": 4, "group_size": 128, "head": False}
@@ -42,6 +41,10 @@ STEPS = {
     "Int8Dynamic (a scale a row, 8-bit head)": quantize.Int8Dynamic(),
     "SmoothQuant (the same)": quantize.SmoothQuant(),
     "SmoothQuant, as the authors leave out": quantize.SmoothQuant(inner=False),
+    "Rotate, then Int8Dynamic": wb.Recipe([quantize.Rotate(), quantize.Int8Dynamic()]),
+    "Rotate, then SmoothQuant": wb.Recipe([quantize.Rotate(), quantize.SmoothQuant()]),
+    "Rotate, then RTN 4-bit g128": wb.Recipe([quantize.Rotate(), quantize.RTN(**GROUPS)]),
+    "Rotate, then GPTQ 4-bit g128": wb.Recipe([quantize.Rotate(), quantize.GPTQ(**GROUPS)]),
     "GPTQ 8-bit g128": quantize.GPTQ(**GROUPS | {"bits": 8}),
     "FP8 (a scale a row)": quantize.FP8(),
     "KVCache 8-bit": quantize.KVCache(bits=8),
@@ -58,9 +61,10 @@ def layer_bits(variant: wb.Variant) -> float | None:
     return round(8 * size / count, 3) if count else None
 
 
-def shared(step: Step, watched: float) -> float:
-    """Seconds of the calibration pass that a step has found done; a sequential one runs its own."""
-    return watched if step.needs_data and not getattr(step, "sequential", False) else 0.0
+def shared(steps: wb.Recipe, watched: float) -> float:
+    """Seconds of the calibration pass that a step on the dense model has found done; a sequential one runs its own."""
+    first = next(iter(steps))
+    return watched if first.needs_data and not getattr(first, "sequential", False) else 0.0
 
 
 def main() -> None:
@@ -71,10 +75,11 @@ def main() -> None:
     started = time.perf_counter()
     calibration.statistics(base, text, hessians=True)
     watched = time.perf_counter() - started
+    recipes = {name: each if isinstance(each, wb.Recipe) else wb.Recipe([each]) for name, each in STEPS.items()}
     children, took = [], []
-    for name, step in STEPS.items():
+    for name, steps in recipes.items():
         started = time.perf_counter()
-        children.append(base.apply(step, text))
+        children.append(steps.apply(base, text))
         took.append(time.perf_counter() - started)
         print(name, round(took[-1], 1), file=sys.stderr, flush=True)
     scored = likelihoods([base, *children], [task_spans(base, text)] * (1 + len(children)))[1:]
@@ -87,7 +92,7 @@ def main() -> None:
             "bits_per_weight_of_packed_layers": layer_bits(child),
             "bits_per_weight_of_the_model": round(bits_per_weight(child), 3),
             "seconds": round(seconds, 1),
-            "seconds_with_calibration_over_forward": round((seconds + shared(STEPS[name], watched)) / forward, 2),
+            "seconds_with_calibration_over_forward": round((seconds + shared(recipes[name], watched)) / forward, 2),
         }
     plain = rows["RTN 4-bit g128"]["kl"]
     ratios = {name: round(row["kl"] / plain, 3) for name, row in rows.items() if "4-bit g128" in name}

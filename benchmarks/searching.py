@@ -9,6 +9,7 @@ between size and distance from the model (KL).
 
 import json
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +19,10 @@ from common import public_data, write_result
 import workbench as wb
 from workbench.analysis.found import Search
 from workbench.analysis.goals import constraints_of
-from workbench.analysis.search import _Study, _with_baseline, halves
+from workbench.analysis.search import _tried, _with_baseline, halves
 from workbench.analysis.space import space_of
-from workbench.analysis.trials import Judge, Trial
+from workbench.analysis.study import Study
+from workbench.analysis.trials import Draw, Judge, Trial
 from workbench.steps import prune, quantize
 
 SEEDS, SHARE = 5, 0.25  # of the evaluations
@@ -55,10 +57,9 @@ class Recorded:
     def __init__(self, known: dict[str, Trial]) -> None:
         self.known = known
 
-    def judged(self, number: int, params: dict[str, Any], recipe: wb.Recipe, progress: Any) -> Trial:
-        """The trial of a recipe."""
-        trial = self.known[json.dumps([each.to_json() for each in recipe])]
-        return trial.model_copy(update={"number": number, "params": params})
+    def judged(self, draws: Sequence[Draw], progress: Any) -> list[Trial]:
+        """The trials of recipes."""
+        return [self.known[json.dumps(each.trial.recipe)].model_copy(update={"number": each.number}) for each in draws]
 
 
 def replayed(
@@ -66,12 +67,13 @@ def replayed(
 ) -> list[Trial]:
     """The first so many different trials of a way to search."""
     found = Search("base", "weight_bytes", (), seen)
-    study = _Study(optuna, found.objectives, space_of(SPACE), seed)
+    study = Study(optuna, found.objectives, space_of(SPACE), seed)
     if sampler is not None:
         fixed = sampler(seed)
-        study.sampler = lambda number: fixed
+        study.sampler = lambda number, several: fixed
     while len({json.dumps(each.recipe) for each in found.trials}) < count and len(found.trials) < 20 * count:
-        trial = study.tried(len(found.trials), found, Recorded(known), wb.Progress())
+        (trial,) = _tried(study.drawn([len(found.trials)]), found, Recorded(known), wb.Progress())
+        study.told(trial, found)
         found = Search("base", "weight_bytes", (), seen, (*found.trials, trial))
     return list({json.dumps(each.recipe): each for each in found.trials}.values())
 
@@ -88,7 +90,9 @@ def main() -> None:
     for one in SPACE[0]:
         for other in SPACE[1]:
             recipe = wb.Recipe([each for each in (one, other) if each is not None])
-            known[json.dumps([each.to_json() for each in recipe])] = judge.judged(len(known), {}, recipe, wb.Progress())
+            (trial,) = judge.judged([Draw(len(known), {}, recipe)], wb.Progress())
+            known[json.dumps(trial.recipe)] = trial
+            print(len(known), recipe, round(trial.seconds, 1), file=sys.stderr, flush=True)
     whole, spent = hypervolume(list(known.values())), sum(each.seconds for each in known.values())
     count = round(SHARE * len(known))
     ways: dict[str, Callable[[int], Any] | None] = {

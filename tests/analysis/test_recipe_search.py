@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from workbench.analysis.found import Promise, Search, standing
+from workbench.analysis.found import Search
 from workbench.analysis.goals import Constraint, constraints_of, seconds_of
+from workbench.analysis.promise import Promise, standing
 from workbench.analysis.search import _with_baseline, halves, search
 from workbench.analysis.space import Knob, free, knobs_of, space_of
-from workbench.analysis.trials import Judge, Trial
-from workbench.core.errors import InvalidInput
+from workbench.analysis.trials import Draw, Judge, Trial
+from workbench.analysis.workers import Workers, opened
+from workbench.core.errors import InvalidInput, TimeUp
 from workbench.core.estimate import Estimate
 from workbench.measurement.runs import Run
 from workbench.steps import prompt, prune, quantize
@@ -291,7 +293,7 @@ def test_prompts_of_any_length_are_measured_on_the_same_answers(base: wb.Variant
     assert 0 < judge.measured < len(seen.test)
     long = base.apply(prompt.System(text="Rain and wind and a red sky in the evening. " * 4))
     assert len(judge.spans(long)) == len(judge.spans(base)) == judge.measured
-    trial = judge.judged(0, {}, wb.Recipe([prompt.System(text="Rain. " * 40)]), wb.Progress())
+    (trial,) = judge.judged([Draw(0, {}, wb.Recipe([prompt.System(text="Rain. " * 40)]))], wb.Progress())
     assert trial.ended == "whole"
 
 
@@ -307,6 +309,48 @@ def test_whatever_goes_wrong_in_a_trial_is_noted(
     assert "It failed: LookupError: a bug." in found.trials[0].why
     with pytest.raises(InvalidInput, match="Trial 0 could not be made"):
         found.variant(0, base, text)
+
+
+def test_a_budget_ends_a_trial_in_the_middle(
+    base: wb.Variant, text: wb.Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found before is kept and confirmed; where nothing was, the budget is called too small."""
+
+    def late(*_: Any) -> Any:
+        raise TimeUp
+
+    monkeypatch.setattr(prune.Magnitude, "apply", late)
+    found = found_by(base, text, tmp_path / "x", 20, space=[[prune.Magnitude(), quantize.Int8()]])
+    assert {repr(each.steps) for each in found.trials} <= {repr(wb.Recipe([quantize.Int8()]))}
+    with pytest.raises(InvalidInput, match="too small for one trial"):
+        found_by(base, text, tmp_path / "y", 2, space=[prune.Magnitude()])
+
+
+@pytest.mark.xdist_group("ray")
+def test_workers_find_what_one_finds(base: wb.Variant, text: wb.Text, tmp_path: Path, cluster: None) -> None:
+    """Of a recipe, processes measure what this one does; one that ends is noted, and another takes its place."""
+    settings: dict[str, Any] = {"goal": "inter_token_latency", "constraints": {"weight_bytes": "<= 0.9 * baseline"}}
+    found = search(base, text, **settings, space=SPACE, trials=6, workers=2, store=tmp_path / "a", budget="10min")
+    assert len(found.trials) == 6
+    assert any(each.ended == "whole" for each in found.trials)
+    seen, _, windows = halves(base, text)
+    judge = Judge(base, seen, windows, found.constraints, frozenset({"weight_bytes"}), found.seen)
+    for each in found.trials:
+        assert ("inter_token_latency" in each.estimates) == (each.ended == "whole")
+        if each.ended == "whole":
+            (alone,) = judge.judged([Draw(0, {}, each.steps)], wb.Progress())
+            for metric, value in alone.estimates.items():
+                assert each.estimates[metric].value == pytest.approx(value.value, rel=1e-4), metric
+    again = search(base, text, **settings, space=SPACE, trials=6, workers=2, store=tmp_path / "a", budget="10min")
+    assert [each.params for each in again.trials] == [each.params for each in found.trials]
+    with opened(judge, 2) as workers:
+        assert isinstance(workers, Workers)
+        draws = [Draw(at, {}, wb.Recipe([quantize.Int8()])) for at in range(2)]
+        workers._ray.kill(workers._actors[1])
+        first, second = workers.judged(draws, wb.Progress())
+        assert (first.ended, second.ended) == ("whole", "refused")
+        assert "ended (killed" in second.why
+        assert [each.ended for each in workers.judged(draws, wb.Progress())] == ["whole", "whole"]
 
 
 def test_a_small_space_is_exhausted(base: wb.Variant, text: wb.Text, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from workbench import Progress
 from workbench.core import progress
-from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.errors import Cancelled, TimeUp, WorkbenchError
 
 
 class Clock:
@@ -58,6 +58,16 @@ def test_cancelled_progress_starts_nothing() -> None:
     for report in (made.check, made.advance, lambda: made.start("again", 1)):
         with pytest.raises(Cancelled, match="nothing was changed"):
             report()
+
+
+def test_work_is_given_so_long(clock: Clock) -> None:
+    progress = Progress()
+    with progress.within(10.0), progress.within(100.0):  # never longer than what is around it
+        progress.check()
+        clock.now += 11
+        with pytest.raises(TimeUp):
+            progress.advance()
+    progress.check()
 
 
 def test_cancelled_is_one_of_ours() -> None:

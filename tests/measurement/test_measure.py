@@ -3,6 +3,7 @@
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from workbench.measurement import latency, likelihood, memory, scores
 from workbench.models import sharing
 from workbench.models.packed import linear_layers, products
 from workbench.runtime import kernels
-from workbench.steps import prompt, quantize
+from workbench.runtime.reader import Reader
+from workbench.steps import prompt, prune, quantize
 from workbench.tasks.task import Example, Task, Text
 
 PROSE = "The tide comes in twice a day and goes out twice a day. " * 40
@@ -69,6 +71,18 @@ def test_likelihood_equals_one_by_one(
             assert found[0].greedy[index] == (dense.argmax(-1) == torch.tensor(span.target)).sum().item()
             kl = (dense.exp() * (dense - packed)).sum().item()
             assert found[1].kl[index] == pytest.approx(kl, rel=0.2, abs=0.01)
+
+
+def test_what_the_baseline_made_is_remembered(base: wb.Variant, text: Text, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, spans = base.apply(prune.Magnitude(sparsity=0.3)), likelihood.task_spans(base, text)
+    whole = likelihood.likelihoods([base, child], [spans, spans])
+    remembered: dict[Any, Any] = {}
+    assert likelihood.likelihoods([base, child], [spans, spans], remembered=remembered) == whole
+    read: list[str] = []
+    states = Reader.states
+    monkeypatch.setattr(Reader, "states", lambda self, each: read.append(self._label) or states(self, each))
+    assert likelihood.likelihoods([base, child], [spans, spans], remembered=remembered) == whole
+    assert set(read) == {child.name}
 
 
 def test_contexts_may_differ_between_variants(base: wb.Variant, questions: Task) -> None:

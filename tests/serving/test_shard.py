@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Mixtr
 import workbench as wb
 from workbench.answering.answers import answers, prepare
 from workbench.answering.request import Passage, Request
+from workbench.core import cluster as ray_cluster
 from workbench.core.errors import Cancelled, Closed, InvalidInput, NotAvailable
 from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.models import adapters
 from workbench.runtime import together
-from workbench.serving import cluster as ray_cluster
 from workbench.serving import group, outline, shard, shares
 from workbench.steps import context, output, prompt, quantize, runtime
 

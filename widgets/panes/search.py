@@ -39,6 +39,7 @@ class Search:
     def __init__(self, bench: "Session") -> None:
         self.bench = bench
         self.found: Found | None = None
+        self._asked: dict[str, Any] = {}
         self.plot: Plot | None = None
         self.goal = ipw.Dropdown(options=GOALS, value="weight_bytes", description="Best", tooltip="What to be best at")
         self.bounds = [_bound(number) for number in range(1, BOUNDS + 1)]
@@ -88,6 +89,7 @@ class Search:
             if task is None:
                 raise InvalidInput("This bench has no task to search on: make it with Bench(base, task).")
             settings = self._settings()
+            self._asked = settings
 
             def work(progress: Progress) -> str:
                 found = search(base, task, **settings, progress=progress, on_update=self._show)
@@ -148,11 +150,13 @@ class Search:
 
     def _show_code(self) -> None:
         try:
-            settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
+            now = self._settings()
         except WorkbenchError as error:
             self.code.value = f"# {error}"
             return
-        best = f"\n{self.found.code}" if self.found is not None and self.found.best is not None else ""
+        settings = ", ".join(f"{name}={value!r}" for name, value in now.items())
+        answered = self.found is not None and self.found.best is not None and now == self._asked
+        best = f"\n{self.found.code}" if self.found is not None and answered else ""
         self.code.value = f"found = wb.search(base, task, {settings}){best}"
 
 

@@ -1,13 +1,13 @@
 """What a search found: every trial, the front, and what the confirming run promises."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench.analysis.goals import BETTER, Constraint
-from workbench.analysis.trials import Trial, least_width
-from workbench.core import estimate
+from workbench.analysis.promise import Promise
+from workbench.analysis.trials import Trial
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
@@ -16,7 +16,6 @@ from workbench.core.pages import Paged
 from workbench.core.progress import Progress
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
-from workbench.measurement.runs import Run
 from workbench.recipe import Recipe
 from workbench.variant import Variant
 
@@ -24,29 +23,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
-Standing = Literal["kept", "unsure", "broken"]
 FEWEST = 8  # trials from which the importance of a knob is told
-PAIRED = {"ttft": "ttft", "inter_token_latency": "inter_token_median", "throughput": "throughput"}
-
-
-@dataclass(frozen=True)
-class Promise:
-    """What the confirming run says of a trial, on examples that the search has not seen.
-
-    Attributes:
-        number: of the trial.
-        run: all that was measured.
-        standings: of every bound: kept or broken by all of the 99 % interval, or unsure.
-    """
-
-    number: int
-    run: Run
-    standings: dict[str, Standing]
-
-    @property
-    def standing(self) -> Standing:
-        """Of the bounds together: the worst."""
-        return next((each for each in ("broken", "unsure") if each in self.standings.values()), "kept")
 
 
 @dataclass(frozen=True)
@@ -314,49 +291,3 @@ def _range(optuna: Any, values: Sequence[Any]) -> Any:
     if all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
         return optuna.distributions.FloatDistribution(min(values), max(values))
     return optuna.distributions.CategoricalDistribution(sorted(set(values), key=str))
-
-
-def standing(bound: Constraint, run: Run, baseline: Run) -> Standing:
-    """Whether a run, paired with the base, keeps to a bound by all of a 99 % interval, breaks it, or is too near it."""
-    beyond = _beyond(bound, run, baseline)
-    if beyond is None:
-        found, known = run[bound.metric], baseline.estimates
-        if bound.metric in ("score", "flips", "same_top_token"):
-            found = _at_least(found)
-        if bound.kept(found, known):
-            return "kept"
-        return "broken" if bound.broken(found, known) else "unsure"
-    if not beyond.enough:
-        return "unsure"
-    if bound.metric == "score":
-        beyond = _at_least(beyond)
-    return "kept" if beyond.high <= 0 else "broken" if beyond.low > 0 else "unsure"
-
-
-def _at_least(found: Estimate) -> Estimate:
-    """A share with an interval at least as wide as that of what never happened: equal samples have no bootstrap."""
-    wide = least_width(found.n)
-    low, high = min(found.low, found.value - wide), max(found.high, found.value + wide)
-    return found.model_copy(update={"low": low, "high": high})
-
-
-def _beyond(bound: Constraint, run: Run, baseline: Run) -> Estimate | None:
-    """By how much a run is beyond a bound that is a multiple of the baseline, sample by sample; None for others."""
-    sign = 1.0 if bound.at_most else -1.0
-    if not bound.of_baseline or not bound.amount > 0:
-        return None
-    if bound.metric == "score":
-        pairs = zip(run.samples["score"], baseline.samples["score"], strict=True)
-        return estimate.mean([sign * (after - bound.amount * before) for after, before in pairs], "fraction")
-    if bound.metric == "perplexity" and run.samples.get("tokens") == baseline.samples.get("tokens"):
-        tokens, most = run.samples["tokens"], math.log(bound.amount)
-        both = zip(run.samples["nll"], baseline.samples["nll"], tokens, strict=True)
-        return estimate.ratio_of_sums([sign * (a - b - most * n) for a, b, n in both], tokens, "nats/token")
-    if name := PAIRED.get(bound.metric):
-        ratio = estimate.paired_ratio(run.samples[name], baseline.samples[name])
-        ends: Mapping[str, float] = {
-            end: sign * (getattr(ratio, end) / bound.amount - 1) for end in ("value", "low", "high")
-        }
-        low, high = sorted((ends["low"], ends["high"]))
-        return ratio.model_copy(update={"value": ends["value"], "low": low, "high": high})
-    return None

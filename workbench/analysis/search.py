@@ -4,19 +4,21 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate, count, takewhile
 from pathlib import Path
 from typing import Any
 
-from workbench.analysis.found import Promise, Search, standing
-from workbench.analysis.goals import BETTER, Constraint, check_metric, constraints_of, seconds_of
+from workbench.analysis.found import Search
+from workbench.analysis.goals import Constraint, check_metric, constraints_of, seconds_of
+from workbench.analysis.promise import Promise, standing
 from workbench.analysis.space import Space, space_of
-from workbench.analysis.trials import SPEEDS, TOKENS, Judge, Trial
+from workbench.analysis.study import Study
+from workbench.analysis.trials import SPEEDS, TOKENS, Draw, Judge, Trial
+from workbench.analysis.workers import Workers, opened
 from workbench.core import estimate, files
 from workbench.core.device import environment
-from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
+from workbench.core.errors import Cancelled, InvalidInput, TimeUp, WorkbenchError
 from workbench.core.estimate import ENOUGH, Estimate
 from workbench.core.optional import library
 from workbench.core.progress import Progress
@@ -33,9 +35,8 @@ from workbench.variant import Variant
 SEARCHING = 0.75  # of the budget; the rest is for the run that confirms
 CONFIRMED = 4  # recipes that it measures, at most
 TIMED, NEW_TOKENS = 6, 16  # rounds of the baseline's own timing, and tokens of each
-MOST_TRIALS = 10_000
+MOST_TRIALS, MOST_WORKERS = 10_000, 64
 REPEATS = 50  # of what was tried, after which a space counts as exhausted
-STARTUP = 8  # trials that are drawn at random
 QUALITY = ("score", "kl_to_baseline")
 Listener = Callable[[Search], None]
 
@@ -49,6 +50,7 @@ def search(
     space: Sequence[Any] | None = None,
     budget: str | float = "20min",
     trials: int | None = None,
+    workers: int = 1,
     seed: int = 0,
     store: str | Path | None = None,
     progress: Progress | None = None,
@@ -71,6 +73,8 @@ def search(
             pruning and quantization.
         budget: time for all of it, such as "20min".
         trials: how many at most; the budget decides otherwise.
+        workers: processes that try recipes beside each other, on Ray; with a GPU each, or a share of the processors.
+            What is timed is timed here, alone, afterwards.
         seed: of what is tried.
         store: the file; by default one below ``runs/`` that is named by all that the search depends on.
         progress: a cancel keeps what was found so far.
@@ -85,6 +89,9 @@ def search(
     allowed, progress = seconds_of(budget), progress or Progress()
     if trials is not None and not 1 <= trials <= MOST_TRIALS:
         raise InvalidInput(f"A search has 1 to {MOST_TRIALS} trials.")
+    if not 1 <= workers <= MOST_WORKERS:
+        raise InvalidInput(f"A search has 1 to {MOST_WORKERS} workers.")
+    most = trials or MOST_TRIALS
     seen, unseen, windows = halves(base, task)
     metrics = frozenset({goal, *(each.metric for each in bounds)})
     if isinstance(task, Text) and (wanted := metrics.intersection({"score", "flips"})):
@@ -99,23 +106,32 @@ def search(
             f"The budget of {duration(allowed)} is too small: measuring '{base.name}' alone took {duration(spent)}."
         )
     kept = Records(_place(store, base, task, goal, bounds, places, seed), Trial)
-    history = _history(kept)
+    history = _history(kept, workers, most)
     found = Search(base.name, goal, bounds, dict(judge.seen), tuple(history), notes=notes)
-    study = _Study(optuna, found.objectives, places, seed)
+    study = Study(optuna, found.objectives, places, seed)
     before = sum(each.seconds for each in history)
     try:
         for each in history:
             study.told(each, replace(found, trials=found.trials[: each.number]))  # what was known then
-        while len(found.trials) < (trials or MOST_TRIALS) and not _exhausted(found.trials):
-            if before + time.monotonic() - begun > SEARCHING * allowed:
-                break
-            progress.check()
-            number = len(found.trials)
-            trial = study.tried(number, found, judge, progress)
-            kept.append(trial)
-            found = replace(found, trials=(*found.trials, trial))
-            if on_update:
-                on_update(found)
+        with opened(judge, workers) as judges:
+            while len(found.trials) < most and not _exhausted(found.trials):
+                left = SEARCHING * allowed - before - (time.monotonic() - begun)
+                number = len(found.trials)
+                try:
+                    with progress.within(left):
+                        progress.check()
+                        draws = study.drawn(range(number, min(number + workers, most)))
+                        tried = _tried(draws, found, judges, progress)
+                except TimeUp:
+                    break
+                for trial in tried:
+                    kept.append(trial)
+                    study.told(trial, found)
+                    found = replace(found, trials=(*found.trials, trial))
+                if on_update:
+                    on_update(found)
+        if not found.trials:
+            raise InvalidInput(f"The budget of {duration(allowed)} is too small for one trial: give it more.")
         return _confirmed(found, judge, unseen, progress)
     except Cancelled:
         return replace(found, notes=(*found.notes, "It was cancelled: nothing is confirmed on unseen examples."))
@@ -175,91 +191,24 @@ def _with_baseline(judge: Judge, progress: Progress) -> Judge:
     return replace(judge, seen=seen, scores=marks)
 
 
-class _Study:
-    """What Optuna draws and is told."""
-
-    def __init__(self, optuna: Any, objectives: tuple[str, str], space: Space, seed: int) -> None:
-        self._optuna, self._space, self._seed = optuna, space, seed
-        self._objectives = objectives
-        self._study = optuna.create_study(directions=["minimize"] * 2)
-        self._distributions: dict[str, Any] = {}
-
-    def sampler(self, number: int) -> Any:
-        """What draws a trial: the same after a restart."""
-        return self._optuna.samplers.TPESampler(seed=self._seed + number, n_startup_trials=STARTUP)
-
-    def tried(self, number: int, found: Search, judge: Judge, progress: Progress) -> Trial:
-        """Draw the next recipe and try it; one that was tried before is not measured again."""
-        self._study.sampler = self.sampler(number)
-        asked = self._study.ask()
-        try:
-            recipe = self._space.suggested(asked)
-        except InvalidInput as error:
-            trial = Trial(number=number, params=dict(asked.params), recipe=[], ended="refused", why=str(error))
-        else:
-            known = {
-                json.dumps(each.recipe, sort_keys=True): each
-                for each in found.trials
-                if each.recipe or each.ended != "refused"
-            }
-            again = known.get(json.dumps([each.to_json() for each in recipe], sort_keys=True))
-            if again is not None:
-                trial = again.model_copy(update={"number": number, "params": dict(asked.params), "seconds": 0.0})
-            else:
-                trial = judge.judged(number, dict(asked.params), recipe, progress)
-        self._study.tell(asked, state=self._optuna.trial.TrialState.FAIL)  # told in full, as after a restart
-        self._distributions |= asked.distributions
-        self.told(trial, found, asked.distributions)
-        return trial
-
-    def told(self, trial: Trial, found: Search, distributions: Mapping[str, Any] | None = None) -> None:
-        """Let the sampler know how a trial went."""
-        if distributions is None:
-            distributions = _Drawn(trial.params).distributions(self._optuna, self._space)
-        self._study.add_trial(
-            self._optuna.create_trial(
-                params=dict(trial.params),
-                distributions=dict(distributions),
-                values=[self._value(trial, found, metric) for metric in self._objectives],
-                constraints={str(each): excess for each, excess in found.excesses(trial).items()}
-                | {"applies": float(trial.ended == "refused")},
-            )
-        )
-
-    def _value(self, trial: Trial, found: Search, metric: str) -> float:
-        """What is minimized; of what was not measured, the worst that was."""
-        if metric in trial.estimates:
-            return -BETTER[metric] * trial.estimates[metric].value
-        known = [-BETTER[metric] * each.estimates[metric].value for each in found.trials if metric in each.estimates]
-        return max([*known, -BETTER[metric] * found.seen[metric].value])
+def _tried(draws: Sequence[Draw], found: Search, judge: "Judge | Workers", progress: Progress) -> list[Trial]:
+    """Try what was drawn; what was tried before is not measured again."""
+    known = {_key(each): each for each in found.trials if each.recipe or each.ended != "refused"}
+    new = {_key(each.trial): each for each in draws if each.recipe is not None and _key(each.trial) not in known}
+    known |= dict(zip(new, judge.judged(list(new.values()), progress), strict=True))
+    tried = []
+    for each in draws:
+        trial = each.trial
+        if each.recipe is not None:
+            twin = known[_key(trial)]
+            spent = twin.seconds if twin.number == each.number else 0.0
+            trial = twin.model_copy(update={"number": each.number, "params": each.params, "seconds": spent})
+        tried.append(trial)
+    return tried
 
 
-class _Drawn:
-    """Stands in for Optuna's trial where its choices are known: notes the distributions that they come from."""
-
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        self._params = params
-        self._found: dict[str, Any] = {}
-        self._optuna: Any = None
-
-    def distributions(self, optuna: Any, space: Space) -> dict[str, Any]:
-        """Of every choice."""
-        self._optuna = optuna
-        with suppress(InvalidInput):
-            space.suggested(self)
-        return self._found
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        self._found[name] = self._optuna.distributions.CategoricalDistribution(choices)
-        return self._params[name]
-
-    def suggest_int(self, name: str, low: int, high: int) -> Any:
-        self._found[name] = self._optuna.distributions.IntDistribution(low, high)
-        return self._params[name]
-
-    def suggest_float(self, name: str, low: float, high: float, step: float) -> Any:
-        self._found[name] = self._optuna.distributions.FloatDistribution(low, high, step=step)
-        return self._params[name]
+def _key(trial: Trial) -> str:
+    return json.dumps(trial.recipe, sort_keys=True)
 
 
 def _place(
@@ -280,10 +229,14 @@ def _place(
     return Path("runs") / "searches" / f"{name}.jsonl"
 
 
-def _history(kept: "Records[Trial]") -> list[Trial]:
-    """What was tried before, up to the first that is missing: later ones were drawn knowing it."""
+def _history(kept: "Records[Trial]", workers: int, most: int) -> list[Trial]:
+    """What was tried before, up to the first that is missing: later ones were drawn knowing it.
+
+    Of those that workers drew together, all or none, but at the end of the search.
+    """
     known = {each.number: each for each in kept}
-    return [known[number] for number in takewhile(known.__contains__, count())]
+    found = [known[number] for number in takewhile(known.__contains__, count())]
+    return found if len(found) >= most else found[: len(found) - len(found) % workers]
 
 
 def _confirmed(found: Search, judge: Judge, unseen: Task | Text, progress: Progress) -> Search:

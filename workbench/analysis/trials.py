@@ -5,11 +5,12 @@ A trial ends where it surely breaks a bound: nothing dearer is measured of it.
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ConfigDict, Field, JsonValue
+from torch import Tensor
 
 from workbench.analysis.goals import Constraint
 from workbench.core import estimate
@@ -31,6 +32,7 @@ TOKENS = 2000  # that the distance from the model is measured on
 ROUNDS, NEW_TOKENS = 6, 8  # of a first timing
 PART = 8  # examples that are scored between two looks at whether the bound can still be kept
 SPEEDS = {"ttft": "ttft", "inter_token_latency": "token_seconds", "throughput": "throughput"}  # as timings have them
+Stage = Callable[[Variant, Progress], dict[str, Estimate]]
 STAGES = ("refused", "weight", "distance", "speed", "score", "whole")
 
 
@@ -62,6 +64,30 @@ class Trial(Value):
         return Recipe(step_from_json(dict(each)) for each in self.recipe)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """What is to be tried.
+
+    Attributes:
+        number: in the order of trying.
+        params: what the search chose.
+        recipe: that came of it; None where a step refuses.
+        why: it does.
+    """
+
+    number: int
+    params: dict[str, Any]
+    recipe: Recipe | None
+    why: str = ""
+
+    @property
+    def trial(self) -> Trial:
+        """Of which nothing is measured yet."""
+        steps = [] if self.recipe is None else [each.to_json() for each in self.recipe]
+        ended = "refused" if self.recipe is None else "whole"
+        return Trial(number=self.number, params=self.params, recipe=steps, ended=ended, why=self.why)
+
+
 class TooLarge(WorkbenchError):
     """A recipe's weights are forecast to break a bound, so it is not made."""
 
@@ -83,6 +109,7 @@ class Judge:
         seen: the baseline's estimates.
         scores: of the baseline on the examples.
         measured: examples whose gold answers tell the distance from the model; all where it is 0.
+        remembered: what the base made of the text that the distance is measured on.
     """
 
     base: Variant
@@ -93,17 +120,24 @@ class Judge:
     seen: Mapping[str, Estimate]
     scores: Sequence[float] = ()
     measured: int = 0
+    remembered: dict[tuple[Span, ...], Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def judged(self, number: int, params: dict[str, Any], recipe: Recipe, progress: Progress) -> Trial:
-        """Try a recipe; whatever goes wrong is noted, but for a cancel."""
-        begun, found = time.monotonic(), dict[str, Estimate]()
-        record = [each.to_json() for each in recipe]
+    def judged(self, draws: Sequence[Draw], progress: Progress) -> list[Trial]:
+        """Try recipes; whatever goes wrong is noted, but for a cancel."""
+        stages = {"weight": self._weight, "distance": self._distance, "speed": self._speed, "score": self._score}
+        return [self._tried(each.trial, stages, progress) for each in draws]
+
+    def timed(self, trial: Trial, progress: Progress) -> Trial:
+        """Time a recipe of which all else was measured."""
+        return self._tried(trial, {"speed": self._speed}, progress)
+
+    def _tried(self, trial: Trial, stages: Mapping[str, Stage], progress: Progress) -> Trial:
+        """Go through stages until one surely breaks a bound."""
+        begun, found = time.monotonic(), dict(trial.estimates)
         ended, why = "whole", ""
         try:
-            variant = self.made(recipe, progress)
-            for stage, measured in (
-                ("weight", self._weight), ("distance", self._distance), ("speed", self._speed), ("score", self._score),
-            ):  # fmt: skip
+            variant = self.made(trial.steps, progress)
+            for stage, measured in stages.items():
                 found |= _finite(measured(variant, progress))
                 if broken := self._broken(found):
                     ended, why = stage, f"It breaks '{broken}'."
@@ -124,8 +158,8 @@ class Judge:
             if device_failed(error):
                 raise
             ended, why = "refused", f"It failed: {type(error).__name__}: {first_line(error, 160)}."
-        spent = time.monotonic() - begun
-        return Trial(number=number, params=params, recipe=record, estimates=found, ended=ended, why=why, seconds=spent)
+        spent = trial.seconds + time.monotonic() - begun
+        return trial.model_copy(update={"estimates": found, "ended": ended, "why": why, "seconds": spent})
 
     def made(self, recipe: Recipe, progress: Progress) -> Variant:
         """The variant of a recipe, unless its weights are forecast to be too large.
@@ -161,7 +195,8 @@ class Judge:
 
     def _distance(self, variant: Variant, progress: Progress) -> dict[str, Estimate]:
         """KL to the base, and perplexity, on few tokens."""
-        found = likelihoods([self.base, variant], [self.spans(each) for each in (self.base, variant)], progress)[1]
+        spans = [self.spans(each) for each in (self.base, variant)]
+        found = likelihoods([self.base, variant], spans, progress, self.remembered)[1]
         nll = estimate.ratio_of_sums(found.nll, found.tokens, "nats/token")
         told = {"perplexity": estimate.exponential(nll)}
         if found.kl is None or found.same_top is None:

@@ -32,6 +32,10 @@ class Cancelled(WorkbenchError):
         super().__init__("Cancelled: nothing was changed.")
 
 
+class TimeUp(Cancelled):
+    """The time that work was given is over; nothing was changed."""
+
+
 class Busy(WorkbenchError):
     """Too many requests wait already; nothing was done for this one."""
 

@@ -1,11 +1,13 @@
 """Progress and cancellation: work reports forward, a cancel request travels back, both through one object."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from workbench.core.errors import Cancelled
+from workbench.core.errors import Cancelled, TimeUp
 
 T = TypeVar("T")
 SCREEN_INTERVAL = 0.2  # seconds: reports reach the screen at most five times a second
@@ -83,6 +85,7 @@ class Progress:
         self._cancel = threading.Event()
         self._paused = threading.Event()
         self._stop = threading.Event()
+        self._until = math.inf
         self._started = time.monotonic()
 
     def start(self, label: str, total: int, undisturbed: bool = False) -> None:
@@ -140,10 +143,21 @@ class Progress:
             time.sleep(SCREEN_INTERVAL / 4)
         self.check()
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Work that is given so long: its next report after that raises `TimeUp`."""
+        before, self._until = self._until, min(self._until, time.monotonic() + seconds)
+        try:
+            yield
+        finally:
+            self._until = before
+
     def check(self) -> None:
-        """Raise `Cancelled` when a cancel was requested."""
+        """Raise `Cancelled` when a cancel was requested, or `TimeUp`."""
         if self._cancel.is_set():
             raise Cancelled
+        if time.monotonic() > self._until:
+            raise TimeUp
 
     @property
     def fraction(self) -> float:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.analysis.found import Search
 from workbench.analysis.trials import Trial
 from workbench.core.drawn import HTML, draws
+from workbench.core.errors import NotAvailable
 from workbench.core.estimate import Estimate
 from workbench.display.report import STYLE, table
 from workbench.display.style import COLOURS, NEUTRAL, bars, plain, styled
@@ -117,6 +118,7 @@ def search_html(found: Search) -> str:
     if rows:
         said = "The front of the search; whatever is best of many was also lucky:"
         parts += [f"<p>{said}</p>", table(["", *heads, "Recipe"], rows, words=True)]
+    parts += _importance(found)
     ends = {
         each: sum(trial.ended == each for trial in found.trials)
         for each in dict.fromkeys(t.ended for t in found.trials)
@@ -125,6 +127,29 @@ def search_html(found: Search) -> str:
     notes = "".join(f"<li>{escape(each)}</li>" for each in found.notes)
     parts.append(f"<small>{len(found.trials)} trials: {escape(told)}.</small>")
     return f'{STYLE}<div class="wb-report">{"".join(parts)}{f"<ul>{notes}</ul>" if notes else ""}</div>'
+
+
+def _importance(found: Search) -> list[str]:
+    """How much every choice mattered, where enough was tried to tell."""
+    try:
+        known = found.importance()
+    except NotAvailable:  # Optuna is no longer there
+        known = {}
+    if not known:
+        return []
+    rows = [[_choice(name), f"{share:.0%}"] for name, share in sorted(known.items(), key=lambda each: -each[1])]
+    goal = scales.METRICS[found.goal][0].lower()
+    said = f"<p>How much each choice mattered to the {escape(goal)}:</p>"
+    return [said, table(["Choice", "Share"], rows, words=True)]
+
+
+def _choice(name: str) -> str:
+    """A choice of the search, in words."""
+    place, *rest = name.split(".", 1)
+    if not rest:
+        return f"step {int(place) + 1}: which"
+    step, _, knob = rest[0].rpartition(".")
+    return f"step {int(place) + 1}: {knob} of {step}"
 
 
 def _cells(estimates: dict[str, Estimate], metrics: list[str]) -> list[str]:

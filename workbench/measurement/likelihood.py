@@ -82,7 +82,10 @@ def answer_span(variant: Variant, prompt: Sequence[int], answer: str) -> Span:
 
 
 def likelihoods(
-    variants: Sequence[Variant], spans: Sequence[Sequence[Span]], progress: Progress | None = None
+    variants: Sequence[Variant],
+    spans: Sequence[Sequence[Span]],
+    progress: Progress | None = None,
+    remembered: dict[tuple[Span, ...], Tensor] | None = None,
 ) -> list[Likelihood]:
     """Score the spans with every variant; the first variant is the baseline of the divergence.
 
@@ -90,6 +93,9 @@ def likelihoods(
         variants: what scores; they may share weights.
         spans: for every variant its spans. Contexts may differ between variants. So may the targets' token ids, where
             the vocabulary does, but not their text.
+        progress: cancel and progress.
+        remembered: what the baseline made of batches that it read before, hidden states ``(tokens, hidden)``; those
+            that it reads now are added.
 
     Raises:
         Incomparable: a variant with another vocabulary is asked for the likelihood of another text.
@@ -112,7 +118,8 @@ def likelihoods(
     for batch in batches:
         states = []
         for reader, each in zip(readers, batch, strict=True):
-            states.append(reader.states(each))
+            known = remembered if reader is readers[0] and reader.split else None
+            states.append(reader.states(each) if known is None else _states(reader, tuple(each), known))
             progress.advance()
         with using("Scoring text"):
             sums.append(_span_sums(readers, states, batch, comparable))
@@ -120,6 +127,13 @@ def likelihoods(
     placed[:, :, order] = torch.cat(sums, dim=-1)
     tokens = tuple(len(span.target) for span in spans[0])
     return [_likelihood(each, tokens, same) for each, same in zip(placed, comparable, strict=True)]
+
+
+def _states(reader: Reader, spans: tuple[Span, ...], known: dict[tuple[Span, ...], Tensor]) -> Tensor:
+    """What the head takes of some spans, read once."""
+    if spans not in known:
+        known[spans] = reader.states(spans)
+    return known[spans]
 
 
 def _same_vocabulary(one: Variant, other: Variant) -> bool:

@@ -14,11 +14,14 @@ from statistics import NormalDist
 
 import numpy as np
 
+from workbench.core import estimate
 from workbench.core.estimate import CONFIDENCE, ENOUGH, Estimate, student_t
 
 POWER = 0.8  # of the times, a change that is there shall be seen
 LEAST = 1e-6  # change that anybody would look for
 MOST = 20_000  # examples that anybody would ask
+MANY = 32  # samples from which a bootstrap reaches as far as Student's t
+DRAWN = 50  # times that its reach is tried with fewer
 NORMAL = NormalDist()
 Seen = Callable[[int, float], float]  # how often so many examples show such a change
 
@@ -74,8 +77,7 @@ def of_scores(before: Sequence[float], after: Sequence[float], confidence: float
 
 def of_interval(found: Estimate, confidence: float = CONFIDENCE) -> Seen:
     """How often measurements like these show a change, from the interval that they gave."""
-    reach = student_t((1 + confidence) / 2, max(1, found.n - 1))
-    spread = (found.high - found.low) / 2 / reach * math.sqrt(found.n)
+    spread = (found.high - found.low) / 2 / _reach(max(2, found.n), confidence) * math.sqrt(found.n)
     return lambda n, change: of_means(n, change, spread, confidence)
 
 
@@ -114,10 +116,25 @@ def of_means(n: int, change: float, spread: float, confidence: float = CONFIDENC
     if not spread:
         return float(change != 0)
     freedom, distance = n - 1, abs(change) * math.sqrt(n) / spread
-    reach = student_t((1 + confidence) / 2, freedom)
+    reach = _reach(n, confidence)
     wide = math.sqrt(1 + reach**2 / 2 / freedom)
     near = reach * (1 - 1 / 4 / freedom)
     return NORMAL.cdf((distance - near) / wide) + NORMAL.cdf((-distance - near) / wide)
+
+
+@cache
+def _reach(n: int, confidence: float) -> float:
+    """How many standard errors the interval of a mean of `n` normal samples reaches.
+
+    Student's t of many; of few less, for a bootstrap cannot reach beyond its samples.
+    """
+    known = student_t((1 + confidence) / 2, n - 1)
+    if n >= MANY:
+        return known
+    rows = np.random.default_rng(0).standard_normal((DRAWN, n))
+    found = [estimate.mean(row.tolist(), "").at(confidence) for row in rows]
+    errors = rows.std(axis=1, ddof=1) / math.sqrt(n)
+    return float(np.mean([(each.high - each.low) / 2 for each in found] / errors))
 
 
 def smallest(seen: Callable[[float], float], most: float = 1.0) -> float | None:

@@ -49,6 +49,7 @@ class Reader:
     Attributes:
         batch_tokens: how many tokens are best read at a time.
         batch_logits: how many target tokens at a time, where the model hands out logits.
+        split: whether states are what the head takes, and not logits.
         rows_at_once: how many rows of states the head should be given at a time.
         head: from rows of states to logits ``(rows, vocabulary)``; to be called within `using`.
     """
@@ -60,13 +61,13 @@ class Reader:
             self._way = way_of(model)
             contexts = [span.context for span in spans]
             self._prefix = shared_prefix(self._model, contexts, cache_bits) if self._way.prefix else None
-            self._split = ends_in_head(model)
+            self.split = ends_in_head(model)
         kind = model.device.type if model.device.type in BATCH_TOKENS else "cpu"
         vocabulary = model.config.get_text_config().vocab_size
         self.batch_tokens = BATCH_TOKENS[kind]
-        self.batch_logits = BATCH_TOKENS[kind] if self._split else max(1, BATCH_LOGITS[kind] // vocabulary)
+        self.batch_logits = BATCH_TOKENS[kind] if self.split else max(1, BATCH_LOGITS[kind] // vocabulary)
         self.rows_at_once = max(16, CHUNK_LOGITS[kind] // vocabulary)
-        self.head: Callable[[Tensor], Tensor] = self._model.get_output_embeddings() if self._split else lambda x: x
+        self.head: Callable[[Tensor], Tensor] = self._model.get_output_embeddings() if self.split else lambda x: x
 
     def states(self, spans: Sequence[Span]) -> Tensor:
         """What the head takes to predict every target token of every span, ``(target tokens of all, hidden)``."""
@@ -91,7 +92,7 @@ class Reader:
             inputs["position_ids"] = (full.cumsum(dim=1) - 1).clamp(min=0)[:, start:]
         if cache is not None:
             inputs[KEYS_AND_VALUES] = cache
-        if self._split:
+        if self.split:
             whole = body(self._model)
             found = whole(**accepted(whole, inputs)).last_hidden_state
         else:

@@ -1,18 +1,17 @@
 """Ranks as Ray actors: started together, asked together, and ended together when one of them fails."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from workbench.core import cluster
 from workbench.core.device import out_of_memory
 from workbench.core.errors import Closed, NotAvailable, OutOfMemory, WorkbenchError, first_line
 from workbench.core.optional import library
 from workbench.core.progress import Progress
-from workbench.serving import cluster
 from workbench.serving.ranks import Rank
 
 GLANCE = 0.2  # seconds between looks at whether a rank has failed, or a cancel was asked for
@@ -20,7 +19,6 @@ PATIENCE = 120.0  # seconds that ranks wait for each other, while they meet and 
 STARTING = 300.0  # seconds in which their processes are there
 GRACE = 2.0  # seconds in which the reason of a failure is looked for
 GOING = 10.0  # seconds in which processes end
-ROOT = Path(__file__).parents[2]
 
 
 class Group:
@@ -43,26 +41,12 @@ class Group:
         self._actors: list[Any] = []
         self._pids: list[int] = []
         try:
-            kind = self._ray.remote(Rank).options(**self._options(device))
+            kind = self._ray.remote(Rank).options(**cluster.actor(device))
             for number in range(ranks):
                 self._actors.append(kind.remote(number, ranks, device, threads, PATIENCE))
         except BaseException:
             self.close()
             raise
-
-    def _options(self, device: str) -> dict[str, Any]:
-        """Of every actor: on this machine, with a GPU for itself or none."""
-        strategies = library("ray.util.scheduling_strategies", "Sharding", extra="serve")
-        here = self._ray.get_runtime_context().get_node_id()
-        path = os.pathsep.join((str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))
-        hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-        return {
-            "num_cpus": 0,
-            "num_gpus": 1 if device == "cuda" else 0,
-            "max_restarts": 0,
-            "scheduling_strategy": strategies.NodeAffinitySchedulingStrategy(node_id=here, soft=False),
-            "runtime_env": {"env_vars": {"PYTHONPATH": path, **hidden}},
-        }
 
     @property
     def closed(self) -> bool:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.core import files
+from workbench.core import cluster, files
 from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError, first_line
 from workbench.core.progress import Progress
-from workbench.serving import cluster
 from workbench.serving.application import Application
 from workbench.serving.endpoint import Endpoint, connect
 from workbench.serving.outline import speaker_of

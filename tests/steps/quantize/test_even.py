@@ -1,5 +1,6 @@
 """SmoothQuant, rotation and learned rounding: by hand, as functions that change nothing, and by what they save."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -90,6 +91,49 @@ def test_turning_changes_no_function(architecture: str, heads: bool, load_tiny: 
     assert not child.model.config.tie_word_embeddings
     assert any("one table before" in note for note in child.notes) == tied
     assert quantize.Rotate().forecast(base).weight_bytes == pytest.approx(child.total_bytes, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_turned_as_compressed_tensors_turns(
+    architecture: str, load_tiny: Callable[[str], wb.Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one Hadamard matrix for both, every weight is the one that the library's transforms (R1, R2) give."""
+    transform = pytest.importorskip("compressed_tensors.transform")
+    hadamard = pytest.importorskip("compressed_tensors.transform.utils.hadamard")
+
+    def sylvester(size: int, seed: int) -> torch.Tensor:
+        return torch.as_tensor(hadamard.deterministic_hadamard_matrix(size, torch.float32) / size**0.5)
+
+    base = load_tiny(architecture)
+    for norm in (each for each in base.model.modules() if type(each).__name__.endswith("RMSNorm")):
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+    monkeypatch.setattr("workbench.steps.quantize.rotate.orthogonal", sylvester)
+    ours = dict(base.apply(quantize.Rotate()).model.named_parameters())
+    model = copy.deepcopy(base.model)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    folded = [(model.model.norm, [model.lm_head])]
+    for block in model.model.layers:
+        attention, mlp = block.self_attn, block.mlp
+        folded += [(block.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj])]
+        folded += [(block.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj])]
+    for norm, layers in folded:
+        for layer in layers:
+            layer.weight.data *= norm.weight.data
+        nn.init.ones_(norm.weight)
+    places, writes, reads = transform.TransformArgs, ["re:.*o_proj$", "re:.*down_proj$"], ["q", "k", "v", "gate", "up"]
+    hidden = transform.TransformScheme(type="hadamard", apply=[
+        places(targets=["re:.*embed_tokens$", *writes], location="weight_output"),
+        places(targets=[*(f"re:.*{each}_proj$" for each in reads), "lm_head"], location="weight_input", inverse=True),
+    ])  # fmt: skip
+    heads = transform.TransformScheme(type="hadamard", head_dim=model.config.head_dim, apply=[
+        places(targets=["re:.*v_proj$"], location="weight_output"),
+        places(targets=["re:.*o_proj$"], location="weight_input", inverse=True),
+    ])  # fmt: skip
+    transform.apply_transform_config(model, transform.TransformConfig(config_groups={"R1": hidden, "R2": heads}))
+    theirs = {name: each for name, each in model.named_parameters() if name in ours}
+    assert theirs.keys() == ours.keys()
+    for name, each in theirs.items():
+        torch.testing.assert_close(ours[name], each, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "gpt_neox"])

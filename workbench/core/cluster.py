@@ -1,4 +1,4 @@
-"""Ray on this machine, or the cluster that it was connected to: what services and shards run on."""
+"""Ray on this machine, or the cluster that it was connected to: what services, shards and searches run on."""
 
 import logging
 import os
@@ -7,7 +7,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from workbench.core.errors import NotAvailable, first_line
 from workbench.core.optional import library
@@ -25,6 +27,7 @@ OWN = {  # of a cluster that is started here; each is as the user has set it, wh
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(1 << 30),  # else a notebook ends when Ray has been gone for a minute
 }
 
+ROOT = Path(__file__).parents[2]
 
 _ours = ""  # address of the cluster that this process started
 
@@ -59,6 +62,26 @@ def start(purpose: str = "Serving") -> tuple[str, bool]:
     _lasting(ray.init)
     _ours = str(ray.get_runtime_context().gcs_address)
     return _ours, True
+
+
+def actor(device: str) -> dict[str, Any]:
+    """Options of an actor on this machine, with a GPU for itself or none; Ray has to be started.
+
+    Args:
+        device: "cpu" or "cuda".
+    """
+    ray = library("ray", "An actor", extra="serve")
+    strategies = library("ray.util.scheduling_strategies", "An actor", extra="serve")
+    here = ray.get_runtime_context().get_node_id()
+    path = os.pathsep.join((str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])))
+    hidden = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    return {
+        "num_cpus": 0,
+        "num_gpus": 1 if device == "cuda" else 0,
+        "max_restarts": 0,
+        "scheduling_strategy": strategies.NodeAffinitySchedulingStrategy(node_id=here, soft=False),
+        "runtime_env": {"env_vars": {"PYTHONPATH": path, **hidden}},
+    }
 
 
 def _grave(record: logging.LogRecord) -> bool:
