@@ -7,30 +7,31 @@ replayed on what was measured, so that all see the same figures, and time is the
 between size and distance from the model (KL).
 """
 
+import argparse
 import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import optuna
-from common import public_data, write_result
+from common import RESULTS, public_data, write_result
 
 import workbench as wb
 from workbench.analysis.found import Search
 from workbench.analysis.goals import constraints_of
 from workbench.analysis.search import _tried, _with_baseline, halves
-from workbench.analysis.space import space_of
+from workbench.analysis.space import free, space_of
 from workbench.analysis.study import Study
 from workbench.analysis.trials import Draw, Judge, Trial
 from workbench.steps import prune, quantize
 
 SEEDS, SHARE = 5, 0.25  # of the evaluations
 WORST = {"weight_bytes": 4e8, "kl_to_baseline": 6.0}  # corner from which the hypervolume counts
-SPACE = [
-    [None, prune.DropBlocks(share=0.1), prune.DropBlocks(share=0.2), prune.Width(mlp=0.25)],
-    [quantize.RTN(bits=bits, group_size=size, head=True) for bits in (3, 4, 5, 8) for size in (32, 64, 128, 256)],
-]
+PRUNED = [None, prune.DropBlocks(share=0.1), prune.DropBlocks(share=0.2), prune.Width(mlp=0.25)]
+BITS, SIZES = (3, 4, 5, 8), (32, 64, 128, 256)
+SPACE = [PRUNED, free(quantize.RTN(), bits=BITS, group_size=SIZES)]
 
 
 def hypervolume(trials: Sequence[Trial]) -> float:
@@ -78,21 +79,36 @@ def replayed(
     return list({json.dumps(each.recipe): each for each in found.trials}.values())
 
 
+def measured(judge: Judge) -> dict[str, Trial]:
+    """Every combination, by its recipe."""
+    known: dict[str, Trial] = {}
+    for one, bits, size in product(PRUNED, BITS, SIZES):
+        rounding = quantize.RTN(bits=bits, group_size=size)
+        recipe = wb.Recipe([rounding] if one is None else [one, rounding])
+        (trial,) = judge.judged([Draw(len(known), {}, recipe)], wb.Progress())
+        known[json.dumps(trial.recipe)] = trial
+        print(len(known), recipe, round(trial.seconds, 1), file=sys.stderr, flush=True)
+    return known
+
+
+def recorded() -> dict[str, Trial]:
+    """The same, as the last result has it."""
+    rows = json.loads((RESULTS / "searching.json").read_text())["result"]["grid"]
+    return {json.dumps(each["recipe"]): Trial.model_validate(each) for each in rows}
+
+
 def main() -> None:
     """The grid, then every way to search on it."""
+    options = argparse.ArgumentParser()
+    options.add_argument("--replay", action="store_true", help="search on the grid that was measured before")
+    given = options.parse_args()
     base = wb.load(device="cpu", dtype="float32")
     text = wb.read_text(public_data("wikitext2-valid.txt"), window=512, calibration=4, test=16)
     seen, _, windows = halves(base, text)
     judge = _with_baseline(
         Judge(base, seen, windows, constraints_of({}), frozenset({"weight_bytes"}), {}), wb.Progress()
     )
-    known: dict[str, Trial] = {}
-    for one in SPACE[0]:
-        for other in SPACE[1]:
-            recipe = wb.Recipe([each for each in (one, other) if each is not None])
-            (trial,) = judge.judged([Draw(len(known), {}, recipe)], wb.Progress())
-            known[json.dumps(trial.recipe)] = trial
-            print(len(known), recipe, round(trial.seconds, 1), file=sys.stderr, flush=True)
+    known = recorded() if given.replay else measured(judge)
     whole, spent = hypervolume(list(known.values())), sum(each.seconds for each in known.values())
     count = round(SHARE * len(known))
     ways: dict[str, Callable[[int], Any] | None] = {
@@ -107,7 +123,16 @@ def main() -> None:
             "hypervolume": [round(hypervolume(each) / whole, 3) for each in runs],
             "time": [round(sum(trial.seconds for trial in each) / spent, 3) for each in runs],
         }
-    write_result("searching", {"grid": len(known), "evaluations": count, "grid, s": round(spent, 1), **rows})
+    write_result(
+        "searching",
+        {
+            "configurations": len(known),
+            "evaluations": count,
+            "seconds": round(spent, 1),
+            **rows,
+            "grid": [each.model_dump(mode="json") for each in known.values()],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -99,8 +99,43 @@ def test_knobs_and_places() -> None:
     ):
         with pytest.raises(InvalidInput, match=sentence):
             space_of(wrong)
+    few = free(quantize.RTN(head=False), "group_size", bits=(8, 3, 3))
+    assert [(each.name, each.choices) for each in few.knobs] == [("group_size", (32, 64, 128, 256)), ("bits", (8, 3))]
+    assert few.knobs[1].suggested(_Last(), "x") == 8  # the second in their order
+    for values in ((), (99,), "four"):
+        with pytest.raises(InvalidInput, match="bits"):
+            free(quantize.RTN(), bits=values)
     with pytest.raises(InvalidInput, match="no knob 'colour'"):
         free(quantize.RTN(), "colour")
+
+
+@pytest.mark.parametrize("family", list(wb.steps.families()))
+def test_whatever_is_drawn_is_within_a_knobs_bounds(family: str) -> None:
+    optuna = pytest.importorskip("optuna")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = space_of([family])
+    for _ in range(100):
+        try:
+            space.suggested(study.ask())
+        except InvalidInput as error:  # two knobs may not go together
+            assert "input should be" not in str(error)  # noqa: PT017
+
+
+def test_what_an_end_of_a_scale_means() -> None:
+    knobs = [
+        Knob("rate", low=1e-6, high=1e-2),
+        Knob("share", low=0.1, high=0.5),
+        Knob("count", low=1, high=9, whole=True),
+    ]
+    assert [each.suggested(_Last(), "x") for each in knobs] == [1e-2, 0.5, 9]
+
+
+class _Last:
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        return high
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> float:
+        return high
 
 
 def test_halves_share_no_example(base: wb.Variant, questions: wb.Task, text: wb.Text, tiny_task: wb.Task) -> None:

@@ -13,6 +13,7 @@ from workbench.steps import families
 
 FAMILIES = ("prune", "quantize")  # that are searched unless others are named
 NOTCHES = 20  # values of a knob that is a fraction
+WIDE = 1000  # times the least, from which a knob is searched by its logarithm
 LEFT_OUT = ("seed",)  # knobs that change nothing to be searched for
 NOTHING = "none"
 Given = type[Step] | Step | None
@@ -36,13 +37,22 @@ class Knob:
     high: float = 0.0
     whole: bool = False
 
+    @property
+    def ordered(self) -> bool:
+        """Whether its choices are numbers, of which near ones are alike."""
+        return bool(self.choices) and all(type(each) in (int, float) for each in self.choices)
+
     def suggested(self, trial: Any, label: str) -> Any:
-        """A value, as Optuna's trial says."""
+        """A value, as Optuna's trial says; of several numbers, which one in their order."""
+        if self.ordered:
+            return sorted(self.choices)[trial.suggest_int(label, 0, len(self.choices) - 1)]
         if self.choices:
             return trial.suggest_categorical(label, self.choices)
         if self.whole:
             return trial.suggest_int(label, int(self.low), int(self.high))
-        return round(trial.suggest_float(label, self.low, self.high, step=(self.high - self.low) / NOTCHES), 6)
+        if self.low > 0 and self.high > WIDE * self.low:
+            return float(f"{trial.suggest_float(label, self.low, self.high, log=True):.3g}")
+        return round(self.low + trial.suggest_int(label, 0, NOTCHES) * (self.high - self.low) / NOTCHES, 6)
 
 
 @dataclass(frozen=True)
@@ -90,20 +100,36 @@ def _name(option: Option | None) -> str:
     return f"{option.kind.__name__}({fixed})" if fixed else option.kind.__name__
 
 
-def free(step: Step, *knobs: str) -> Option:
+def free(step: Step, *knobs: str, **values: Iterable[Any]) -> Option:
     """A step of which some knobs are searched and the others stay as they are.
 
+    Args:
+        step: whose other knobs stay.
+        knobs: names of those that may be anything within their bounds.
+        values: of others, what they may be: ``free(RTN(), "group_size", bits=(3, 4, 8))``.
+
     Raises:
-        InvalidInput: it has no such knob, or one that is a text.
+        InvalidInput: it has no such knob, or one that is a text; or a value that it cannot have.
     """
     kind = type(step)
     found = {each.name: each for each in knobs_of(kind)}
-    for name in knobs:
+    for name in (*knobs, *values):
         if name not in found:
             raise InvalidInput(f"{kind.__name__} has no knob '{name}' to search: it has {', '.join(found) or 'none'}.")
-    fixed = {name: value for name, value in step.model_dump().items() if name not in knobs}
+    named = [*(found[name] for name in knobs), *(_listed(kind, name, each) for name, each in values.items())]
+    fixed = {name: value for name, value in step.model_dump().items() if name not in {*knobs, *values}}
     changed = {name: value for name, value in fixed.items() if value != kind.model_fields[name].default}
-    return Option(kind, changed, tuple(found[name] for name in knobs))
+    return Option(kind, changed, tuple(named))
+
+
+def _listed(kind: type[Step], name: str, values: Iterable[Any]) -> Knob:
+    """A knob that may be one of some values."""
+    choices = tuple(dict.fromkeys(values))
+    if not choices:
+        raise InvalidInput(f"Give {name} of {kind.__name__} at least one value to search.")
+    for value in choices:
+        kind(**{name: value})
+    return Knob(name, choices=choices)
 
 
 def knobs_of(kind: type[Step]) -> tuple[Knob, ...]:
@@ -117,20 +143,23 @@ def knobs_of(kind: type[Step]) -> tuple[Knob, ...]:
         elif get_origin(field.annotation) is Literal:
             found.append(Knob(name, choices=get_args(field.annotation)))
         elif field.annotation in (int, float):
-            low, high = _bounds(field.metadata)
+            low, high = _bounds(field.metadata, field.annotation is int)
             found.append(Knob(name, low=low, high=high, whole=field.annotation is int))
     return tuple(found)
 
 
-def _bounds(metadata: Iterable[Any]) -> tuple[float, float]:
+def _bounds(metadata: Iterable[Any], whole: bool) -> tuple[float, float]:
+    """The least and the most that a number may be; one notch inside where a bound itself is left out."""
     low = high = 0.0
+    open_low = open_high = False
     for each in metadata:
         match each:
             case annotated_types.Ge(ge=bound) | annotated_types.Gt(gt=bound):
-                low = float(bound)  # type: ignore[arg-type]
+                low, open_low = float(bound), isinstance(each, annotated_types.Gt)  # type: ignore[arg-type]
             case annotated_types.Le(le=bound) | annotated_types.Lt(lt=bound):
-                high = float(bound)  # type: ignore[arg-type]
-    return low, high
+                high, open_high = float(bound), isinstance(each, annotated_types.Lt)  # type: ignore[arg-type]
+    notch = 1.0 if whole else (high - low) / NOTCHES
+    return low + notch * open_low, high - notch * open_high
 
 
 def space_of(given: Sequence[Any] | None = None) -> Space:

@@ -85,6 +85,6 @@ class _Drawn:
         self._found[name] = self._optuna.distributions.IntDistribution(low, high)
         return self._params[name]
 
-    def suggest_float(self, name: str, low: float, high: float, step: float) -> Any:
-        self._found[name] = self._optuna.distributions.FloatDistribution(low, high, step=step)
+    def suggest_float(self, name: str, low: float, high: float, **scale: Any) -> Any:
+        self._found[name] = self._optuna.distributions.FloatDistribution(low, high, **scale)
         return self._params[name]
