@@ -1,6 +1,7 @@
 """From a goal to a recipe: bounds in words, the space, trials that end where they should, and what is promised."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from workbench.analysis.goals import Constraint, constraints_of, seconds_of
 from workbench.analysis.promise import Promise, standing
 from workbench.analysis.search import _with_baseline, halves, search
 from workbench.analysis.space import Knob, free, knobs_of, space_of
+from workbench.analysis.study import Study
 from workbench.analysis.trials import Draw, Judge, Trial
 from workbench.analysis.workers import Workers, opened
 from workbench.core.errors import InvalidInput, TimeUp
@@ -197,6 +199,39 @@ def test_a_search_goes_on_where_it_was_killed(base: wb.Variant, text: wb.Text, t
         assert again.best == whole.best or again.best.recipe == whole.best.recipe
 
 
+def test_who_is_confirmed_is_also_who_is_safe() -> None:
+    """The best at the goal, and the best of those that keep to the bound by more and more."""
+    bounds = constraints_of({"kl_to_baseline": "<= 1", "weight_bytes": "<= 100"})
+    trials = [
+        Trial(number=at, params={}, recipe=[{"at": at}], estimates=estimates(weight_bytes=10.0 + at, kl_to_baseline=kl))
+        for at, kl in enumerate((0.99, 1.2, 0.7, 0.8, 0.6, 0.2, 0.4, 0.1, 0.3))
+    ]
+    found = Search("base", "weight_bytes", bounds, estimates(weight_bytes=200.0, kl_to_baseline=0.0), tuple(trials))
+    assert [each.number for each in found.candidates[:4]] == [0, 5, 2, 3]
+    only = replace(found, constraints=bounds[1:])  # what is counted is sure: the best first
+    assert [each.number for each in only.candidates[:4]] == [0, 1, 2, 3]
+
+
+def test_a_static_space_is_drawn_from_as_well(base: wb.Variant, text: wb.Text, tmp_path: Path) -> None:
+    """Where all recipes have the same knobs, a Gaussian process draws; whether trials ended early or not."""
+    space = [[None, prune.DropBlocks()], free(quantize.RTN(), "group_size", bits=(2, 3, 4, 8))]
+    assert space_of(space).static
+    assert not space_of(SPACE[:1]).static
+    found = found_by(base, text, tmp_path / "x", 9, space=space, constraints={"weight_bytes": "<= 0.4 * baseline"})
+    assert len(found.trials) == 9
+    assert len({each.ended for each in found.trials}) > 1
+    again = found_by(base, text, tmp_path / "y", 9, space=space, constraints={"weight_bytes": "<= 0.4 * baseline"})
+    assert [each.params for each in again.trials] == [each.params for each in found.trials]
+
+
+def test_the_first_trials_are_spread_over_the_space() -> None:
+    """Of four points, each of four choices comes once, and a knob is at both ends and between."""
+    space = space_of([[None, prune.DropBlocks(), prune.Width(), prune.Magnitude()], free(quantize.RTN(), "bits")])
+    draws = Study(pytest.importorskip("optuna"), ("weight_bytes", "kl_to_baseline"), space, 0).drawn(range(4))
+    assert len({each.params["0"] for each in draws}) == 4
+    assert sorted(each.params["1.RTN.bits"] for each in draws) == [2, 4, 6, 8]
+
+
 def test_what_cannot_be_is_said(base: wb.Variant, text: wb.Text, tmp_path: Path) -> None:
     none = found_by(base, text, tmp_path / "none", 6, constraints={"weight_bytes": "<= 1 kB"})
     assert none.best is None
@@ -375,7 +410,9 @@ def test_workers_find_what_one_finds(base: wb.Variant, text: wb.Text, tmp_path: 
         if each.ended == "whole":
             (alone,) = judge.judged([Draw(0, {}, each.steps)], wb.Progress())
             for metric, value in alone.estimates.items():
-                assert each.estimates[metric].value == pytest.approx(value.value, rel=1e-4), metric
+                assert each.estimates[metric].value == pytest.approx(value.value, rel=0.02), (
+                    metric
+                )  # other threads, other kernels
     again = search(base, text, **settings, space=SPACE, trials=6, workers=2, store=tmp_path / "a", budget="10min")
     assert [each.params for each in again.trials] == [each.params for each in found.trials]
     with opened(judge, 2) as workers:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.analysis.goals import BETTER, Constraint
+from workbench.analysis.goals import BETTER, COUNTED, Constraint
 from workbench.analysis.promise import Promise
 from workbench.analysis.trials import Trial
 from workbench.core.drawn import HTML, drawn
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects
 
+SAFETY = (1.0, 0.5, 0.25, 0.75)  # of the feasible trials, those from whose safest shares one is confirmed each
 FEWEST = 8  # trials from which the importance of a knob is told
 
 
@@ -80,15 +81,20 @@ class Search(Paged):
 
     @property
     def candidates(self) -> list[Trial]:
-        """What is worth confirming: in turns the best, and the best of those that keep to the bounds surely."""
+        """What is worth confirming: the best, and the best of those that keep to the bounds by more and more.
+
+        Who only just keeps to a bound, as the best often does, was mostly lucky.
+        """
         feasible = self.feasible
-        surely = [
-            each
-            for each in feasible
-            if all(bound.kept(each.estimates[bound.metric], self.seen) for bound in self.constraints)
-        ]
-        turns = [each for pair in zip(feasible, [*surely, *feasible], strict=False) for each in pair]
-        return list({each.number: each for each in turns}.values())
+        safest = sorted(feasible, key=self._nearness)
+        levels = [{each.number for each in safest[: math.ceil(share * len(safest))]} for share in SAFETY]
+        chosen = [next((each for each in feasible if each.number in level), None) for level in levels]
+        return list({each.number: each for each in (*chosen, *feasible) if each is not None}.values())
+
+    def _nearness(self, trial: Trial) -> float:
+        """How near it is to the nearest bound on what is measured, as a share of the bound; less is safer."""
+        known = self.excesses(trial).items()
+        return max((excess for bound, excess in known if bound.metric not in COUNTED), default=0.0)
 
     @property
     def front(self) -> list[Trial]:
@@ -169,7 +175,7 @@ class Search(Paged):
         found, verdicts = promise.run[self.goal], self.comparison.verdicts() if self.comparison else {}
         unsure = [bound for bound, each in promise.standings.items() if each == "unsure"]
         steps = ", then ".join(map(repr, best.steps)) or "no step at all"
-        said = f"{steps}: {scales.METRICS[self.goal][0].lower()} {scales.text(self.goal, found)}"
+        said = f"{steps}: {scales.METRICS[self.goal][0].lower()} {scales.sentence(self.goal, found)}"
         told = verdicts.get(promise.run.variant)
         bounds = "all bounds are kept" if not unsure else f"whether '{', '.join(unsure)}' is kept cannot be told"
         return f"{said} on unseen examples ({told}); {bounds if self.constraints else 'there were no bounds'}."
@@ -224,8 +230,10 @@ class Search(Paged):
         before, after = self.feasible[:1], sorted(filter(loose, self.whole), key=order)[:1]
         if not after or (before and order(after[0]) >= order(before[0])):
             return f"Giving up {points:g} of {metric} would gain nothing that was tried."
-        now = scales.text(self.goal, after[0].estimates[self.goal])
-        was = scales.text(self.goal, before[0].estimates[self.goal]) if before else "nothing that keeps to the bounds"
+        now = scales.sentence(self.goal, after[0].estimates[self.goal])
+        was = (
+            scales.sentence(self.goal, before[0].estimates[self.goal]) if before else "nothing that keeps to the bounds"
+        )
         return f"Giving up {points:g} of {metric}: {self.goal} {now} instead of {was} (trial {after[0].number})."
 
     def importance(self) -> dict[str, float]:

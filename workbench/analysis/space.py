@@ -76,6 +76,11 @@ class Space:
 
     places: tuple[tuple[Option | None, ...], ...]
 
+    @property
+    def static(self) -> bool:
+        """Whether every recipe has the same knobs: none belongs to a step that may not be chosen."""
+        return all(len(options) == 1 or not any(each and each.knobs for each in options) for options in self.places)
+
     def suggested(self, trial: Any) -> Recipe:
         """A recipe, as Optuna's trial says.
 

@@ -40,3 +40,8 @@ def text(metric: str, estimate: Estimate) -> str:
         f"{shown(metric, each):,.{decimals}f}" for each in (estimate.value, estimate.low, estimate.high)
     )
     return value if estimate.low == estimate.high else f"{value} [{low}, {high}]"
+
+
+def sentence(metric: str, estimate: Estimate) -> str:
+    """The same with its unit, such as ``61.5 [60.2, 63.0] ms``."""
+    return f"{text(metric, estimate)} {METRICS[metric][3]}".rstrip()
