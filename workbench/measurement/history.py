@@ -1,5 +1,6 @@
 """Runs of all notebooks and days in one place: filtered, compared where that is allowed, drawn over time, exported."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,9 +207,8 @@ def _facts(run: Run) -> dict[str, str]:
 
 def _added(client: Any, experiment: str, run: Run) -> bool:
     """Whether a run was new to MLflow."""
-    own = f"{run.session} {run.variant}"
-    quoted = own.replace("'", "\\'")
-    known: Sequence[Any] = client.search_runs([experiment], f"tags.\"workbench.run\" = '{quoted}'")
+    own = hashlib.sha256(f"{run.session} {run.variant}".encode()).hexdigest()[:32]  # MLflow's filters know no quoting
+    known: Sequence[Any] = client.search_runs([experiment], f"tags.\"workbench.run\" = '{own}'")
     if known:
         return False
     made = client.create_run(experiment, run_name=run.variant, tags={"workbench.run": own}).info.run_id
