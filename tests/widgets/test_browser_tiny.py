@@ -298,3 +298,54 @@ def test_an_adapter_follows_a_slider(tuned: Page) -> None:
     panel.get_by_role("slider", name="Strength").press("Home")
     panel.locator(".wb-answer", has_text="finetune.Strength(strength=0.0)").wait_for()
     panel.screenshot(path=SHOTS / "strength.png")
+
+
+POINT = """(plot) => {
+  const front = plot.data.findIndex((each) => each.name === "front"), axes = plot._fullLayout;
+  const place = plot.getBoundingClientRect(), at = plot.calcdata[front][0];
+  const x = axes.xaxis.c2p(at.x) + axes.xaxis._offset + place.x;
+  const y = axes.yaxis.c2p(at.y) + axes.yaxis._offset + place.y;
+  return { x, y, trial: plot.data[front].customdata[0] };
+}"""  # where the first point of the front is on the page, and the trial's number
+
+
+def test_from_a_goal_to_a_variant(
+    site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
+) -> None:
+    """A bad bound is said; a search shows its front; a click on a point puts that variant on the list."""
+    load, shown = tiny(folders)
+    page = opened(window, site[1], "goal", site[0], load.replace("test=2", "test=16"), shown)
+    panel = tab(page, "Search")
+    show(page)
+    page.locator(".wb-bench").screenshot(path=SHOTS / "search-empty.png")
+    words = panel.get_by_label("is", exact=True).first
+    words.fill("less please")
+    panel.get_by_role("button", name="Search").click()
+    panel.locator(".wb-error", has_text="it is said as in").wait_for()
+    page.locator(".wb-bench").screenshot(path=SHOTS / "search-error.png")
+    words.fill("<= 1.5 * baseline")
+    panel.get_by_label("Combine").select_option(label=["Quantize"])
+    panel.get_by_label("Budget").fill("20s")
+    panel.get_by_role("button", name="Search").click()
+    panel.locator(".wb-done", has_text="the answer is below").wait_for()
+    panel.locator("b", has_text="all bounds are kept").wait_for()
+    show(page)
+    for theme in ("Light", "Dark"):
+        command(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
+        page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=f"JupyterLab {theme}")
+        page.locator(".wb-bench").screenshot(path=SHOTS / f"search-found-{theme.lower()}.png")
+    command(page, "apputils:change-theme", theme="JupyterLab Light")
+    plot = panel.locator(".js-plotly-plot")
+    plot.scroll_into_view_if_needed()
+    at = plot.evaluate(POINT)
+    page.mouse.move(at["x"] + 60, at["y"] + 60)  # Plotly shows nothing of a point that the mouse appears on
+    page.mouse.move(at["x"], at["y"], steps=8)
+    page.locator(".hoverlayer .hovertext", has_text=f"trial {at['trial']}").wait_for()
+    for press in (page.mouse.down, page.mouse.up):
+        page.wait_for_timeout(300)
+        press()
+    row(page, f"trial {at['trial']}").wait_for()
+    panel.get_by_role("button", name="What would I gain?").click()
+    panel.locator(".wb-error", has_text="There is no bound on score to loosen").wait_for()
+    assert errors(page) == []
+    page.close()

@@ -37,7 +37,8 @@ def test_a_search_from_goal_to_variant(bench: Any, tmp_path: Path, monkeypatch: 
     assert pane.found is not None
     assert pane.found.trials
     assert pane.found.promises
-    assert "on unseen examples" in pane.message.value
+    assert "the answer is below" in pane.message.value
+    assert "on unseen examples" in pane.answer.value
     assert len(pane.place.children) == 1
     assert "Confirmed on examples" in pane.answer.value
     assert "wb.deploy(best" in pane.code.value

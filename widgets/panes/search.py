@@ -71,6 +71,8 @@ class Search:
         for box in (footer, after):
             box.add_class("wb-footer")
         rows = [ipw.HBox(list(each)) for each in self.bounds]
+        for row in rows:
+            row.add_class("wb-grid")
         self.widget = ipw.VBox(
             [wanted, *rows, self.families, footer, self.message, self.place, self.answer, after, self.gain, self.code]
         )
@@ -94,7 +96,7 @@ class Search:
             def work(progress: Progress) -> str:
                 found = search(base, task, **settings, progress=progress, on_update=self._show)
                 self._show(found)
-                return found.sentence
+                return f"Tried {len(found.trials)} recipes; the answer is below."
 
             self.message.submit("Search", work, key="search")
 

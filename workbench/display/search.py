@@ -56,6 +56,7 @@ def search_figure(found: Search, transparent: bool = False) -> "go.Figure":
                 mode="markers",
                 name="confirmed on unseen examples",
                 marker={"color": COLOURS[3], "size": 11, "symbol": "star"},
+                customdata=[f"{each.number}" for each in confirmed],
                 text=[f"trial {each.number}: {each.standing}" for each in confirmed],
             )
         )
