@@ -97,6 +97,7 @@ def test_knobs_and_places() -> None:
     for wrong, sentence in (
         (["pruning"], "no family 'pruning'"),
         ([[]], "at least one step"),
+        ([], "nothing to combine"),
         ([3], "combines steps"),
     ):
         with pytest.raises(InvalidInput, match=sentence):
@@ -394,6 +395,19 @@ def test_a_budget_ends_a_trial_in_the_middle(
     assert {repr(each.steps) for each in found.trials} <= {repr(wb.Recipe([quantize.Int8()]))}
     with pytest.raises(InvalidInput, match="too small for one trial"):
         found_by(base, text, tmp_path / "y", 2, space=[prune.Magnitude()])
+
+
+def test_trials_of_another_search_are_refused(base: wb.Variant, text: wb.Text, tmp_path: Path) -> None:
+    found_by(base, text, tmp_path / "x", 2)
+    with pytest.raises(InvalidInput, match="holds trials of another search"):
+        found_by(base, text, tmp_path / "x", 2, seed=1)
+
+
+def test_a_disk_that_refuses_is_noted_once(base: wb.Variant, text: wb.Text, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    found = found_by(base, text, tmp_path / "file" / "x", 3)
+    assert len(found.trials) == 3
+    assert len([each for each in found.notes if "It cannot be resumed: The trial could not be added" in each]) == 1
 
 
 @pytest.mark.xdist_group("ray")

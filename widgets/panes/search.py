@@ -91,9 +91,9 @@ class Search:
             if task is None:
                 raise InvalidInput("This bench has no task to search on: make it with Bench(base, task).")
             settings = self._settings()
-            self._asked = settings
 
             def work(progress: Progress) -> str:
+                self._asked = settings
                 found = search(base, task, **settings, progress=progress, on_update=self._show)
                 self._show(found)
                 return f"Tried {len(found.trials)} recipes; the answer is below."

@@ -24,7 +24,7 @@ from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.core.units import duration
 from workbench.measurement import power, scales
-from workbench.measurement.comparison import Comparison, compare
+from workbench.measurement.comparison import compare
 from workbench.measurement.latency import time_interleaved
 from workbench.measurement.records import Records
 from workbench.measurement.scores import scored
@@ -105,8 +105,9 @@ def search(
         raise InvalidInput(
             f"The budget of {duration(allowed)} is too small: measuring '{base.name}' alone took {duration(spent)}."
         )
-    kept = Records(_place(store, base, task, goal, bounds, places, seed), Trial)
-    history = _history(kept, workers, most)
+    name = _name(base, task, goal, bounds, places, seed)
+    kept = Records(Path("runs") / "searches" / f"{name}.jsonl" if store is None else files.home(store), Trial)
+    history = _history(kept, name, workers, most)
     found = Search(base.name, goal, bounds, dict(judge.seen), tuple(history), notes=notes)
     study = Study(optuna, found.objectives, places, seed)
     before = sum(each.seconds for each in history)
@@ -124,12 +125,13 @@ def search(
                         tried = _tried(draws, found, judges, progress)
                 except TimeUp:
                     break
-                for trial in tried:
-                    kept.append(trial)
+                for trial in (each.model_copy(update={"search": name}) for each in tried):
+                    notes = _keep(kept, trial, notes)
                     study.told(trial, found)
                     found = replace(found, trials=(*found.trials, trial))
                 if on_update:
                     on_update(found)
+        found = replace(found, notes=notes)
         if not found.trials:
             raise InvalidInput(f"The budget of {duration(allowed)} is too small for one trial: give it more.")
         return _confirmed(found, judge, unseen, progress)
@@ -211,32 +213,38 @@ def _key(trial: Trial) -> str:
     return json.dumps(trial.recipe, sort_keys=True)
 
 
-def _place(
-    store: str | Path | None,
-    base: Variant,
-    task: Task | Text,
-    goal: str,
-    bounds: Sequence[Constraint],
-    space: Space,
-    seed: int,
-) -> Path:
-    """Where the trials are kept."""
-    if store is not None:
-        return files.home(store)
+def _name(base: Variant, task: Task | Text, goal: str, bounds: Sequence[Constraint], space: Space, seed: int) -> str:
+    """A hash of all that a search depends on."""
     place = sorted(environment(base.device).items())  # times and refusals of another machine are no help
     facts = [place, sharing.fingerprint(base.model), base.recipe.to_json(), task.fingerprint, goal, *map(str, bounds)]
-    name = hashlib.sha256(repr((*facts, space, seed)).encode()).hexdigest()[:16]
-    return Path("runs") / "searches" / f"{name}.jsonl"
+    return hashlib.sha256(repr((*facts, space, seed)).encode()).hexdigest()[:16]
 
 
-def _history(kept: "Records[Trial]", workers: int, most: int) -> list[Trial]:
+def _keep(kept: "Records[Trial]", trial: Trial, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Keep a trial; where the disk refuses, the search goes on, which is noted once."""
+    try:
+        kept.append(trial)
+    except WorkbenchError as error:
+        return notes if any(str(error) in each for each in notes) else (*notes, f"It cannot be resumed: {error}")
+    return notes
+
+
+def _history(kept: "Records[Trial]", name: str, workers: int, most: int) -> list[Trial]:
     """What was tried before, up to the first that is missing: later ones were drawn knowing it.
 
     Of those that workers drew together, all or none, but at the end of the search.
+
+    Raises:
+        InvalidInput: they are another search's.
     """
     known = {each.number: each for each in kept}
+    if any(each.search != name for each in known.values()):
+        raise InvalidInput(
+            f"'{kept.path}' holds trials of another search: of another base, task, goal, space or seed, or on another "
+            "machine. Name another file, or none."
+        )
     found = [known[number] for number in takewhile(known.__contains__, count())]
-    return found if len(found) >= most else found[: len(found) - len(found) % workers]
+    return found[:most] if len(found) >= most else found[: len(found) - len(found) % workers]
 
 
 def _confirmed(found: Search, judge: Judge, unseen: Task | Text, progress: Progress) -> Search:
@@ -254,15 +262,17 @@ def _confirmed(found: Search, judge: Judge, unseen: Task | Text, progress: Progr
             raise
         except WorkbenchError as error:
             notes.append(f"Trial {trial.number} could not be made again to be confirmed: {error}")
+    chosen = [trial for trial, _ in made]
     try:
-        comparison: Comparison = compare([judge.base, *(each for _, each in made)], unseen, progress=progress)
+        comparison = compare([judge.base, *(each for _, each in made)], unseen, progress=progress)
+        promises = tuple(
+            Promise(
+                trial.number, run, {str(each): standing(each, run, comparison.baseline) for each in found.constraints}
+            )
+            for trial, run in zip(chosen, comparison.runs[1:], strict=True)
+        )
     except Cancelled:
         raise
     except WorkbenchError as error:
         return replace(found, notes=(*notes, f"Nothing is confirmed: {error}"))
-    chosen = [trial for trial, _ in made]
-    promises = tuple(
-        Promise(trial.number, run, {str(each): standing(each, run, comparison.baseline) for each in found.constraints})
-        for trial, run in zip(chosen, comparison.runs[1:], strict=True)
-    )
     return replace(found, comparison=comparison, promises=promises, notes=tuple(notes))

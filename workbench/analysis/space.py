@@ -87,15 +87,15 @@ class Space:
         Raises:
             InvalidInput: a step refuses a combination of its knobs.
         """
-        steps = []
+        chosen = []  # all of them before any step is made: one may refuse, and each trial shall have all its knobs
         for at, options in enumerate(self.places):
             known = {_name(option): option for option in options}
             name = trial.suggest_categorical(f"{at}", tuple(known)) if len(known) > 1 else next(iter(known))
             option = known[name]
             if option is not None:
                 free = {knob.name: knob.suggested(trial, f"{at}.{name}.{knob.name}") for knob in option.knobs}
-                steps.append(option.kind(**{**option.fixed, **free}))
-        return Recipe(steps)
+                chosen.append((option.kind, {**option.fixed, **free}))
+        return Recipe(kind(**knobs) for kind, knobs in chosen)
 
 
 def _name(option: Option | None) -> str:
@@ -177,7 +177,10 @@ def space_of(given: Sequence[Any] | None = None) -> Space:
     Raises:
         InvalidInput: something is none of these.
     """
-    return Space(tuple(_place(each) for each in (FAMILIES if given is None else given)))
+    places = tuple(_place(each) for each in (FAMILIES if given is None else given))
+    if not places:
+        raise InvalidInput("There is nothing to combine: name at least one family or step.")
+    return Space(places)
 
 
 def _place(given: Any) -> tuple[Option | None, ...]:

@@ -47,6 +47,7 @@ class Trial(Value):
         ended: where: one of `STAGES`; "whole" where all was measured.
         why: it ended, or failed.
         seconds: that it took.
+        search: of which it is a part: a hash of all that this depends on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
@@ -57,6 +58,7 @@ class Trial(Value):
     ended: str = "whole"
     why: str = ""
     seconds: float = 0.0
+    search: str = ""
 
     @property
     def steps(self) -> Recipe:
@@ -139,7 +141,7 @@ class Judge:
             variant = self.made(trial.steps, progress)
             for stage, measured in stages.items():
                 found |= _finite(measured(variant, progress))
-                if broken := self._broken(found):
+                if broken := self._broken(found) or self._hopeless(found):
                     ended, why = stage, f"It breaks '{broken}'."
                     break
         except Cancelled:
@@ -240,13 +242,19 @@ class Judge:
         while len(marks) < len(self.task.test):
             part = self.task.model_copy(update={"test": self.task.test[len(marks) : len(marks) + PART]})
             marks += scored(variant, part, progress=progress).scores
-            if any(self._hopeless(each, marks) for each in bounds):
+            if any(self._short(each, marks) for each in bounds):
                 break
         before = self.scores[: len(marks)]
         flipped = [float((a >= 0.5) != (b >= 0.5)) for a, b in zip(marks, before, strict=True)]
         return {"score": estimate.mean(marks, "fraction"), "flips": estimate.mean(flipped, "fraction")}
 
-    def _hopeless(self, bound: Constraint, marks: Sequence[float]) -> bool:
+    def _hopeless(self, found: Mapping[str, Estimate]) -> Constraint | None:
+        """The bound on the score because of which not all examples were scored."""
+        if "score" not in found or found["score"].n == len(self.scores):
+            return None
+        return next(each for each in self.constraints if each.metric == "score" and not each.at_most)
+
+    def _short(self, bound: Constraint, marks: Sequence[float]) -> bool:
         """Whether the examples so far, paired with the baseline's, already say that a bound is broken."""
         times = bound.amount if bound.of_baseline else 0.0
         least = 0.0 if bound.of_baseline else bound.amount

@@ -1,6 +1,7 @@
 """Trials beside each other, each in a process of its own, on Ray; what is timed is timed alone, afterwards."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -69,6 +70,7 @@ class Workers:
 
     def judged(self, draws: Sequence[Draw], progress: Progress) -> list[Trial]:
         """Try recipes, at most one a worker; one whose process ends is noted, and replaced."""
+        begun = time.monotonic()
         asked = [each.judged.remote(draw) for each, draw in zip(self._actors, draws, strict=False)]
         progress.start(f"Trying {len(asked)} recipes", len(asked))
         waiting = asked
@@ -76,6 +78,8 @@ class Workers:
             _, waiting = self._ray.wait(waiting, num_returns=len(waiting), timeout=GLANCE)
             progress.advance(len(asked) - len(waiting) - progress.done)
         tried = [self._trial(at, draw, each) for at, (draw, each) in enumerate(zip(draws, asked, strict=True))]
+        share = (time.monotonic() - begun) / max(1, len(tried))  # of a budget, what each took
+        tried = [each.model_copy(update={"seconds": share}) for each in tried]
         if not self._judge.metrics.intersection(SPEEDS):
             return tried
         return [self._judge.timed(each, progress) if each.ended == "whole" else each for each in tried]
@@ -84,10 +88,11 @@ class Workers:
         try:
             return self._ray.get(asked)  # type: ignore[no-any-return]
         except self._ray.exceptions.RayActorError:
-            self._actors[at] = self._kind.remote(*self._arguments)
             why = "The process that tried it ended (killed, or short of memory)."
-        except self._ray.exceptions.RayError as error:
+        except self._ray.exceptions.RayError as error:  # such as a device that is lost to this process
             why = f"The process that tried it failed: {first_line(error, 160)}."
+        self._ray.kill(self._actors[at], no_restart=True)
+        self._actors[at] = self._kind.remote(*self._arguments)
         return draw.trial.model_copy(update={"ended": "refused", "why": why})
 
     def close(self) -> None:
