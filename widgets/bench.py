@@ -1,24 +1,29 @@
 """The whole workbench in one output cell."""
 
 import weakref
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
 
+from widgets import record
 from widgets.panel import Panel
 from widgets.panes.chat import Chat
 from widgets.panes.compare import Compare
 from widgets.panes.listing import Listing
+from widgets.panes.restore import Restore
 from widgets.panes.search import Search
 from widgets.panes.serve import Serve
 from widgets.parts import html
 from widgets.parts.style import close_tree, framed
 from widgets.session import Session
+from workbench.core import files
+from workbench.core.progress import Progress
 from workbench.recipe import Recipe
 from workbench.step import Step
 from workbench.steps import families
 from workbench.tasks.task import Task, Text
-from workbench.variant import Variant
+from workbench.variant import Variant, load
 
 _last: "weakref.ref[Bench] | None" = None  # running a bench's cell again must not leave the old one behind
 
@@ -53,6 +58,8 @@ class Bench(Session):
         self.compare = Compare(self)
         self.search = Search(self)
         self.serve = Serve(self)
+        self.restore = Restore(self)
+        self.warning = ipw.HTML()
         self.tabs = ipw.Tab(
             [
                 *(panel.widget for panel in self.family_panels.values()),
@@ -69,6 +76,32 @@ class Bench(Session):
         self.widget = framed(self._card())
         _last = weakref.ref(self)
 
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | None = None, progress: Progress | None = None) -> "Bench":
+        """A bench that was saved, or one of `runs/benches`; its variants are made again by the worker.
+
+        Args:
+            path: of its folder.
+            device: where it runs; by default where it ran.
+            progress: told of what takes long.
+
+        Raises:
+            InvalidInput: there is none, it is damaged, or a newer workbench wrote it.
+            NotAvailable: the model that it was made from is no longer there.
+        """
+        folder = files.home(path)
+        kept, task = record.read(folder), record.read_task(folder)
+        first = kept.variants[0]
+        if first.weights:
+            base = load(folder / first.weights, device=device or kept.device, progress=progress)
+        else:
+            base = load(first.source, device=device or kept.device, dtype=kept.dtype, progress=progress)
+            base = first.steps.apply(base, task, progress)
+        bench = cls(base.under(first.name), task)
+        bench.restore.found = folder, kept
+        bench.restore.run()
+        return bench
+
     @property
     def recipe(self) -> Recipe:
         """What the panel opened last is set to: its target's recipe and its step.
@@ -83,6 +116,10 @@ class Bench(Session):
         super().turn_to(step)
         self.tabs.selected_index = list(self.family_panels).index(step.family())
 
+    def warn(self, sentence: str) -> None:
+        """Say something that belongs to no button."""
+        self.warning.value = html.message(sentence, "error")
+
     def close(self) -> None:
         """Stop the worker, take everything off the page and let go of the variants."""
         with self.lock:
@@ -90,6 +127,7 @@ class Bench(Session):
                 return
             super().close()
             self.serve.close()
+            self.restore.close()
             for panel in self.panels:
                 panel.close()
             self.panels.clear()
@@ -102,7 +140,7 @@ class Bench(Session):
         main.add_class("wb-main")
         body = ipw.HBox([self.listing.widget, main])
         body.add_class("wb-body")
-        card = ipw.VBox([head, body])
+        card = ipw.VBox([head, self.warning, self.restore.widget, body])
         card.add_class("wb-card")
         return card
 

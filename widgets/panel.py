@@ -1,5 +1,7 @@
 """The panel of one step family, drawn from the steps themselves: a new step needs no line here."""
 
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -13,7 +15,7 @@ from widgets.tool import Tool
 from widgets.tools import TOOLS
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress
-from workbench.recipe import Recipe
+from workbench.recipe import Recipe, step_from_json
 from workbench.runtime.forward import memory_guard
 from workbench.step import Step
 from workbench.steps import families
@@ -131,6 +133,13 @@ class Panel:
         self.method.value = type(step)
         self.form.set(step)
 
+    def recall(self, knobs: dict[str, Any]) -> None:
+        """Show a step that was set before, if it is still one of the family's."""
+        with suppress(WorkbenchError):
+            step = step_from_json(knobs)
+            if isinstance(step, Step) and step.family() == self.family:
+                self.set(step)
+
     def apply(self) -> None:
         """Queue what the panel is set to; the new variant appears on the list when it is made."""
         try:
@@ -141,7 +150,11 @@ class Panel:
         label = f"{step.label} on {variant.name}"
 
         def work(progress: Progress) -> str:
-            return self.bench.add(variant.apply(step, self.bench.task, progress))
+            begun = time.monotonic()
+            made = variant.apply(step, self.bench.task, progress)
+            name = self.bench.add(made, time.monotonic() - begun)
+            self.bench.keep_weights(name, progress)
+            return name
 
         def show(job: Any) -> None:
             notes = self.bench[job.result].notes if job.status == "done" and job.result in self.bench.variants else ()

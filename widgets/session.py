@@ -3,15 +3,18 @@
 import contextlib
 import itertools
 import shlex
+import shutil
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from widgets import record
+from widgets.record import KeptVariant, Record
 from workbench.answering.speaker import Respondent
 from workbench.core import files, units
-from workbench.core.errors import InvalidInput
+from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.jobs import Job, Worker
 from workbench.core.progress import Progress, Throttle
 from workbench.display import COLOURS
@@ -36,6 +39,8 @@ class Session:
         comparison: the last one measured, or None.
         sensitivity: the last one measured, or None.
         lock: held while variants or what is on screen change; never while a model works.
+        journal: where all of it is recorded as it changes.
+        kept: what else is recorded, by its name in the record: the conversation.
     """
 
     def __init__(self, base: Variant, task: Task | Text | None = None) -> None:
@@ -57,6 +62,11 @@ class Session:
         self._wanted: dict[Any, Callable[[], None]] = {}
         self._computing: Job | None = None
         self._worker = Worker()
+        record.forget(base, task)
+        self.journal = record.journal(base, task)
+        self.kept: dict[str, Callable[[], Any]] = {}
+        self._made: dict[str, tuple[float, str]] = {}  # by variant: seconds that it took, and where its weights are
+        self._unkept = False
         self.closed = False
 
     @property
@@ -94,8 +104,14 @@ class Session:
                 raise InvalidInput(f"There is no variant '{name}' in this bench: it has {', '.join(self._variants)}.")
             return self._variants[name]
 
-    def add(self, variant: Respondent) -> str:
-        """Put a variant or an endpoint on the list; returns its name, with a number added if the name is taken."""
+    def add(self, variant: Respondent, seconds: float = 0.0, weights: str = "") -> str:
+        """Put a variant or an endpoint on the list; returns its name, with a number added if the name is taken.
+
+        Args:
+            variant: what is added.
+            seconds: that making it took, where that is known.
+            weights: where they are in the record, if they were exported already.
+        """
         if not isinstance(variant, Respondent):
             raise InvalidInput(f"bench.add() takes a variant or an endpoint, not {type(variant).__name__}.")
         with self.lock:
@@ -109,6 +125,7 @@ class Session:
             self._variants[name] = variant
             self._colours[name] = next(self._palette)
             self._chosen.add(name)
+            self._made[name] = seconds, weights
             self._changed()
         return name
 
@@ -123,6 +140,7 @@ class Session:
                 raise InvalidInput(f"'{name}' is the baseline of this bench and cannot be removed.")
             del self._variants[name], self._colours[name]
             self._chosen.discard(name)
+            self._made.pop(name, None)
             self._changed()
 
     def rename(self, old: str, new: str) -> None:
@@ -144,12 +162,13 @@ class Session:
             self._variants = {new if name == old else name: each for name, each in self._variants.items()}
             self._variants[new] = renamed
             self._colours[new] = self._colours.pop(old)
+            self._made[new] = self._made.pop(old, (0.0, ""))
             if old in self._chosen:
                 self._chosen.remove(old)
                 self._chosen.add(new)
             self._changed()
 
-    def save(self, name: str, folder_name: str) -> str:
+    def export(self, name: str, folder_name: str) -> str:
         """Write a variant to a folder under exports/; returns a sentence that says where."""
         variant = self[name]
         if not isinstance(variant, Variant):
@@ -157,6 +176,32 @@ class Session:
         path = variant.save(files.inside(EXPORTS, folder_name.strip()))
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         return f"Saved to {path}, {units.size(size)} on disk. Load it with wb.load('{path}')."
+
+    def save(self, path: str | Path, overwrite: bool = False) -> Path:
+        """Write the whole bench to a folder: recipes, names, conversation, the last comparison, what was learned.
+
+        Raises:
+            InvalidInput: something else is there, or it is a bench and `overwrite` is False.
+            WorkbenchError: it cannot be written.
+        """
+        folder = files.home(path)
+        if folder.exists() and not (overwrite and (folder / record.NAME).is_file()):
+            raise InvalidInput(f"'{folder}' exists: choose another path, or overwrite=True if it is a saved bench.")
+        with files.whole(folder) as place, self.lock:
+            place.mkdir(parents=True)
+            journal = record.Journal(place)
+            kept = [self._exported(each, journal) for each in self.record.variants]
+            record.write(place, self.record.model_copy(update={"variants": tuple(kept)}), self.task)
+            if folder.exists():
+                shutil.rmtree(folder)
+        return folder
+
+    def _exported(self, kept: KeptVariant, journal: record.Journal) -> KeptVariant:
+        """A variant for a bench that is saved: what was learned as weights."""
+        variant = self.variants[kept.name]
+        if not record.learned(variant):
+            return kept
+        return kept.model_copy(update={"weights": journal.export(variant)})
 
     def deploy(self, name: str, folder_name: str, target: Target, progress: Progress) -> str:
         """Write a variant to a folder under exports/ that another program runs, and try it there; says what came of it.
@@ -289,6 +334,7 @@ class Session:
             self._computing = None
             self._variants = {self.base.name: self.base}
             self._chosen = {self.base.name}
+            self.journal.close()
             self._idle.notify_all()
 
     def _check_open(self) -> None:
@@ -302,6 +348,59 @@ class Session:
     def _changed(self) -> None:
         for watcher in self._watchers:
             watcher()
+        self.keep()
+
+    @property
+    def record(self) -> Record:
+        """All that is needed to bring the bench back: recipes, names, conversation, the last comparison."""
+        with self.lock:
+            return Record(
+                device=self.base.device.type,
+                dtype=str(self.base.dtype).removeprefix("torch."),
+                task=self.task.name if self.task is not None else "",
+                variants=tuple(self._kept_variant(name, each) for name, each in self.variants.items()),
+                runs=tuple(self.comparison.runs) if self.comparison else (),
+                knobs={panel.family: panel.step.to_json() for panel in self.panels if panel.settings[0] is not None},
+                **{name: get() for name, get in self.kept.items()},
+            )
+
+    def keep(self) -> None:
+        """Record how the bench stands; a disk that refuses takes nothing away, and is told of once."""
+        if self.closed:
+            return
+        try:
+            if not (now := self.record).empty:
+                self.journal.write(now, self.task)
+            self._unkept = False
+        except WorkbenchError as error:
+            if not self._unkept:
+                self._unkept = True
+                self.warn(str(error))
+
+    def keep_weights(self, name: str, progress: Progress) -> None:
+        """Export a variant's weights into the record, where they were learned; on the worker."""
+        variant = self.variants.get(name)
+        if variant is None or not record.learned(variant) or record.learned(variant.parent or self.base):
+            return
+        progress.start(f"Recording the weights of {name}", 1)
+        try:
+            weights = self.journal.export(variant)
+        except WorkbenchError as error:
+            self.warn(f"The weights of '{name}' are not recorded, only its recipe. {error}")
+            return
+        with self.lock:
+            self._made[name] = self._made.get(name, (0.0, ""))[0], weights
+            self.keep()
+
+    def _kept_variant(self, name: str, variant: Variant) -> KeptVariant:
+        seconds, weights = self._made.get(name, (0.0, ""))
+        return KeptVariant(
+            name=name, source=variant.source, recipe=tuple(each.to_json() for each in variant.recipe),
+            chosen=name in self._chosen, seconds=seconds, weights=weights,
+        )  # fmt: skip
+
+    def warn(self, sentence: str) -> None:
+        """Say something that belongs to no button; the bench overrides it."""
 
     def _show_status(self) -> None:
         """Say what is running; the bench overrides it."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import ipywidgets as ipw
 from widgets.parts import html
 from widgets.parts.asked import Asked
 from widgets.parts.number import Number
+from widgets.record import KeptAnswer, KeptTurn
 from workbench.answering.concurrent import Told
 from workbench.answering.request import Passage, Piece
 from workbench.answering.speaker import Respondent
@@ -63,6 +65,11 @@ class Answer:
             self.sources, self.notes = piece.answer.passages, piece.answer.notes
             self.cached = bool(piece.answer.cached)
 
+    def kept(self) -> KeptAnswer:
+        """For the record."""
+        fields = {name: getattr(self, name) for name in KeptAnswer.model_fields}
+        return KeptAnswer(**fields)
+
     @property
     def facts(self) -> list[str]:
         """Speed after the first token, time to it, and how many there are, for people."""
@@ -95,6 +102,16 @@ class Turn:
 
     prompt: str
     answers: dict[str, Answer] = field(default_factory=dict)
+
+    def kept(self) -> KeptTurn:
+        """For the record."""
+        return KeptTurn(prompt=self.prompt, answers=tuple(each.kept() for each in self.answers.values()))
+
+    @classmethod
+    def recalled(cls, kept: KeptTurn, bench: "Session") -> "Turn":
+        """From the record."""
+        said = {each.name: Answer(colour=bench.colour(each.name), **each.model_dump()) for each in kept.answers}
+        return cls(kept.prompt, said)
 
     def html(self) -> str:
         """The question above the answers in columns."""
@@ -148,7 +165,18 @@ class Chat:
         self.stop.on_click(lambda _: self._job and self._job.cancel())
         self.fresh.on_click(lambda _: self.forget())
         bench.watch(self._show_chosen)
+        bench.kept["turns"] = self._kept
         self._show_chosen()
+
+    def recall(self, turns: Sequence[KeptTurn]) -> None:
+        """Show an earlier conversation, which goes on from there."""
+        with self.bench.lock:
+            self.turns = [Turn.recalled(each, self.bench) for each in turns] + self.turns
+            self.past.value = "".join(each.html() for each in self.turns) or EMPTY
+            self.live.value = ""
+
+    def _kept(self) -> tuple[KeptTurn, ...]:
+        return tuple(each.kept() for each in self.turns)
 
     def ask(self) -> None:
         """Queue the prompt for every chosen variant."""
@@ -181,6 +209,7 @@ class Chat:
                 self._job.cancel()
             self.turns = []
             self.message.value, self.live.value, self.past.value = "", "", EMPTY
+            self.bench.keep()
 
     def _answer(self, variants: dict[str, Respondent], prompt: str, settings: dict, progress: Progress) -> None:
         """Ask all at once and show what each says as it comes, until all have ended; runs on the worker.
@@ -230,6 +259,7 @@ class Chat:
             for call in calls.values():
                 call.leave()
             show(force=True)
+            self.bench.keep()
 
     def _show(self, past: list[Turn], turn: Turn) -> None:
         with self.bench.lock:

@@ -84,9 +84,16 @@ class Compare:
                     with self.bench.lock:
                         self._newest = self.bench.comparison
                         self._show_newest(force=True)
+                self.bench.keep()
                 return _keep(self.bench.comparison)
 
             self.message.submit(f"Compare {', '.join(names)}", work, key="compare")
+
+    def recall(self, comparison: Comparison) -> None:
+        """Show one that was measured before."""
+        with self.bench.lock:
+            self.bench.comparison = self._newest = comparison
+            self._show_newest(force=True)
 
     def show_changes(self) -> None:
         """Queue the heat map of the first chosen variant against the last."""

@@ -143,7 +143,7 @@ class Row:
 
     def _save(self) -> None:
         bench, name, typed = self._listing.bench, self.name, self.typed.value
-        self._submit(f"Save {name}", lambda _: bench.save(name, typed), f"save {typed}")
+        self._submit(f"Save {name}", lambda _: bench.export(name, typed), f"save {typed}")
 
     def _deploy(self) -> None:
         bench, name, typed, target = self._listing.bench, self.name, self.typed.value, self.target.value

@@ -1,0 +1,181 @@
+"""What a bench did is on disk as it goes, and comes back after a restart: variants, names, conversation, results."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from screen import TIMEOUT
+
+import workbench as wb
+from widgets import Bench, record
+from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.steps import finetune, prune, quantize
+
+
+@pytest.fixture
+def bench_task(tiny_task: wb.Task) -> wb.Task:
+    return tiny_task
+
+
+def logits(variant: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return variant.model(torch.arange(3, 40)[None]).logits
+
+
+def worked(bench: Bench) -> None:
+    """Two variants, one renamed and one not ticked; a question; a comparison."""
+    for step in (quantize.RTN(bits=4, group_size=32), prune.Magnitude(sparsity=0.3)):
+        bench.turn_to(step)
+        bench.family_panels[step.family()].apply()
+        assert bench.wait(TIMEOUT)
+    four, thin = list(bench.variants)[1:]
+    bench.rename(four, "four bits")
+    bench.choose(thin, False)
+    bench.chat.prompt.value = "How many seats?"
+    bench.chat.length.value = 4
+    bench.chat.ask()
+    bench.compare.run()
+    assert bench.wait(TIMEOUT)
+    assert bench.comparison is not None
+
+
+def test_a_restart_loses_nothing(bench: Bench, base: wb.Variant, bench_task: wb.Task) -> None:
+    assert bench.restore.widget.layout.display == "none"
+    worked(bench)
+    names, chosen, said = list(bench.variants), bench.chosen, bench.chat.turns
+    found = bench.comparison
+    wanted = [logits(each) for each in bench.variants.values()]
+    bench.close()
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    assert again.restore.widget.layout.display != "none"
+    assert "left 2 variants (four bits, Magnitude), 1 questions, a comparison of 2." in again.restore.said.value
+    again.restore.take.click()
+    assert again.wait(TIMEOUT)
+    assert (list(again.variants), again.chosen) == (names, chosen)
+    for variant, each in zip(again.variants.values(), wanted, strict=True):
+        assert (logits(variant) == each).all()
+    assert [each.html() for each in again.chat.turns] == [each.html() for each in said]
+    assert again.comparison is not None
+    assert found is not None
+    assert again.comparison.runs == found.runs
+    assert again.family_panels["prune"].step == prune.Magnitude(sparsity=0.3)
+    assert "Restored: 2 variants" in again.restore.message.value
+    again.close()
+
+
+def test_what_was_learned_comes_back_from_its_weights(
+    bench: Bench, base: wb.Variant, bench_task: wb.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training is not repeated; what was made of it is, from its export."""
+    bench.turn_to(finetune.LoRA(rank=2, max_steps=2))
+    bench.family_panels["finetune"].apply()
+    assert bench.wait(TIMEOUT)
+    tuned = list(bench.variants)[1]
+    bench.add(bench.variants[tuned].apply(quantize.Int8(), bench_task))
+    wanted = [logits(each) for each in bench.variants.values()]
+    bench.close()
+    monkeypatch.setattr(finetune.LoRA, "apply", None)
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    assert "one read from disk" in again.restore.said.value
+    again.restore.run()
+    assert again.wait(TIMEOUT)
+    for variant, each in zip(again.variants.values(), wanted, strict=True):
+        assert abs(logits(variant) - each).max() < 1e-4
+    kept = again.record
+    assert [bool(each.weights) for each in kept.variants] == [False, True, False]
+    assert (again.journal.folder / kept.variants[1].weights).is_dir()
+    again.close()
+
+
+def test_a_bench_is_saved_and_loaded(bench: Bench, tmp_path: Path, bench_task: wb.Task) -> None:
+    worked(bench)
+    names, wanted = list(bench.variants), [logits(each) for each in bench.variants.values()]
+    place = bench.save(tmp_path / "mine")
+    with pytest.raises(InvalidInput, match="exists: choose another path"):
+        bench.save(place)
+    bench.save(place, overwrite=True)
+    with pytest.raises(InvalidInput, match="exists"):
+        bench.save(tmp_path, overwrite=True)
+    bench.close()
+    again = Bench.load(place)
+    assert again.wait(TIMEOUT)
+    assert list(again.variants) == names
+    assert again.task == bench_task
+    for variant, each in zip(again.variants.values(), wanted, strict=True):
+        assert (logits(variant) == each).all()
+    again.close()
+
+
+def test_records_that_cannot_be_read(tmp_path: Path, bench: Bench) -> None:
+    with pytest.raises(InvalidInput, match="There is no saved bench"):
+        Bench.load(tmp_path / "none")
+    worked(bench)
+    place = bench.save(tmp_path / "mine")
+    whole = (place / record.NAME).read_text()
+    for text, sentence in (
+        (whole[: len(whole) // 2], "damaged"),
+        (json.dumps(json.loads(whole) | {"version": 99}), "a newer workbench"),
+        ("[]", "damaged"),
+    ):
+        (place / record.NAME).write_text(text)
+        with pytest.raises(InvalidInput, match=sentence):
+            Bench.load(place)
+    (place / record.NAME).write_text(whole)
+    (place / record.TASK).write_text("{}")
+    with pytest.raises(InvalidInput, match="task of the bench"):
+        Bench.load(place)
+
+
+def test_what_fails_is_said_and_the_rest_comes_back(bench: Bench, base: wb.Variant, bench_task: wb.Task) -> None:
+    worked(bench)
+    kept = bench.record
+    bench.close()
+    broken = kept.variants[1].model_copy(update={"name": "gone", "weights": "weights/1"})
+    record.write(bench.journal.folder, kept.model_copy(update={"variants": (*kept.variants, broken)}), bench_task)
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    again.restore.run()
+    assert again.wait(TIMEOUT)
+    assert list(again.variants) == [each.name for each in kept.variants]
+    assert "'gone' could not be made again" in again.restore.message.value
+    again.close()
+
+
+def test_a_bench_that_lives_offers_its_record_to_none(bench: Bench, base: wb.Variant, bench_task: wb.Task) -> None:
+    worked(bench)
+    assert record.earlier(base, bench_task) is None
+    bench.close()
+    assert record.earlier(base, bench_task) is not None
+    assert record.earlier(base, None) is None
+
+
+def test_a_full_disk_is_told_of_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(bench, "warn", told.append)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(record, "_write", full)
+    for step in (quantize.Int8(), quantize.RTN()):
+        bench.add(bench.base.apply(step))
+    assert len(bench.variants) == 3
+    assert told == [
+        "What this bench does is no longer recorded (No space left on device): free some space, or save it elsewhere."
+    ]
+
+
+def test_the_newest_records_are_kept(bench: Bench, base: wb.Variant, bench_task: wb.Task) -> None:
+    worked(bench)
+    bench.close()
+    folder = bench.journal.folder
+    for number in range(8):
+        shutil.copytree(folder, folder.with_name(f"{folder.name[:12]}-2000010{number}-000000-aa"))
+    record.forget(base, bench_task)
+    left = sorted(each.name for each in folder.parent.iterdir())
+    assert len(left) == record.KEPT
+    assert left[-1] == folder.name
+    assert WorkbenchError

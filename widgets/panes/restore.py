@@ -1,0 +1,161 @@
+"""What an earlier bench on this model and task left: offered, and made again from its recipes or exports."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ipywidgets as ipw
+
+from widgets import record
+from widgets.parts import html
+from widgets.parts.message import Message
+from widgets.parts.style import close_tree
+from widgets.record import KeptVariant, Record
+from workbench.core import units
+from workbench.core.errors import Cancelled, WorkbenchError
+from workbench.core.progress import Progress
+from workbench.measurement.comparison import Comparison
+from workbench.recipe import Recipe
+from workbench.step import Step
+from workbench.variant import Variant, load
+
+if TYPE_CHECKING:
+    from widgets.bench import Bench
+
+
+class Restore:
+    """The offer, above everything else; gone once it was taken or declined.
+
+    Attributes:
+        found: where the earlier record is, and what is in it; None for nothing.
+        widget: what is shown.
+    """
+
+    def __init__(self, bench: "Bench") -> None:
+        self.bench = bench
+        self.found = record.earlier(bench.base, bench.task)
+        self.said, self.message = ipw.HTML(), Message(bench)
+        self.take = ipw.Button(
+            description="Restore", button_style="primary", tooltip="Make these variants again and show what was said"
+        )
+        self.leave = ipw.Button(description="Start anew", tooltip="Leave the earlier record on disk, and begin afresh")
+        buttons = ipw.HBox([self.take, self.leave])
+        buttons.add_class("wb-footer")
+        self.widget = ipw.VBox([self.said, buttons, self.message])
+        self.widget.add_class("wb-restore")
+        self.take.on_click(lambda _: self.run())
+        self.leave.on_click(lambda _: self.hide())
+        if self.found is None:
+            self.hide()
+        else:
+            self.said.value = html.message(offer(self.found[1]))
+
+    def run(self) -> None:
+        """Queue the making."""
+        if self.found is None:
+            return
+        folder, kept = self.found
+        with self.message.refusals():
+
+            def work(progress: Progress) -> str:
+                said = restore(self.bench, folder, kept, progress)
+                self.take.layout.display = self.leave.layout.display = "none"
+                self.said.value = ""
+                return said
+
+            self.message.submit("Restore", work, key="restore")
+
+    def hide(self) -> None:
+        """Take the offer away."""
+        self.widget.layout.display = "none"
+
+    def close(self) -> None:
+        """Remove it from the page."""
+        close_tree(self.widget)
+
+
+def offer(kept: Record) -> str:
+    """What there is to bring back, and what it costs, in words."""
+    parts = [f"{len(kept.variants) - 1} variants ({', '.join(each.name for each in kept.variants[1:4])})"]
+    parts += [f"{len(kept.turns)} questions"] if kept.turns else []
+    parts += [f"a comparison of {len(kept.runs)}"] if kept.runs else []
+    exports = sum(bool(each.weights) for each in kept.variants)
+    cost = [f"about {units.duration(kept.seconds)}"] if kept.seconds >= 1 else []
+    cost += [f"{exports} read from disk" if exports > 1 else "one read from disk"] if exports else []
+    said = f" Making them again takes {', '.join(cost)}." if cost else ""
+    return f"An earlier bench on this model and task, of {kept.saved.replace('T', ' ')}, left {', '.join(parts)}.{said}"
+
+
+def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> str:
+    """Bring a record's variants, conversation and comparison back; what fails is said, the rest goes on.
+
+    Raises:
+        Cancelled: the progress was cancelled; what was made until then stays.
+    """
+    made: dict[str, Variant] = {_steps(each.source, each.recipe): each for each in bench.variants.values()}
+    failed = []
+    for each in kept.variants[1:]:
+        try:
+            variant = _again(bench, folder, each, made, progress)
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            failed.append(f"'{each.name}' could not be made again: {error}")
+            continue
+        name = bench.add(variant.under(each.name), each.seconds, _carried(bench, folder, each))
+        bench.choose(name, each.chosen)
+    bench.choose(bench.base.name, kept.variants[0].chosen)
+    with bench.lock:
+        bench.chat.recall(kept.turns)
+        if kept.runs:
+            bench.compare.recall(Comparison(list(kept.runs)))
+        for family, knobs in kept.knobs.items():
+            if family in bench.family_panels:
+                bench.family_panels[family].recall(knobs)
+        bench.keep()
+    count = len(kept.variants) - 1 - len(failed)
+    return " ".join([f"Restored: {count} variants are on the list.", *failed])
+
+
+def _steps(source: str, recipe: Recipe) -> str:
+    return repr((source, recipe))
+
+
+def _again(bench: "Bench", folder: Path, each: KeptVariant, made: dict[str, Variant], progress: Progress) -> Variant:
+    """A variant from its export, or from the longest beginning of its recipe that is there already."""
+    steps = list(each.steps)
+    if each.weights:
+        variant = load(folder / each.weights, device=bench.base.device.type, progress=progress)
+        made[_steps(each.source, each.steps)] = variant
+        return variant
+    at = next((n for n in range(len(steps), -1, -1) if _steps(each.source, Recipe(steps[:n])) in made), None)
+    if at is None:
+        dtype = str(bench.base.dtype).removeprefix("torch.")
+        variant, at = load(each.source, device=bench.base.device.type, dtype=dtype, progress=progress), 0
+    else:
+        variant = made[_steps(each.source, Recipe(steps[:at]))]
+    for number in range(at, len(steps)):
+        step = steps[number]
+        assert isinstance(step, Step)
+        variant = variant.apply(step, bench.task, progress)
+        made[_steps(each.source, Recipe(steps[: number + 1]))] = variant
+    return variant
+
+
+def _carried(bench: "Bench", folder: Path, each: KeptVariant) -> str:
+    """The export of an earlier record in the new one."""
+    if not each.weights:
+        return ""
+    target = bench.journal.folder / each.weights
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder / each.weights, target, copy_function=_linked)
+    return each.weights
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name for a file where the disk allows that, else a copy."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
