@@ -176,13 +176,14 @@ def read(folder: Path) -> Record:
     """
     try:
         found = json.loads((folder / NAME).read_text(encoding="utf-8"))
-        if isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION:
-            raise InvalidInput(f"The bench in '{folder}' was saved by a newer workbench: update this one to open it.")
-        return Record.model_validate(found)
+        newer = isinstance(found, dict) and isinstance(found.get("version"), int) and found["version"] > VERSION
+        if not newer:
+            return Record.model_validate(found)
     except OSError as error:
         raise InvalidInput(f"There is no saved bench in '{folder}' ({error.strerror}).") from None
     except (ValueError, ValidationError):
         raise InvalidInput(f"The record of the bench in '{folder}' is damaged: it cannot be restored.") from None
+    raise InvalidInput(f"The bench in '{folder}' was saved by a newer workbench: update this one to open it.")
 
 
 def read_task(folder: Path) -> Task | Text | None:

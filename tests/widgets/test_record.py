@@ -71,14 +71,14 @@ def test_what_was_learned_comes_back_from_its_weights(
     bench: Bench, base: wb.Variant, bench_task: wb.Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training is not repeated; what was made of it is, from its export."""
-    bench.turn_to(finetune.LoRA(rank=2, max_steps=2))
+    bench.turn_to(finetune.Full(epochs=1))
     bench.family_panels["finetune"].apply()
     assert bench.wait(TIMEOUT)
     tuned = list(bench.variants)[1]
     bench.add(bench.variants[tuned].apply(quantize.Int8(), bench_task))
     wanted = [logits(each) for each in bench.variants.values()]
     bench.close()
-    monkeypatch.setattr(finetune.LoRA, "apply", None)
+    monkeypatch.setattr(finetune.Full, "apply", None)
     again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
     assert "one read from disk" in again.restore.said.value
     again.restore.run()
@@ -140,7 +140,7 @@ def test_what_fails_is_said_and_the_rest_comes_back(bench: Bench, base: wb.Varia
     again.restore.run()
     assert again.wait(TIMEOUT)
     assert list(again.variants) == [each.name for each in kept.variants]
-    assert "'gone' could not be made again" in again.restore.message.value
+    assert "gone&#x27; could not be made again" in again.restore.message.value
     again.close()
 
 
