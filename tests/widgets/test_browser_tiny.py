@@ -1,6 +1,8 @@
 """The bench in a real browser, on a model of a few weights: all that needs no sensible answer."""
 
+import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from page import (
     opened,
     playwright_api,
     row,
+    run_all,
     show,
     tab,
 )
@@ -348,4 +351,37 @@ def test_from_a_goal_to_a_variant(
     panel.get_by_role("button", name="What would I gain?").click()
     panel.locator(".wb-error", has_text="There is no bound on score to loosen").wait_for()
     assert errors(page) == []
+    page.close()
+
+
+def test_a_killed_kernel_loses_nothing(
+    site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
+) -> None:
+    """One sentence instead of broken links; what was shown can still be read; the cell run again brings it back."""
+    load, shown = tiny(folders)
+    page = opened(window, site[1], "killed", site[0], f"{load}\nprint('kernel', os.getpid())", shown)
+    pid = int(page.locator(".jp-OutputArea-output", has_text="kernel").first.inner_text().split()[-1])
+    panel = tab(page, "Quantize")
+    panel.get_by_role("button", name="Apply").click()
+    row(page, "NF4").wait_for()
+    idle(page)
+    os.kill(pid, signal.SIGKILL)
+    page.locator(".wb-bench.jupyter-widgets-disconnected").wait_for()
+    show(page)
+    gone = page.locator(".wb-bench.jupyter-widgets-disconnected")
+    said = "(bench) => getComputedStyle(bench, '::before').content"
+    assert "The kernel of this bench is gone" in gone.evaluate(said)
+    broken = "[...document.querySelectorAll('.wb-bench .jupyter-widgets-disconnected')]"
+    icons = f"() => {broken}.filter((each) => getComputedStyle(each, '::before').content !== 'none').length"
+    assert page.evaluate(icons) == 0
+    assert row(page, "NF4").is_visible()
+    gone.screenshot(path=SHOTS / "kernel-gone.png")
+    page.get_by_role("button", name="Ok").or_(page.get_by_role("button", name="Dismiss")).first.click()
+    run_all(page, 90)
+    page.locator(".wb-restore .wb-message", has_text="left 1 variant (NF4)").wait_for()
+    show(page)
+    page.locator(".wb-bench").last.screenshot(path=SHOTS / "restore-offer.png")
+    page.get_by_role("button", name="Restore", exact=True).click()
+    row(page, "NF4").wait_for()
+    page.locator(".wb-done", has_text="Restored: 1 variant").wait_for()
     page.close()

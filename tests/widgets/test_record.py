@@ -52,7 +52,7 @@ def test_a_restart_loses_nothing(bench: Bench, base: wb.Variant, bench_task: wb.
     bench.close()
     again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
     assert again.restore.widget.layout.display != "none"
-    assert "left 2 variants (four bits, Magnitude), 1 questions, a comparison of 2." in again.restore.said.value
+    assert "left 2 variants (four bits, Magnitude), 1 question, a comparison of 2." in again.restore.said.value
     again.restore.take.click()
     assert again.wait(TIMEOUT)
     assert (list(again.variants), again.chosen) == (names, chosen)

@@ -59,8 +59,9 @@ class Restore:
 
             def work(progress: Progress) -> str:
                 said = restore(self.bench, folder, kept, progress)
-                self.take.layout.display = self.leave.layout.display = "none"
-                self.said.value = ""
+                with self.bench.lock:
+                    self.take.layout.display = self.leave.layout.display = "none"
+                    self.said.value = ""
                 return said
 
             self.message.submit("Restore", work, key="restore")
@@ -76,8 +77,9 @@ class Restore:
 
 def offer(kept: Record) -> str:
     """What there is to bring back, and what it costs, in words."""
-    parts = [f"{len(kept.variants) - 1} variants ({', '.join(each.name for each in kept.variants[1:4])})"]
-    parts += [f"{len(kept.turns)} questions"] if kept.turns else []
+    named = ", ".join(each.name for each in kept.variants[1:4])
+    parts = [f"{_many(len(kept.variants) - 1, 'variant')} ({named})"] if named else []
+    parts += [_many(len(kept.turns), "question")] if kept.turns else []
     parts += [f"a comparison of {len(kept.runs)}"] if kept.runs else []
     exports = sum(bool(each.weights) for each in kept.variants)
     cost = [f"about {units.duration(kept.seconds)}"] if kept.seconds >= 1 else []
@@ -114,7 +116,11 @@ def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> s
                 bench.family_panels[family].recall(knobs)
         bench.keep()
     count = len(kept.variants) - 1 - len(failed)
-    return " ".join([f"Restored: {count} variants are on the list.", *failed])
+    return " ".join([f"Restored: {_many(count, 'variant')}.", *failed])
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _steps(source: str, recipe: Recipe) -> str:
