@@ -92,14 +92,13 @@ class Bench(Session):
         folder = files.home(path)
         kept, task = record.read(folder), record.read_task(folder)
         first = kept.variants[0]
-        if first.weights:
-            base = load(folder / first.weights, device=device or kept.device, progress=progress)
-        else:
-            base = load(first.source, device=device or kept.device, dtype=kept.dtype, progress=progress)
+        own = next((each for each in kept.weights if each.recipe == first.recipe and each.serves(first)), None)
+        source = folder / own.folder if own else first.source
+        base = load(source, device=device or kept.device, dtype=kept.dtype, progress=progress)
+        if own is None:
             base = first.steps.apply(base, task, progress)
         bench = cls(base.under(first.name), task)
-        bench.restore.found = folder, kept
-        bench.restore.run()
+        bench.restore.open(folder, kept)
         return bench
 
     @property

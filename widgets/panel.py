@@ -152,9 +152,7 @@ class Panel:
         def work(progress: Progress) -> str:
             begun = time.monotonic()
             made = variant.apply(step, self.bench.task, progress)
-            name = self.bench.add(made, time.monotonic() - begun)
-            self.bench.keep_weights(name, progress)
-            return name
+            return self.bench.add(made, time.monotonic() - begun)
 
         def show(job: Any) -> None:
             notes = self.bench[job.result].notes if job.status == "done" and job.result in self.bench.variants else ()

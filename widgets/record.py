@@ -18,13 +18,14 @@ from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.value import Value
 from workbench.measurement.runs import Run
 from workbench.recipe import Recipe, step_from_json
+from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
 VERSION = 1
 PLACE = Path("runs") / "benches"
 NAME, LOCK, TASK, WEIGHTS = "record.json", "lock", "task.json", "weights"
-KEPT = 5  # records of one model and task; older ones go
+KEPT, MOST = 5, 20  # records of one model and task, and of all; older ones go
 LEARNED = ("finetune", "distil")  # families whose weights a recipe alone does not give back soon
 
 
@@ -37,7 +38,6 @@ class KeptVariant(Value):
         recipe: steps as JSON.
         chosen: whether it was ticked.
         seconds: that its last step took; 0 where nobody measured it.
-        weights: folder of an export of it within the record's, where they were learned.
     """
 
     name: str
@@ -45,12 +45,29 @@ class KeptVariant(Value):
     recipe: tuple[dict[str, JsonValue], ...] = ()
     chosen: bool = True
     seconds: float = 0.0
-    weights: str = ""
 
     @property
     def steps(self) -> Recipe:
         """As steps that can be applied."""
         return Recipe(step_from_json(dict(each)) for each in self.recipe)
+
+
+class KeptWeights(Value):
+    """What was learned, as an export in the record's folder.
+
+    Attributes:
+        source: what was loaded.
+        recipe: steps as JSON, the last of which learned.
+        folder: of the export, within the record's.
+    """
+
+    source: str
+    recipe: tuple[dict[str, JsonValue], ...]
+    folder: str
+
+    def serves(self, variant: KeptVariant) -> bool:
+        """Whether a variant can be made from it."""
+        return self.source == variant.source and variant.recipe[: len(self.recipe)] == self.recipe
 
 
 class KeptAnswer(Value):
@@ -81,6 +98,7 @@ class Record(Value):
         dtype: of their activations.
         task: name of what they were measured on; empty for none.
         variants: the base first.
+        weights: that were learned.
         turns: of the conversation.
         runs: of the last comparison.
         knobs: what each panel was set to, by family.
@@ -92,6 +110,7 @@ class Record(Value):
     dtype: str
     task: str = ""
     variants: tuple[KeptVariant, ...]
+    weights: tuple[KeptWeights, ...] = ()
     turns: tuple[KeptTurn, ...] = ()
     runs: tuple[Run, ...] = ()
     knobs: dict[str, dict[str, JsonValue]] = Field(default_factory=dict)
@@ -99,7 +118,8 @@ class Record(Value):
     @property
     def seconds(self) -> float:
         """What making all variants again takes, as far as that was measured."""
-        return sum(each.seconds for each in self.variants if not each.weights)
+        learned = [(each.source, each.recipe) for each in self.weights]
+        return sum(each.seconds for each in self.variants if (each.source, each.recipe) not in learned)
 
     @property
     def empty(self) -> bool:
@@ -108,8 +128,9 @@ class Record(Value):
 
 
 def learned(variant: Variant) -> bool:
-    """Whether some of a variant's weights were learned."""
-    return any(type(step).family() in LEARNED for step in variant.recipe)  # type: ignore[attr-defined]
+    """Whether a variant's last step learned."""
+    last = list(variant.recipe)[-1:]
+    return any(isinstance(step, Step) and step.family() in LEARNED for step in last)
 
 
 class Journal:
@@ -123,6 +144,11 @@ class Journal:
         self.folder = folder
         self._lock: Any = None
 
+    @property
+    def begun(self) -> bool:
+        """Whether something was written."""
+        return self._lock is not None
+
     def write(self, record: Record, task: Task | Text | None) -> None:
         """Put a record in the place of the one before.
 
@@ -130,31 +156,40 @@ class Journal:
             WorkbenchError: it cannot be written; the one before is as it was.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's
             if self._lock is None:
-                self._lock = (self.folder / LOCK).open("w")
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = _locked(self.folder / LOCK)
             write(self.folder, record, task)
+            named = {each.folder for each in record.weights}
+            for each in (self.folder / WEIGHTS).glob("*"):
+                if f"{WEIGHTS}/{each.name}" not in named:
+                    shutil.rmtree(each, ignore_errors=True)
         except OSError as error:
             raise WorkbenchError(
                 f"What this bench does is no longer recorded ({error.strerror}): free some space, or save it elsewhere."
             ) from None
 
-    def export(self, variant: Variant) -> str:
-        """Write a variant's weights beside the record; gives the folder's name within the record's.
+    def export(self, variant: Variant) -> KeptWeights:
+        """Write a variant's weights beside the record.
 
         Raises:
-            WorkbenchError: it cannot be written.
+            WorkbenchError: they cannot be written.
         """
-        name = f"{len(list((self.folder / WEIGHTS).glob('*'))) + 1}"
-        variant.save(self.folder / WEIGHTS / name)
-        return f"{WEIGHTS}/{name}"
+        place = new_weights()
+        variant.save(self.folder / place)
+        recipe = tuple(each.to_json() for each in variant.recipe)
+        return KeptWeights(source=variant.source, recipe=recipe, folder=place)
 
     def close(self) -> None:
         """Let others have it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def new_weights() -> str:
+    """A folder for an export within a record's, that nobody uses."""
+    return f"{WEIGHTS}/{os.urandom(6).hex()}"
 
 
 def write(folder: Path, record: Record, task: Task | Text | None) -> None:
@@ -204,7 +239,7 @@ def read_task(folder: Path) -> Task | Text | None:
 def journal(base: Variant, task: Task | Text | None) -> Journal:
     """A new one for a bench on this model and task."""
     key = _key(base, task)
-    return Journal(PLACE / f"{key}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}")
+    return Journal(PLACE.resolve() / f"{key}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.urandom(3).hex()}")
 
 
 def earlier(base: Variant, task: Task | Text | None) -> tuple[Path, Record] | None:
@@ -217,8 +252,9 @@ def earlier(base: Variant, task: Task | Text | None) -> tuple[Path, Record] | No
 
 
 def forget(base: Variant, task: Task | Text | None) -> None:
-    """Remove all but the newest records of this model and task."""
-    for folder in list(_folders(_key(base, task)))[KEPT:]:
+    """Remove all but the newest records, of this model and task and of all."""
+    others = sorted(PLACE.glob("*-*"), key=lambda each: each.name[13:], reverse=True)[MOST:]
+    for folder in [*list(_folders(_key(base, task)))[KEPT:], *others]:
         if not _alive(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -236,13 +272,27 @@ def _key(base: Variant, task: Task | Text | None) -> str:
 def _alive(folder: Path) -> bool:
     """Whether the bench of a record still lives."""
     try:
-        with (folder / LOCK).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locked(folder / LOCK).close()
     except BlockingIOError:
         return True
     except OSError:
         pass
     return False
+
+
+def _locked(path: Path) -> Any:
+    """A file that is this process' alone until it is closed.
+
+    Raises:
+        OSError: it is another's, or cannot be opened.
+    """
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _write(path: Path, value: Any) -> None:

@@ -6,12 +6,12 @@ import shlex
 import shutil
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from widgets import record
-from widgets.record import KeptVariant, Record
+from widgets.record import KeptVariant, KeptWeights, Record
 from workbench.answering.speaker import Respondent
 from workbench.core import files, units
 from workbench.core.errors import InvalidInput, WorkbenchError
@@ -20,6 +20,7 @@ from workbench.core.progress import Progress, Throttle
 from workbench.display import COLOURS
 from workbench.layers.sensitivity import Sensitivity
 from workbench.measurement.comparison import Comparison
+from workbench.models.export import swap
 from workbench.serving.card import picked
 from workbench.serving.deploy import deploy
 from workbench.serving.launch import Target
@@ -41,6 +42,8 @@ class Session:
         lock: held while variants or what is on screen change; never while a model works.
         journal: where all of it is recorded as it changes.
         kept: what else is recorded, by its name in the record: the conversation.
+        weights: what was learned, in the record.
+        lost: variants of an earlier record that could not be made again, which stay recorded.
     """
 
     def __init__(self, base: Variant, task: Task | Text | None = None) -> None:
@@ -65,8 +68,10 @@ class Session:
         record.forget(base, task)
         self.journal = record.journal(base, task)
         self.kept: dict[str, Callable[[], Any]] = {}
-        self._made: dict[str, tuple[float, str]] = {}  # by variant: seconds that it took, and where its weights are
-        self._unkept = False
+        self.weights: tuple[KeptWeights, ...] = ()
+        self.lost: tuple[KeptVariant, ...] = ()
+        self._seconds: dict[str, float] = {}
+        self._held = self._unkept = False
         self.closed = False
 
     @property
@@ -104,13 +109,14 @@ class Session:
                 raise InvalidInput(f"There is no variant '{name}' in this bench: it has {', '.join(self._variants)}.")
             return self._variants[name]
 
-    def add(self, variant: Respondent, seconds: float = 0.0, weights: str = "") -> str:
+    def add(self, variant: Respondent, seconds: float = 0.0) -> str:
         """Put a variant or an endpoint on the list; returns its name, with a number added if the name is taken.
+
+        What was learned is recorded, as an export.
 
         Args:
             variant: what is added.
             seconds: that making it took, where that is known.
-            weights: where they are in the record, if they were exported already.
         """
         if not isinstance(variant, Respondent):
             raise InvalidInput(f"bench.add() takes a variant or an endpoint, not {type(variant).__name__}.")
@@ -125,8 +131,9 @@ class Session:
             self._variants[name] = variant
             self._colours[name] = next(self._palette)
             self._chosen.add(name)
-            self._made[name] = seconds, weights
+            self._seconds[name] = seconds
             self._changed()
+            self._keep_weights(variant)
         return name
 
     def remove(self, name: str) -> None:
@@ -140,7 +147,7 @@ class Session:
                 raise InvalidInput(f"'{name}' is the baseline of this bench and cannot be removed.")
             del self._variants[name], self._colours[name]
             self._chosen.discard(name)
-            self._made.pop(name, None)
+            self._seconds.pop(name, None)
             self._changed()
 
     def rename(self, old: str, new: str) -> None:
@@ -162,7 +169,7 @@ class Session:
             self._variants = {new if name == old else name: each for name, each in self._variants.items()}
             self._variants[new] = renamed
             self._colours[new] = self._colours.pop(old)
-            self._made[new] = self._made.pop(old, (0.0, ""))
+            self._seconds[new] = self._seconds.pop(old, 0.0)
             if old in self._chosen:
                 self._chosen.remove(old)
                 self._chosen.add(new)
@@ -187,21 +194,21 @@ class Session:
         folder = files.home(path)
         if folder.exists() and not (overwrite and (folder / record.NAME).is_file()):
             raise InvalidInput(f"'{folder}' exists: choose another path, or overwrite=True if it is a saved bench.")
-        with files.whole(folder) as place, self.lock:
+        with self.lock:
+            kept, variants = self.record, [each for each in self.variants.values() if record.learned(each)]
+        place = files.sibling(folder)
+        journal = record.Journal(place)
+        try:
             place.mkdir(parents=True)
-            journal = record.Journal(place)
-            kept = [self._exported(each, journal) for each in self.record.variants]
-            record.write(place, self.record.model_copy(update={"variants": tuple(kept)}), self.task)
-            if folder.exists():
-                shutil.rmtree(folder)
+            weights = tuple(journal.export(each) for each in variants)
+            record.write(place, kept.model_copy(update={"weights": weights}), self.task)
+            files.to_disk(place)
+            swap(place, folder)
+        except OSError as error:
+            raise files.write_refused(folder, error) from None
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
         return folder
-
-    def _exported(self, kept: KeptVariant, journal: record.Journal) -> KeptVariant:
-        """A variant for a bench that is saved: what was learned as weights."""
-        variant = self.variants[kept.name]
-        if not record.learned(variant):
-            return kept
-        return kept.model_copy(update={"weights": journal.export(variant)})
 
     def deploy(self, name: str, folder_name: str, target: Target, progress: Progress) -> str:
         """Write a variant to a folder under exports/ that another program runs, and try it there; says what came of it.
@@ -354,11 +361,13 @@ class Session:
     def record(self) -> Record:
         """All that is needed to bring the bench back: recipes, names, conversation, the last comparison."""
         with self.lock:
+            variants = tuple(self._kept_variant(name, each) for name, each in self.variants.items()) + self.lost
             return Record(
                 device=self.base.device.type,
                 dtype=str(self.base.dtype).removeprefix("torch."),
                 task=self.task.name if self.task is not None else "",
-                variants=tuple(self._kept_variant(name, each) for name, each in self.variants.items()),
+                variants=variants,
+                weights=tuple(each for each in self.weights if any(map(each.serves, variants))),
                 runs=tuple(self.comparison.runs) if self.comparison else (),
                 knobs={panel.family: panel.step.to_json() for panel in self.panels if panel.settings[0] is not None},
                 **{name: get() for name, get in self.kept.items()},
@@ -366,38 +375,55 @@ class Session:
 
     def keep(self) -> None:
         """Record how the bench stands; a disk that refuses takes nothing away, and is told of once."""
-        if self.closed:
-            return
-        try:
-            if not (now := self.record).empty:
-                self.journal.write(now, self.task)
-            self._unkept = False
-        except WorkbenchError as error:
-            if not self._unkept:
-                self._unkept = True
-                self.warn(str(error))
-
-    def keep_weights(self, name: str, progress: Progress) -> None:
-        """Export a variant's weights into the record, where they were learned; on the worker."""
-        variant = self.variants.get(name)
-        if variant is None or not record.learned(variant) or record.learned(variant.parent or self.base):
-            return
-        progress.start(f"Recording the weights of {name}", 1)
-        try:
-            weights = self.journal.export(variant)
-        except WorkbenchError as error:
-            self.warn(f"The weights of '{name}' are not recorded, only its recipe. {error}")
-            return
         with self.lock:
-            self._made[name] = self._made.get(name, (0.0, ""))[0], weights
+            if self.closed or self._held:
+                return
+            try:
+                now = self.record
+                if not now.empty or self.journal.begun:
+                    self.journal.write(now, self.task)
+                self.weights, self._unkept = now.weights, False
+            except WorkbenchError as error:
+                if not self._unkept:
+                    self._unkept = True
+                    self.warn(str(error))
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Record nothing until the end: what is on disk counts as long as it is whole and this is not."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
             self.keep()
 
+    def _keep_weights(self, variant: Respondent) -> None:
+        """Queue an export of what a variant's last step learned."""
+        if not isinstance(variant, Variant) or not record.learned(variant):
+            return
+        recipe = tuple(each.to_json() for each in variant.recipe)
+        if (variant.source, recipe) in [(each.source, each.recipe) for each in self.weights]:
+            return
+        todo = [variant]
+
+        def work(progress: Progress) -> None:
+            found = self.journal.export(todo.pop())
+            with self.lock:
+                self.weights = (*self.weights, found)
+                self.keep()
+
+        def show(job: Job) -> None:
+            if job.status == "failed":
+                self.warn(f"The weights of '{variant.name}' are not recorded, only its recipe. {job.error}")
+
+        with contextlib.suppress(InvalidInput):  # too much waits: its recipe is recorded
+            self.submit(f"Record {variant.name}", work, show)
+
     def _kept_variant(self, name: str, variant: Variant) -> KeptVariant:
-        seconds, weights = self._made.get(name, (0.0, ""))
-        return KeptVariant(
-            name=name, source=variant.source, recipe=tuple(each.to_json() for each in variant.recipe),
-            chosen=name in self._chosen, seconds=seconds, weights=weights,
-        )  # fmt: skip
+        recipe = tuple(each.to_json() for each in variant.recipe)
+        chosen, seconds = name in self._chosen, self._seconds.get(name, 0.0)
+        return KeptVariant(name=name, source=variant.source, recipe=recipe, chosen=chosen, seconds=seconds)
 
     def warn(self, sentence: str) -> None:
         """Say something that belongs to no button; the bench overrides it."""

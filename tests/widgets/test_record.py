@@ -80,14 +80,18 @@ def test_what_was_learned_comes_back_from_its_weights(
     bench.close()
     monkeypatch.setattr(finetune.Full, "apply", None)
     again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
-    assert "one read from disk" in again.restore.said.value
+    assert "1 export read from disk" in again.restore.said.value
     again.restore.run()
     assert again.wait(TIMEOUT)
     for variant, each in zip(again.variants.values(), wanted, strict=True):
         assert abs(logits(variant) - each).max() < 1e-4
     kept = again.record
-    assert [bool(each.weights) for each in kept.variants] == [False, True, False]
-    assert (again.journal.folder / kept.variants[1].weights).is_dir()
+    assert [each.recipe for each in kept.weights] == [kept.variants[1].recipe]
+    assert (again.journal.folder / kept.weights[0].folder).is_dir()
+    again.remove(tuned)  # what was made of it still needs it
+    assert (again.journal.folder / kept.weights[0].folder).is_dir()
+    again.remove(list(again.variants)[1])
+    assert not (again.journal.folder / kept.weights[0].folder).exists()
     again.close()
 
 
@@ -134,13 +138,33 @@ def test_what_fails_is_said_and_the_rest_comes_back(bench: Bench, base: wb.Varia
     worked(bench)
     kept = bench.record
     bench.close()
-    broken = kept.variants[1].model_copy(update={"name": "gone", "weights": "weights/1"})
+    broken = kept.variants[1].model_copy(update={"name": "gone", "source": "/nowhere/model"})
     record.write(bench.journal.folder, kept.model_copy(update={"variants": (*kept.variants, broken)}), bench_task)
     again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
     again.restore.run()
     assert again.wait(TIMEOUT)
     assert list(again.variants) == [each.name for each in kept.variants]
     assert "gone&#x27; could not be made again" in again.restore.message.value
+    assert again.record.variants[-1] == broken  # it may come back another time
+    again.close()
+
+
+def test_a_restore_that_is_killed_can_be_begun_again(
+    bench: Bench, base: wb.Variant, bench_task: wb.Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked(bench)
+    kept = bench.record
+    bench.close()
+
+    def dies(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    with monkeypatch.context() as patch:
+        patch.setattr(prune.Magnitude, "apply", dies)
+        again.restore.run()
+        assert again.wait(TIMEOUT)
+    assert [each.name for each in again.record.variants] == [each.name for each in kept.variants]
     again.close()
 
 

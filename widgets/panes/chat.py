@@ -110,8 +110,11 @@ class Turn:
     @classmethod
     def recalled(cls, kept: KeptTurn, bench: "Session") -> "Turn":
         """From the record."""
-        said = {each.name: Answer(colour=bench.colour(each.name), **each.model_dump()) for each in kept.answers}
-        return cls(kept.prompt, said)
+        answers = {}
+        for each in kept.answers:
+            state = each.state if each.state in ("done", "no answer", "ended early") else "stopped"
+            answers[each.name] = Answer(colour=bench.colour(each.name), **each.model_dump() | {"state": state})
+        return cls(kept.prompt, answers)
 
     def html(self) -> str:
         """The question above the answers in columns."""

@@ -10,7 +10,7 @@ from widgets import record
 from widgets.parts import html
 from widgets.parts.message import Message
 from widgets.parts.style import close_tree
-from widgets.record import KeptVariant, Record
+from widgets.record import KeptVariant, KeptWeights, Record
 from workbench.core import units
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.progress import Progress
@@ -50,6 +50,11 @@ class Restore:
         else:
             self.said.value = html.message(offer(self.found[1]))
 
+    def open(self, folder: Path, kept: Record) -> None:
+        """Bring this record back, instead of an offer."""
+        self.found, self.said.value, self.widget.layout.display = (folder, kept), "", None
+        self.run()
+
     def run(self) -> None:
         """Queue the making."""
         if self.found is None:
@@ -81,42 +86,57 @@ def offer(kept: Record) -> str:
     parts = [f"{_many(len(kept.variants) - 1, 'variant')} ({named})"] if named else []
     parts += [_many(len(kept.turns), "question")] if kept.turns else []
     parts += [f"a comparison of {len(kept.runs)}"] if kept.runs else []
-    exports = sum(bool(each.weights) for each in kept.variants)
+    exports = len(kept.weights)
     cost = [f"about {units.duration(kept.seconds)}"] if kept.seconds >= 1 else []
-    cost += [f"{exports} read from disk" if exports > 1 else "one read from disk"] if exports else []
+    cost += [f"{_many(exports, 'export')} read from disk"] if exports else []
     said = f" Making them again takes {', '.join(cost)}." if cost else ""
     return f"An earlier bench on this model and task, of {kept.saved.replace('T', ' ')}, left {', '.join(parts)}.{said}"
 
 
 def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> str:
-    """Bring a record's variants, conversation and comparison back; what fails is said, the rest goes on.
+    """Bring a record's variants, conversation and comparison back; what fails is said, and the rest goes on.
+
+    Until that is done nothing is recorded, so that a restore that is killed can be begun again.
 
     Raises:
         Cancelled: the progress was cancelled; what was made until then stays.
     """
     made: dict[str, Variant] = {_steps(each.source, each.recipe): each for each in bench.variants.values()}
-    failed = []
-    for each in kept.variants[1:]:
+    failed: list[str] = []
+    waiting = list(kept.variants[1:])
+    with bench.held():
+        bench.weights = (*bench.weights, *(_carried(bench, folder, each) for each in kept.weights))
         try:
-            variant = _again(bench, folder, each, made, progress)
-        except Cancelled:
-            raise
-        except WorkbenchError as error:
-            failed.append(f"'{each.name}' could not be made again: {error}")
-            continue
-        name = bench.add(variant.under(each.name), each.seconds, _carried(bench, folder, each))
-        bench.choose(name, each.chosen)
-    bench.choose(bench.base.name, kept.variants[0].chosen)
+            while waiting:
+                each = waiting[0]
+                try:
+                    variant = _again(bench, each, made, progress)
+                except WorkbenchError as error:
+                    if isinstance(error, Cancelled):
+                        raise
+                    failed.append(f"'{each.name}' could not be made again: {error}")
+                    bench.lost = (*bench.lost, each)
+                else:
+                    name = bench.add(variant.under(each.name), each.seconds)
+                    bench.choose(name, each.chosen)
+                waiting.pop(0)
+        finally:
+            bench.lost = (*bench.lost, *waiting)
+            _recall(bench, kept)
+    count = len(kept.variants) - 1 - len(failed)
+    return " ".join([f"Restored: {_many(count, 'variant')}.", *failed])
+
+
+def _recall(bench: "Bench", kept: Record) -> None:
+    """Show the rest of a record: what was ticked, said and measured, and how the panels stood."""
     with bench.lock:
+        bench.choose(bench.base.name, kept.variants[0].chosen)
         bench.chat.recall(kept.turns)
         if kept.runs:
             bench.compare.recall(Comparison(list(kept.runs)))
         for family, knobs in kept.knobs.items():
             if family in bench.family_panels:
                 bench.family_panels[family].recall(knobs)
-        bench.keep()
-    count = len(kept.variants) - 1 - len(failed)
-    return " ".join([f"Restored: {_many(count, 'variant')}.", *failed])
 
 
 def _many(count: int, what: str) -> str:
@@ -127,36 +147,34 @@ def _steps(source: str, recipe: Recipe) -> str:
     return repr((source, recipe))
 
 
-def _again(bench: "Bench", folder: Path, each: KeptVariant, made: dict[str, Variant], progress: Progress) -> Variant:
-    """A variant from its export, or from the longest beginning of its recipe that is there already."""
-    steps = list(each.steps)
-    if each.weights:
-        variant = load(folder / each.weights, device=bench.base.device.type, progress=progress)
-        made[_steps(each.source, each.steps)] = variant
-        return variant
-    at = next((n for n in range(len(steps), -1, -1) if _steps(each.source, Recipe(steps[:n])) in made), None)
-    if at is None:
-        dtype = str(bench.base.dtype).removeprefix("torch.")
-        variant, at = load(each.source, device=bench.base.device.type, dtype=dtype, progress=progress), 0
-    else:
-        variant = made[_steps(each.source, Recipe(steps[:at]))]
-    for number in range(at, len(steps)):
-        step = steps[number]
+def _again(bench: "Bench", each: KeptVariant, made: dict[str, Variant], progress: Progress) -> Variant:
+    """A variant from the longest beginning of its recipe that is there already, or was exported."""
+    steps, device = list(each.steps), bench.base.device.type
+    dtype = str(bench.base.dtype).removeprefix("torch.")
+    exports = {len(found.recipe): bench.journal.folder / found.folder for found in bench.weights if found.serves(each)}
+    at = len(steps)
+    while at and at not in exports and _steps(each.source, Recipe(steps[:at])) not in made:
+        at -= 1
+    key = _steps(each.source, Recipe(steps[:at]))
+    if key not in made:
+        made[key] = load(exports.get(at, each.source), device=device, dtype=dtype, progress=progress)
+    variant = made[key]
+    for number, step in enumerate(steps[at:], at + 1):
         assert isinstance(step, Step)
         variant = variant.apply(step, bench.task, progress)
-        made[_steps(each.source, Recipe(steps[: number + 1]))] = variant
+        made[_steps(each.source, Recipe(steps[:number]))] = variant
     return variant
 
 
-def _carried(bench: "Bench", folder: Path, each: KeptVariant) -> str:
-    """The export of an earlier record in the new one."""
-    if not each.weights:
-        return ""
-    target = bench.journal.folder / each.weights
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(folder / each.weights, target, copy_function=_linked)
-    return each.weights
+def _carried(bench: "Bench", folder: Path, each: KeptWeights) -> KeptWeights:
+    """An export of an earlier record in the new one; one that is not there stays what it is."""
+    place = record.new_weights()
+    if not (folder / each.folder).is_dir():
+        return each
+    target = bench.journal.folder / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(folder / each.folder, target, copy_function=_linked)
+    return each.model_copy(update={"folder": place})
 
 
 def _linked(source: str, target: str) -> None:
