@@ -1,6 +1,9 @@
 """From a goal to a recipe: bounds in words, the space, trials that end where they should, and what is promised."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +201,42 @@ def test_a_search_goes_on_where_it_was_killed(base: wb.Variant, text: wb.Text, t
         assert [each.params for each in again.trials] == [each.params for each in whole.trials], name
         assert [each.number for each in again.front] == [each.number for each in whole.front], name
         assert again.best == whole.best or again.best.recipe == whole.best.recipe
+
+
+SEARCHED = """
+import sys
+import workbench as wb
+from workbench.steps import prune, quantize
+base = wb.load(sys.argv[1], device="cpu", dtype="float32")
+text = wb.read_text(sys.argv[2], window=32, calibration=4, test=16)
+space = [[None, prune.Magnitude], wb.free(quantize.RTN(head=False), "bits", "group_size")]
+found = wb.search(
+    base, text, goal="weight_bytes", constraints={"perplexity": "<= 1.5 * baseline"}, space=space, trials=9,
+    budget="10min", store=sys.argv[3], on_update=lambda found: print(len(found.trials), flush=True),
+)
+print([each.params for each in found.trials], [each.number for each in found.front])
+"""
+
+
+def test_a_process_that_is_killed_in_the_middle(folders: dict[str, Path], text: wb.Text, tmp_path: Path) -> None:
+    """Kill -9 after four trials; the same search in another process comes to the same trials and front."""
+    (tmp_path / "text.txt").write_text(text.text)
+
+    def started(store: str) -> "subprocess.Popen[str]":
+        given = [str(folders["llama"]), str(tmp_path / "text.txt"), str(tmp_path / store)]
+        return subprocess.Popen(
+            [sys.executable, "-c", SEARCHED, *given], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+
+    with started("killed") as process:
+        assert process.stdout is not None
+        while process.stdout.readline().strip() != "4":
+            assert process.poll() is None
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert len((tmp_path / "killed").read_text().splitlines()) < 9
+    said = [started(store).communicate()[0].splitlines()[-1] for store in ("killed", "whole")]
+    assert said[0] == said[1]
 
 
 def test_who_is_confirmed_is_also_who_is_safe() -> None:

@@ -60,9 +60,11 @@ def search(
 
     Half of the test examples are what the search sees. Trials rise in price: what a variant weighs, its distance from
     the base on about 2,000 tokens, a short timing, its score example by example; each ends where a bound is surely
-    broken. What to try next is drawn by a tree-structured Parzen estimator for several objectives and constraints
-    (Optuna). Whoever is best of many was also lucky, so the best few are then measured, interleaved, on the other half:
-    only these figures are reported. Trials are kept in a file as they end; the same search goes on from there.
+    broken. The first are spread over the space; the others are drawn by Optuna, for several objectives and constraints:
+    by a Gaussian process where all recipes have the same knobs, else by a tree-structured Parzen estimator. Whoever is
+    best of many was also lucky, so the best, and the best of those that are safer, are then measured, interleaved, on
+    the other half: only these figures are reported. Trials are kept in a file as they end; the same search goes on from
+    there.
 
     Args:
         base: what recipes are applied to.
