@@ -73,6 +73,7 @@ def learned(base: wb.Variant, windows: list[list[int]], steps: int) -> wb.Varian
         copy.deepcopy(base.model), tokenizer=base.tokenizer, iters=steps, nsamples=len(windows), seqlen=len(windows[0]),
         scheme={"bits": 4, "group_size": 128, "sym": False, "data_type": "int", "act_bits": 16},
         batch_size=4, dataset=DataLoader(rows, batch_size=4), device_map="cpu", amp=False,
+        enable_torch_compile=False,
     )  # fmt: skip
     model, _ = rounding.quantize()
     return replace(base, model=model.float(), name="SignRound, theirs")
