@@ -160,10 +160,6 @@ class Journal:
             if self._lock is None:
                 self._lock = _locked(self.folder / LOCK)
             write(self.folder, record, task)
-            named = {each.folder for each in record.weights}
-            for each in (self.folder / WEIGHTS).glob("*"):
-                if f"{WEIGHTS}/{each.name}" not in named:
-                    shutil.rmtree(each, ignore_errors=True)
         except OSError as error:
             raise WorkbenchError(
                 f"What this bench does is no longer recorded ({error.strerror}): free some space, or save it elsewhere."
@@ -175,21 +171,33 @@ class Journal:
         Raises:
             WorkbenchError: they cannot be written.
         """
-        place = new_weights()
+        place = _new_weights()
         variant.save(self.folder / place)
         recipe = tuple(each.to_json() for each in variant.recipe)
         return KeptWeights(source=variant.source, recipe=recipe, folder=place)
+
+    def carry(self, weights: KeptWeights, folder: Path) -> KeptWeights:
+        """Take over an export from another record's folder; one that is not there stays what it is.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if not (folder / weights.folder).is_dir():
+            return weights
+        place = _new_weights()
+        (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(folder / weights.folder, self.folder / place, copy_function=_linked)
+        return weights.model_copy(update={"folder": place})
+
+    def drop(self, weights: KeptWeights) -> None:
+        """Remove an export that nothing needs any more."""
+        shutil.rmtree(self.folder / weights.folder, ignore_errors=True)
 
     def close(self) -> None:
         """Let others have it."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def new_weights() -> str:
-    """A folder for an export within a record's, that nobody uses."""
-    return f"{WEIGHTS}/{os.urandom(6).hex()}"
 
 
 def write(folder: Path, record: Record, task: Task | Text | None) -> None:
@@ -293,6 +301,19 @@ def _locked(path: Path) -> Any:
         file.close()
         raise
     return file
+
+
+def _new_weights() -> str:
+    """A folder for an export within a record's, that nobody uses."""
+    return f"{WEIGHTS}/{os.urandom(6).hex()}"
+
+
+def _linked(source: str, target: str) -> None:
+    """A second name for a file where the disk allows that, else a copy."""
+    try:
+        Path(target).hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _write(path: Path, value: Any) -> None:

@@ -195,12 +195,15 @@ class Session:
         if folder.exists() and not (overwrite and (folder / record.NAME).is_file()):
             raise InvalidInput(f"'{folder}' exists: choose another path, or overwrite=True if it is a saved bench.")
         with self.lock:
-            kept, variants = self.record, [each for each in self.variants.values() if record.learned(each)]
+            kept = self.record
+            known = [(each.source, each.recipe) for each in kept.weights]
+            variants = [each for each in self.variants.values() if record.learned(each) and _made_of(each) not in known]
         place = files.sibling(folder)
         journal = record.Journal(place)
         try:
             place.mkdir(parents=True)
-            weights = tuple(journal.export(each) for each in variants)
+            weights = tuple(journal.carry(each, self.journal.folder) for each in kept.weights)
+            weights += tuple(map(journal.export, variants))
             record.write(place, kept.model_copy(update={"weights": weights}), self.task)
             files.to_disk(place)
             swap(place, folder)
@@ -382,6 +385,9 @@ class Session:
                 now = self.record
                 if not now.empty or self.journal.begun:
                     self.journal.write(now, self.task)
+                for each in self.weights:  # those alone: another may be on its way to the disk
+                    if each not in now.weights:
+                        self.journal.drop(each)
                 self.weights, self._unkept = now.weights, False
             except WorkbenchError as error:
                 if not self._unkept:
@@ -402,8 +408,7 @@ class Session:
         """Queue an export of what a variant's last step learned."""
         if not isinstance(variant, Variant) or not record.learned(variant):
             return
-        recipe = tuple(each.to_json() for each in variant.recipe)
-        if (variant.source, recipe) in [(each.source, each.recipe) for each in self.weights]:
+        if _made_of(variant) in [(each.source, each.recipe) for each in self.weights]:
             return
         todo = [variant]
 
@@ -421,12 +426,17 @@ class Session:
             self.submit(f"Record {variant.name}", work, show)
 
     def _kept_variant(self, name: str, variant: Variant) -> KeptVariant:
-        recipe = tuple(each.to_json() for each in variant.recipe)
+        source, recipe = _made_of(variant)
         chosen, seconds = name in self._chosen, self._seconds.get(name, 0.0)
-        return KeptVariant(name=name, source=variant.source, recipe=recipe, chosen=chosen, seconds=seconds)
+        return KeptVariant(name=name, source=source, recipe=recipe, chosen=chosen, seconds=seconds)
 
     def warn(self, sentence: str) -> None:
         """Say something that belongs to no button; the bench overrides it."""
 
     def _show_status(self) -> None:
         """Say what is running; the bench overrides it."""
+
+
+def _made_of(variant: Variant) -> tuple[str, tuple[dict[str, Any], ...]]:
+    """What was loaded, and the steps as JSON."""
+    return variant.source, tuple(each.to_json() for each in variant.recipe)

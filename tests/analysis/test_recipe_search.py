@@ -120,11 +120,13 @@ def test_whatever_is_drawn_is_within_a_knobs_bounds(family: str) -> None:
     optuna = pytest.importorskip("optuna")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = space_of([family])
+    refused = []
     for _ in range(100):
         try:
             space.suggested(study.ask())
         except InvalidInput as error:  # two knobs may not go together
-            assert "input should be" not in str(error)  # noqa: PT017
+            refused.append(str(error))
+    assert not [each for each in refused if "input should be" in each]
 
 
 def test_what_an_end_of_a_scale_means() -> None:

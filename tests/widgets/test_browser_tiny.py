@@ -10,6 +10,7 @@ import pytest
 from lab import lab, workspace
 from page import (
     CLICK_TO_CHANGE,
+    SECONDS,
     SHOTS,
     TABS,
     Page,
@@ -328,9 +329,9 @@ def test_from_a_goal_to_a_variant(
     page.locator(".wb-bench").screenshot(path=SHOTS / "search-error.png")
     words.fill("<= 1.5 * baseline")
     panel.get_by_label("Combine").select_option(label=["Quantize"])
-    panel.get_by_label("Budget").fill("20s")
+    panel.get_by_label("Budget").fill("60s")
     panel.get_by_role("button", name="Search").click()
-    panel.locator(".wb-done", has_text="the answer is below").wait_for()
+    panel.locator(".wb-done", has_text="the answer is below").wait_for(timeout=300 * SECONDS)
     panel.locator("b", has_text="all bounds are kept").wait_for()
     show(page)
     for theme in ("Light", "Dark"):

@@ -203,3 +203,26 @@ def test_the_newest_records_are_kept(bench: Bench, base: wb.Variant, bench_task:
     assert len(left) == record.KEPT
     assert left[-1] == folder.name
     assert WorkbenchError
+
+
+def test_an_export_on_its_way_is_left_alone(bench: Bench) -> None:
+    """What another thread writes is not named by the record yet when a tick is recorded."""
+    worked(bench)
+    going = bench.journal.folder / record.WEIGHTS / ".going"
+    going.mkdir(parents=True)
+    bench.choose(bench.base.name, False)
+    assert going.is_dir()
+
+
+def test_a_saved_bench_has_what_was_learned(bench: Bench, bench_task: wb.Task, tmp_path: Path) -> None:
+    """Its weights go along though only what was made of it is still on the list."""
+    bench.turn_to(finetune.Full(epochs=1))
+    bench.family_panels["finetune"].apply()
+    assert bench.wait(TIMEOUT)
+    tuned = list(bench.variants)[1]
+    bench.add(bench.variants[tuned].apply(quantize.Int8(), bench_task))
+    bench.remove(tuned)
+    place = bench.save(tmp_path / "mine")
+    (weights,) = record.read(place).weights
+    assert (place / weights.folder).is_dir()
+    assert (bench.journal.folder / bench.weights[0].folder).is_dir()

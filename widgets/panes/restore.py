@@ -1,6 +1,5 @@
 """What an earlier bench on this model and task left: offered, and made again from its recipes or exports."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from widgets import record
 from widgets.parts import html
 from widgets.parts.message import Message
 from widgets.parts.style import close_tree
-from widgets.record import KeptVariant, KeptWeights, Record
+from widgets.record import KeptVariant, Record
 from workbench.core import units
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.progress import Progress
@@ -105,7 +104,7 @@ def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> s
     failed: list[str] = []
     waiting = list(kept.variants[1:])
     with bench.held():
-        bench.weights = (*bench.weights, *(_carried(bench, folder, each) for each in kept.weights))
+        bench.weights = (*bench.weights, *(bench.journal.carry(each, folder) for each in kept.weights))
         try:
             while waiting:
                 each = waiting[0]
@@ -164,22 +163,3 @@ def _again(bench: "Bench", each: KeptVariant, made: dict[str, Variant], progress
         variant = variant.apply(step, bench.task, progress)
         made[_steps(each.source, Recipe(steps[:number]))] = variant
     return variant
-
-
-def _carried(bench: "Bench", folder: Path, each: KeptWeights) -> KeptWeights:
-    """An export of an earlier record in the new one; one that is not there stays what it is."""
-    place = record.new_weights()
-    if not (folder / each.folder).is_dir():
-        return each
-    target = bench.journal.folder / place
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(folder / each.folder, target, copy_function=_linked)
-    return each.model_copy(update={"folder": place})
-
-
-def _linked(source: str, target: str) -> None:
-    """A second name for a file where the disk allows that, else a copy."""
-    try:
-        Path(target).hardlink_to(source)
-    except OSError:
-        shutil.copy2(source, target)

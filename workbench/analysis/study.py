@@ -12,7 +12,6 @@ from workbench.analysis.trials import Draw, Trial
 from workbench.core.errors import InvalidInput
 
 FEWEST = 4  # trials that are spread over the space before anything is drawn from what they say
-
 MOST_MODELLED = 200  # trials beyond which a Gaussian process takes too long
 MANY = 101  # heights of a number between its bounds
 
@@ -73,8 +72,9 @@ class Study:
 
     def _excess(self, trial: Trial, found: Search, bound: Constraint) -> float:
         """How far beyond a bound; where that was not measured, as far as the worst of those that were."""
-        known = (found.excesses(each).get(bound, 0.0) for each in found.trials)
-        return found.excesses(trial).get(bound, max(known, default=0.0))
+        if bound.metric in trial.estimates:
+            return found.excesses(trial)[bound]
+        return max((found.excesses(each).get(bound, 0.0) for each in found.trials), default=0.0)
 
     def _value(self, trial: Trial, found: Search, metric: str) -> float:
         """What is minimized; of what was not measured, the worst that was."""

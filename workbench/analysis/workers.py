@@ -86,7 +86,8 @@ class Workers:
 
     def _trial(self, at: int, draw: Draw, asked: Any) -> Trial:
         try:
-            return self._ray.get(asked)  # type: ignore[no-any-return]
+            tried: Trial = self._ray.get(asked)
+            return tried
         except self._ray.exceptions.RayActorError:
             why = "The process that tried it ended (killed, or short of memory)."
         except self._ray.exceptions.RayError as error:  # such as a device that is lost to this process
