@@ -190,12 +190,13 @@ class Panel:
         self._say(self._news)
 
     def _list_targets(self) -> None:
-        names = tuple(self.bench.variants)
+        names = tuple(name for name in self.bench.variants if name not in self.bench.archived)
         for form in self.forms.values():
             form.offer(names)
-        if self.target.options != names:
+        newest = tuple((f"{name} (newest)" if not at and names[1:] else name, name) for at, name in enumerate(names[::-1]))
+        if self.target.options != newest:
             kept = self.target.value if self.target.value in names else self.bench.base.name
-            self.target.options = names
+            self.target.options = newest
             self.target.value = kept
 
     def _show_method(self) -> None:

@@ -22,7 +22,7 @@ from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
-VERSION = 1
+VERSION = 2  # 2: variants that were put away, and a task that was chosen in the bench
 PLACE = Path("runs") / "benches"
 NAME, LOCK, TASK, WEIGHTS = "record.json", "lock", "task.json", "weights"
 KEPT, MOST = 5, 20  # records of one model and task, and of all; older ones go
@@ -37,6 +37,7 @@ class KeptVariant(Value):
         source: what was loaded.
         recipe: steps as JSON.
         chosen: whether it was ticked.
+        archived: whether it was put away.
         seconds: that its last step took; 0 where nobody measured it.
     """
 
@@ -44,6 +45,7 @@ class KeptVariant(Value):
     source: str
     recipe: tuple[dict[str, JsonValue], ...] = ()
     chosen: bool = True
+    archived: bool = False
     seconds: float = 0.0
 
     @property
@@ -143,6 +145,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock: Any = None
+        self._task: Task | Text | None = None  # as it was written last
 
     @property
     def begun(self) -> bool:
@@ -159,7 +162,8 @@ class Journal:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations are nobody else's
             if self._lock is None:
                 self._lock = _locked(self.folder / LOCK)
-            write(self.folder, record, task)
+            write(self.folder, record, task, anew=task is not self._task)
+            self._task = task
         except OSError as error:
             raise WorkbenchError(
                 f"What this bench does is no longer recorded ({error.strerror}): free some space, or save it elsewhere."
@@ -200,13 +204,13 @@ class Journal:
             self._lock = None
 
 
-def write(folder: Path, record: Record, task: Task | Text | None) -> None:
-    """Put a record and its task into a folder.
+def write(folder: Path, record: Record, task: Task | Text | None, anew: bool = True) -> None:
+    """Put a record and its task, if that is not there yet (`anew`), into a folder.
 
     Raises:
         OSError: it cannot be written.
     """
-    if task is not None and not (folder / TASK).exists():
+    if task is not None and anew:
         _write(folder / TASK, {"kind": type(task).__name__, "task": task.model_dump(mode="json")})
     _write(folder / NAME, record.model_dump(mode="json"))
 

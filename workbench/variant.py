@@ -109,14 +109,7 @@ class Variant:
     @property
     def owned_bytes(self) -> int:
         """Bytes of its tensors that no older live variant holds: over all live variants they add up to the total."""
-        if self.closed:
-            return 0
-        mine = sharing.storages(self.model)
-        for other in live():
-            if other._life.born < self._life.born:
-                for address in sharing.storages(other.model):
-                    mine.pop(address, None)
-        return sum(mine.values())
+        return weights().get(self, (0, 0))[1]
 
     @property
     def context_length(self) -> int:
@@ -336,6 +329,19 @@ def live() -> list[Variant]:
     """Every variant that is in use and not closed, each under its newest name, the oldest first."""
     found = [life.bearers[-1:] for life in lives()]
     return [each for names in found for each in names if not each.closed]
+
+
+def weights() -> dict[Variant, tuple[int, int]]:
+    """Of every live variant, the bytes of all its tensors, and of those that no older one holds."""
+    seen: dict[int, dict[int, int]] = {}  # by model: variants that differ in requests alone have the same one
+    held: set[int] = set()
+    found = {}
+    for each in live():
+        model = each.model
+        mine = seen.get(id(model)) or seen.setdefault(id(model), sharing.storages(model))
+        found[each] = sum(mine.values()), sum(size for place, size in mine.items() if place not in held)
+        held |= mine.keys()
+    return found
 
 
 def load(

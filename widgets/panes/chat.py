@@ -183,15 +183,13 @@ class Chat:
 
     def ask(self) -> None:
         """Queue the prompt for every chosen variant."""
-        prompt, names = self.prompt.value, self.bench.chosen
+        prompt, names = self.prompt.value, self.bench.newest_chosen(MOST_SIDE_BY_SIDE)
         try:
             settings = {"max_new_tokens": self.length.checked, "temperature": self.temperature.checked}
             if not prompt.strip():
                 raise InvalidInput("The prompt is empty: type a question.")
             if not names:
                 raise InvalidInput("No variant is chosen: tick at least one in the list.")
-            if len(names) > MOST_SIDE_BY_SIDE:
-                raise InvalidInput(f"{len(names)} variants are chosen: tick at most {MOST_SIDE_BY_SIDE} to talk to.")
             variants = {name: self.bench[name] for name in names}
 
             def work(progress: Progress) -> None:
@@ -281,8 +279,9 @@ class Chat:
             self.message.value = html.message("Stopped: what was said is kept.")
 
     def _show_chosen(self) -> None:
-        names = self.bench.chosen
-        said = html.help_line(f"To {', '.join(names)}." if names else "Tick a variant in the list.")
+        names, ticked = self.bench.newest_chosen(MOST_SIDE_BY_SIDE), len(self.bench.chosen)
+        more = f": of {ticked} that are ticked, the {len(names)} ticked last" if ticked > len(names) else ""
+        said = html.help_line(f"To {', '.join(names)}{more}." if names else "Tick a variant in the list.")
         if self.to.value != said:
             self.to.value = said
 

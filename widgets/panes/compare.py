@@ -79,12 +79,11 @@ class Compare:
             def work(progress: Progress) -> str:
                 try:
                     shown = {"progress": progress, "on_update": self._update}
-                    self.bench.comparison = compare(variants, task, **settings, **shown, store=False)
+                    self.bench.measured(compare(variants, task, **settings, **shown, store=False))
                 finally:  # one that was cancelled leaves the last whole one on screen, or none
                     with self.bench.lock:
                         self._newest = self.bench.comparison
                         self._show_newest(force=True)
-                self.bench.keep()
                 return _keep(self.bench.comparison)
 
             self.message.submit(f"Compare {', '.join(names)}", work, key="compare")
@@ -92,7 +91,8 @@ class Compare:
     def recall(self, comparison: Comparison) -> None:
         """Show one that was measured before."""
         with self.bench.lock:
-            self.bench.comparison = self._newest = comparison
+            self.bench.measured(comparison)
+            self._newest = comparison
             self._show_newest(force=True)
 
     def show_changes(self) -> None:

@@ -99,10 +99,14 @@ def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> s
 
     Raises:
         Cancelled: the progress was cancelled; what was made until then stays.
+        InvalidInput: its task is damaged.
     """
     made: dict[str, Variant] = {_steps(each.source, each.recipe): each for each in bench.variants.values()}
     failed: list[str] = []
     waiting = list(kept.variants[1:])
+    task = record.read_task(folder)
+    if task is not None and (bench.task is None or bench.task.fingerprint != task.fingerprint):
+        bench.use(task)
     with bench.held():
         bench.weights = (*bench.weights, *(bench.journal.carry(each, folder) for each in kept.weights))
         try:
@@ -118,6 +122,8 @@ def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> s
                 else:
                     name = bench.add(variant.under(each.name), each.seconds)
                     bench.choose(name, each.chosen)
+                    if each.archived:
+                        bench.archive(name)
                 waiting.pop(0)
         finally:
             bench.lost = (*bench.lost, *waiting)

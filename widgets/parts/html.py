@@ -97,18 +97,20 @@ def header(base: Variant, task: object) -> str:
     return f'<div class="wb-title"><h2>Bench</h2><p>{" · ".join(said)}</p></div>'
 
 
-def respondent_line(variant: Respondent, is_base: bool) -> str:
-    """Sizes and recipe of a variant, or where an endpoint is."""
+def share(total: int, owned: int) -> str:
+    """How large a variant is, and how much of that no other holds; plain text."""
+    if owned == 0:
+        return f"{units.size(total)}, all shared: removing it frees nothing"
+    if owned >= total:
+        return f"{units.size(total)}, shared with none before it"
+    return f"{units.size(total)}, {units.size(owned)} of it its own"
+
+
+def made_by(variant: Respondent) -> str:
+    """A variant's steps as code, or where an endpoint is; plain text."""
     if not isinstance(variant, Variant):
-        return f'<div class="wb-facts"><span>answers elsewhere</span><code>{escape(variant.source)}</code></div>'
-    recipe = " → ".join(map(repr, variant.recipe)) or "as loaded"
-    owned = units.size(variant.owned_bytes)
-    recipe = f"baseline, {recipe}" if is_base else recipe
-    return (
-        f'<div class="wb-facts"><span>{units.size(variant.total_bytes)} weights</span>'
-        f'<span title="Memory that no other variant shares: what removing it would return">{owned} its own</span>'
-        f"<code>{escape(recipe)}</code></div>"
-    )
+        return variant.source
+    return " → ".join(map(repr, variant.recipe)) or f"as loaded from {variant.source}"
 
 
 def memory(weights: int, kept: int) -> str:
