@@ -143,13 +143,12 @@ def idle(page: Page, limit: int = 120) -> None:
 
 
 def row(page: Page, name: str) -> "playwright_api.Locator":
-    label = page.locator(".widget-checkbox", has_text=re.compile(rf"^\W*{re.escape(name)}\W*$"))  # padded by ipywidgets
-    return page.locator(".wb-row", has=label)
+    return page.locator(".wb-row", has=page.locator("bdi", has_text=re.compile(rf"^{re.escape(name)}$")))
 
 
 def choose(panel: "playwright_api.Locator", method: str) -> None:
     """Take a method from the drop-down of a family that has many."""
-    methods = panel.get_by_label("Method", exact=True)
+    methods = panel.get_by_label("Step", exact=True)
     named = re.compile(rf"\s*{method}\b")
     methods.select_option(label=next(name for name in methods.locator("option").all_inner_texts() if named.match(name)))
 

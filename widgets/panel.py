@@ -46,7 +46,7 @@ class Panel:
         self.forms: dict[type[Step], Form] = {}
         self._forecasts: WeakKeyDictionary[Variant, dict[Step, str]] = WeakKeyDictionary()
         self._frame: ipw.Box | None = None
-        self._news = self._refusal = ""
+        self._news = self._refusal = self._made = ""
         self._build(families()[family])
         self._list_targets()
         self._show_method()
@@ -57,8 +57,8 @@ class Panel:
         few = len(steps) <= MOST_BUTTONS
         self.method = (ipw.ToggleButtons if few else ipw.Dropdown)(
             options=[(step.__name__ if few else html.summary(step), step) for step in steps],
-            description="Method",
-            tooltip="The method to apply",
+            description="Step",
+            tooltip="What to apply",
         )
         self.target = ipw.Dropdown(
             options=[self.bench.base.name], description="Apply to", tooltip="The variant to start from"
@@ -68,9 +68,11 @@ class Panel:
         self.button = ipw.Button(
             description="Apply", button_style="primary", tooltip="Make a new variant with these settings"
         )
+        self.onward = ipw.Button()
+        self.onward.layout.display = "none"
         self.code = Snippet()
         self.tools: dict[type[Tool], Tool] = {tool: tool(self) for tool in TOOLS if any(map(tool.fits, steps))}
-        footer = ipw.HBox([self.button, self.forecast])
+        footer = ipw.HBox([self.button, self.onward, self.forecast])
         footer.add_class("wb-footer")
         knobs = [self.method, self.explanation, self.target, self.form_place]
         near, below = ([each.widget for each in self.tools.values() if each.stands == at] for at in ("near", "below"))
@@ -79,6 +81,7 @@ class Panel:
         self.method.observe(lambda _: self._show_method(), "value")
         self.target.observe(lambda _: self._changed(), "value")
         self.button.on_click(lambda _: self.apply())
+        self.onward.on_click(lambda _: self._go_on())
 
     @property
     def kind(self) -> type[Step]:
@@ -155,6 +158,8 @@ class Panel:
             return self.bench.add(made, time.monotonic() - begun)
 
         def show(job: Any) -> None:
+            if job.status == "done":
+                self._offer(job.result)
             notes = self.bench[job.result].notes if job.status == "done" and job.result in self.bench.variants else ()
             self._say(html.job_message(job, f"Made '{job.result}': it is on the list of variants.", notes))
             for tool in self.tools.values():
@@ -189,11 +194,26 @@ class Panel:
         self._refusal = html.message(str(error), "error")
         self._say(self._news)
 
+    def _offer(self, name: str) -> None:
+        """Offer to start from what was just made."""
+        self._made = name
+        self.onward.description = f"Go on from {name}"
+        self.onward.tooltip = f"Apply the next step, of any family, to {name}"
+        self.onward.layout.display = None
+
+    def _go_on(self) -> None:
+        self.onward.layout.display = "none"
+        for panel in self.bench.panels:
+            if self._made in self.bench.variants:
+                panel.target.value = self._made
+
     def _list_targets(self) -> None:
         names = tuple(name for name in self.bench.variants if name not in self.bench.archived)
         for form in self.forms.values():
             form.offer(names)
         newest = tuple((f"{name} (newest)" if not at and names[1:] else name, name) for at, name in enumerate(names[::-1]))
+        if self._made not in names:
+            self.onward.layout.display = "none"
         if self.target.options != newest:
             kept = self.target.value if self.target.value in names else self.bench.base.name
             self.target.options = newest
@@ -201,7 +221,7 @@ class Panel:
 
     def _show_method(self) -> None:
         kind = self.method.value
-        self.explanation.value = html.explanation(kind)
+        self.explanation.value = html.explanation(kind, summed_up=isinstance(self.method, ipw.Dropdown))
         self.form_place.children = [self.form.widget]
         for tool in self.tools.values():
             tool.widget.layout.display = None if tool.fits(kind) else "none"

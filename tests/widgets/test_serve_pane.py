@@ -47,8 +47,8 @@ def test_a_service_from_start_to_end(bench: Any, cluster: None) -> None:
     pane._add()
     waited(bench)
     (name,) = set(bench.respondents) - set(bench.variants)
-    assert "answers elsewhere" in bench.listing.rows[name].facts.value
-    assert bench.listing.rows[name].save.disabled
+    assert "answers elsewhere" in bench.listing.rows[name]["facts"]
+    assert bench.listing.rows[name]["here"] is False
     bench.chat.prompt.value = "What is a lobster?"
     bench.chat.length.value = 4
     bench.chat.ask()

@@ -98,12 +98,12 @@ def header(base: Variant, task: object) -> str:
 
 
 def share(total: int, owned: int) -> str:
-    """How large a variant is, and how much of that no other holds; plain text."""
+    """How large a variant is, and how much of that no older one holds; plain text."""
     if owned == 0:
         return f"{units.size(total)}, all shared: removing it frees nothing"
-    if owned >= total:
-        return f"{units.size(total)}, shared with none before it"
-    return f"{units.size(total)}, {units.size(owned)} of it its own"
+    if owned >= 0.99 * total:
+        return units.size(total)
+    return f"{units.size(total)}, of which {units.size(owned)} not shared"
 
 
 def made_by(variant: Respondent) -> str:
@@ -124,18 +124,24 @@ def summary(step: type[Step]) -> str:
     return f"{step.__name__}: {inspect.cleandoc(step.__doc__ or '').partition(chr(10))[0].rstrip('.')}"
 
 
-def explanation(step: type[Step]) -> str:
-    """A step's docstring, folded after its first sentence, and its source."""
+def explanation(step: type[Step], summed_up: bool = False) -> str:
+    """A step's docstring, folded after its first sentence, and its source.
+
+    Args:
+        step: what is explained.
+        summed_up: whether the first sentence stands elsewhere.
+    """
     summary, _, rest = inspect.cleandoc(step.__doc__ or "").partition("\n\n")
     link = f'<a href="{escape(step.paper)}" target="_blank" rel="noopener noreferrer">Source</a>'
     folded = f"<details><summary>Why and when</summary><p>{escape(rest)}</p><p>{link}</p></details>" if rest else link
-    return f'<div class="wb-explanation"><p>{escape(summary)}</p>{folded}</div>'
+    first = "" if summed_up else f"<p>{escape(summary)}</p>"
+    return f'<div class="wb-explanation">{first}{folded}</div>'
 
 
 def forecast(expected: Forecast) -> str:
     """What applying would cost, in one line."""
     owned = f"{units.size(expected.owned_bytes)} of" if expected.owned_bytes else "no"
-    said = f"Expected: {owned} new memory, {units.size(expected.weight_bytes)} of weights in all"
+    said = f"Expected: {owned} new memory, weights of {units.size(expected.weight_bytes)}"
     pace = "" if expected.token_ratio is None else f" {token_pace(expected.token_ratio)}"
     if expected.seconds is None:
         return f"{said}; the progress bar will tell how long it takes.{pace}"

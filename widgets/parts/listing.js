@@ -1,5 +1,6 @@
 // The list of variants: a row each, in the order that the page's reader chooses.
 const FEW = 5; // more than these can be sorted and filtered
+const NARROW = 800; // CSS pixels
 const make = (tag, given = {}, ...children) => {
   const made = Object.assign(document.createElement(tag), given);
   made.append(...children);
@@ -98,7 +99,7 @@ class List {
     this.filter.addEventListener("input", () => this.arrange());
     this.group = choice("Group variants", () => this.arrange());
     this.sort = choice("Sort variants", () => this.arrange());
-    fill(this.group, [["lineage", "By lineage"], ["step", "By last step"], ["", "Not grouped"]]);
+    fill(this.group, [["lineage", "By lineage"], ["step", "By last step"], ["none", "Not grouped"]]);
     const shown = (on) => this.choose(this.shown.filter((name) => this.data[on ? "free" : "known"].has(name)), on);
     this.tools = make("div", { className: "wb-tools" }, this.filter, this.group, this.sort,
       button("Tick all", "Tick all that are shown", () => shown(true)),
@@ -110,14 +111,23 @@ class List {
     this.count = make("summary");
     this.archive = make("details", { className: "wb-archive" }, this.count, this.away);
     this.none = make("div", { className: "wb-help", textContent: "No variant has that in its name or steps.", hidden: true });
+    this.head = make("summary");
     this.body = make("details", { className: "wb-fold", open: true },
-      make("summary", { textContent: "Variants" }),
+      this.head,
       make("div", { className: "wb-help", textContent: "Tick those to talk to and to compare; the first is the baseline." }),
       this.tools, this.place, this.none, this.archive);
     el.append(this.body);
     this.show = () => { this.data = JSON.parse(this.text.get("value")); this.draw(); };
     text.on("change:value", this.show);
     this.show();
+    // Where there is little room the list folds, until its reader opens it.
+    this.sizes = new ResizeObserver(() => {
+      const width = el.closest(".wb-bench")?.clientWidth;
+      if (!width || (width < NARROW) === this.narrow) return;
+      this.narrow = width < NARROW;
+      this.body.open = !this.narrow;
+    });
+    this.sizes.observe(el);
   }
   say(what) { this.model.send(what); }
   choose(names, on) {
@@ -191,6 +201,8 @@ class List {
     this.shown = [...put.false, ...put.true].map((each) => each.dataset.name).filter((name) => name !== undefined);
     this.none.hidden = this.shown.length > 0;
     this.archive.hidden = !put.true.length;
+    const ticked = this.data.rows.filter((each) => each.chosen).length;
+    this.head.textContent = `Variants (${ticked} of ${this.data.rows.length} ticked)`;
     this.count.textContent = `Archived (${put.true.length})`;
   }
   // Moving what has the focus would lose it, with what is being typed.
@@ -208,6 +220,9 @@ class List {
 async function render({ model, el }) {
   const text = await model.widget_manager.get_model(model.get("_text"));
   const list = new List(model, text, el);
-  return () => text.off("change:value", list.show);
+  return () => {
+    text.off("change:value", list.show);
+    list.sizes.disconnect();
+  };
 }
 export default { render };

@@ -40,7 +40,8 @@ def prompt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], before: int) 
         spans.append(f'<span class="{kind}">{escape(piece)}</span>')
         held = []
     more = len(ids) - before
-    said = f"{len(ids)} tokens, {more:+d} against the variant it is applied to." if more else f"{len(ids)} tokens."
+    change = f", {abs(more)} {'more' if more > 0 else 'fewer'} than without this step" if more else ""
+    said = f"The model reads {len(ids)} tokens{change}."
     return (
         f'{help_line(said)}<div class="wb-prompt" role="region" aria-label="What the model reads" tabindex="0">'
         f"{''.join(spans)}</div>"

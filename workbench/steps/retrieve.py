@@ -152,7 +152,7 @@ class Retrieve(RequestStep):
         place = home(source)
         lookup = Lookup(step=self, source=str(place.resolve()) if is_kind(place, Path.exists) else source)
         store, refused = lookup.update(progress)
-        notes = [f"Retrieve: {len(store.ids())} documents, their content {store.state}."]
+        notes = [f"Retrieve: {len(store.ids())} documents, as they were when their fingerprint was {store.state}."]
         if refused:
             notes.append(f"{len(refused)} not indexed: {'; '.join(refused[:3])}{'; ...' if refused[3:] else '.'}")
         return variant.derive(self, stage=lookup.model_copy(update={"state": store.state}), notes=notes)
