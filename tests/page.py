@@ -17,6 +17,7 @@ OUT = ROOT / "out"
 SHOTS = OUT / "screenshots"
 SECONDS = 1000  # in Playwright's milliseconds
 TABS = (
+    "Load",
     "Prompt",
     "Retrieve",
     "Context",

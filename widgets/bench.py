@@ -10,7 +10,9 @@ from widgets import record
 from widgets.panel import Panel
 from widgets.panes.chat import Chat
 from widgets.panes.compare import Compare
+from widgets.panes.data import Data
 from widgets.panes.listing import Listing
+from widgets.panes.models import Models
 from widgets.panes.restore import Restore
 from widgets.panes.search import Search
 from widgets.panes.serve import Serve
@@ -47,6 +49,7 @@ class Bench(Session):
         if _last and (old := _last()):
             old.close()
         super().__init__(base, task)
+        self.title = ipw.HTML(html.header(self.base, self.task))
         self.status = ipw.HTML(html.status(()))
         self.stop = ipw.Button(
             description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True
@@ -58,18 +61,18 @@ class Bench(Session):
         self.compare = Compare(self)
         self.search = Search(self)
         self.serve = Serve(self)
+        self.models, self.data = Models(self), Data(self)
         self.restore = Restore(self)
         self.warning = ipw.HTML()
-        self.tabs = ipw.Tab(
-            [
-                *(panel.widget for panel in self.family_panels.values()),
-                self.chat.widget,
-                self.compare.widget,
-                self.search.widget,
-                self.serve.widget,
-            ],
-            titles=[*map(html.family, self.family_panels), "Chat", "Compare", "Search", "Serve"],
-        )
+        loads = ipw.VBox([self.models.widget, self.data.widget])
+        loads.add_class("wb-panel")
+        self._tabs = {
+            "Load": loads,
+            **{html.family(name): panel.widget for name, panel in self.family_panels.items()},
+            **{"Chat": self.chat.widget, "Compare": self.compare.widget},
+            **{"Search": self.search.widget, "Serve": self.serve.widget},
+        }
+        self.tabs = ipw.Tab([*self._tabs.values()], titles=[*self._tabs], selected_index=1)
         self.tabs.add_class("wb-tabs")
         self._open_family = next(iter(self.family_panels))
         self.tabs.observe(lambda change: self._opened(change["new"]), "selected_index")
@@ -113,7 +116,16 @@ class Bench(Session):
     def turn_to(self, step: Step) -> None:
         """Set the panel of a step's family to it, and open its tab."""
         super().turn_to(step)
-        self.tabs.selected_index = list(self.family_panels).index(step.family())
+        self.open(html.family(step.family()))
+
+    def open(self, title: str) -> None:
+        """Show a tab."""
+        self.tabs.selected_index = list(self._tabs).index(title)
+
+    def use(self, task: Task | Text | None) -> None:
+        """Calibrate and measure on another task from now on; what was measured on the one before stays on screen."""
+        super().use(task)
+        self.title.value = html.header(self.base, task)
 
     def warn(self, sentence: str) -> None:
         """Say something that belongs to no button."""
@@ -133,7 +145,7 @@ class Bench(Session):
             close_tree(self.widget)
 
     def _card(self) -> ipw.Box:
-        head = ipw.HBox([ipw.HTML(html.header(self.base, self.task)), self.status, self.stop])
+        head = ipw.HBox([self.title, self.status, self.stop])
         head.add_class("wb-head")
         main = ipw.VBox([self.tabs])
         main.add_class("wb-main")
@@ -144,11 +156,10 @@ class Bench(Session):
         return card
 
     def _opened(self, index: int | None) -> None:
-        names = list(self.family_panels)
-        if index is not None and index < len(names):
-            self._open_family = names[index]
+        title = list(self._tabs)[index] if index is not None else ""
+        self._open_family = next((each for each in self.family_panels if html.family(each) == title), self._open_family)
         with self.lock:
-            self.compare.visible = index == len(names) + 1
+            self.compare.visible = title == "Compare"
             self.compare.show_estimate()
 
     def _show_status(self) -> None:

@@ -225,10 +225,10 @@ def test_labels_as_variables() -> None:
 
 
 def test_recipe_is_what_the_open_panel_is_set_to(bench: Bench) -> None:
-    bench.tabs.selected_index = list(families()).index("quantize")
+    bench.open("Quantize")
     bench.family_panels["quantize"].set(quantize.LLMInt8(threshold=4.0))
     assert repr(bench.recipe) == "Recipe([quantize.LLMInt8(threshold=4.0)])"
-    bench.tabs.selected_index = len(families())  # the chat has no recipe of its own
+    bench.open("Chat")  # the chat has no recipe of its own
     assert bench.recipe == Recipe([quantize.LLMInt8(threshold=4.0)])
 
 

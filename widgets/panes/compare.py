@@ -15,6 +15,7 @@ from workbench.core import units
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress, Throttle
 from workbench.display import comparison_figure
+from workbench.measurement.comparable import limits
 from workbench.measurement.comparison import NEW_TOKENS, ROUNDS, Comparison, compare
 from workbench.measurement.latency import Timing, requests, time_request
 from workbench.measurement.runs import RunStore
@@ -150,7 +151,9 @@ class Compare:
 
     def _task(self) -> Task | Text:
         if self.bench.task is None:
-            raise InvalidInput("This bench has no task to compare on: make it with Bench(base, task).")
+            raise InvalidInput(
+                "This bench has no task to compare on: choose data in the Load tab, or give Bench a task."
+            )
         return self.bench.task
 
     def _update(self, comparison: Comparison) -> None:
@@ -172,13 +175,17 @@ class Compare:
             self.report.value = html.wide(comparison._repr_html_())
 
     def _show_chosen(self) -> None:
-        names = self.bench.chosen
-        if self.bench.task is None:
-            said = "No task: make the bench with Bench(base, task) to compare."
+        names, task = self.bench.chosen, self.bench.task
+        if task is not None and self.examples.high != _examples(task):
+            self.examples.reach(_examples(task), min(_examples(task), FEW_EXAMPLES))
+        if task is None:
+            said = "There is nothing to measure on yet: choose data in the Load tab."
         elif len(names) < 2:
             said = "Tick two or more variants in the list; the first is the baseline."
         else:
-            said = f"{', '.join(names[1:])} against {names[0]}, on {self.bench.task.name}."
+            said = f"{', '.join(names[1:])} against {names[0]}, on {task.name}. {_measures(task)}"
+            variants = [each for name, each in self.bench.variants.items() if name in names]
+            said = " ".join([said, *limits(variants, task)])
         line = html.help_line(said)
         if self.who.value != line:
             self.who.value = line
@@ -195,6 +202,15 @@ def _count(name: str, value: int, low: int, high: int, tooltip: str) -> Number:
 
 def _examples(task: Task | Text) -> int:
     return len(task.test) if isinstance(task, Task) else task.test
+
+
+def _measures(task: Task | Text) -> str:
+    """What will be shown."""
+    quality = "the score and how sure right answers are" if isinstance(task, Task) else "perplexity"
+    return (
+        f"Measured are time to the first token and a token, memory, and {quality}, each with its interval; "
+        "shown are speed and quality side by side, with a verdict on each."
+    )
 
 
 def _keep(result: Comparison) -> str:

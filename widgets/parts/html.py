@@ -269,6 +269,13 @@ def folded_table(title: str, head: Iterable[str], rows: Iterable[Iterable[object
     )
 
 
+def grid(head: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> str:
+    """A table that scrolls sideways when there is too little room."""
+    first = "".join(f"<th>{escape(each)}</th>" for each in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(each)}</td>" for each in row) + "</tr>" for row in rows)
+    return wide(f'<table class="wb-report"><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table>', label)
+
+
 def help_line(text: str) -> str:
     """Small text under a control."""
     return f'<div class="wb-help">{escape(text)}</div>'
@@ -285,6 +292,6 @@ def static(variants: Iterable[Variant], base: Variant) -> str:
     return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
-def wide(table: str) -> str:
+def wide(table: str, label: str = "Comparison") -> str:
     """A table that scrolls sideways when there is too little room, by keyboard too."""
-    return f'<div class="wb-wide" role="region" aria-label="Comparison" tabindex="0">{table}</div>'
+    return f'<div class="wb-wide" role="region" aria-label="{escape(label)}" tabindex="0">{table}</div>'

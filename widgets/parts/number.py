@@ -66,6 +66,13 @@ class Number(ipw.HBox):
         kind = "a whole number" if self.whole else "a number"
         raise InvalidInput(f"{self.description} is {kind} from {self.low:g} to {self.high:g}, not {self.value:g}.")
 
+    def reach(self, high: float, value: float) -> None:
+        """Let it go up to another number, and set it."""
+        self.high = high
+        if self.slider is not None:
+            self.slider.max = max(self.slider.min, self._place(high))
+        self.value = value
+
     def _take(self, number: float) -> None:
         self.value = int(number) if self.whole and float(number).is_integer() else number
 

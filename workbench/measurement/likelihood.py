@@ -101,7 +101,7 @@ def likelihoods(
         Incomparable: a variant with another vocabulary is asked for the likelihood of another text.
     """
     progress = progress or Progress()
-    comparable = [_same_vocabulary(variants[0], variant) for variant in variants]
+    comparable = [same_vocabulary(variants[0], variant) for variant in variants]
     for variant, each, same in zip(variants, spans, comparable, strict=True):
         if not same and not _same_text(variants[0], spans[0], variant, each):
             raise Incomparable(
@@ -136,7 +136,8 @@ def _states(reader: Reader, spans: tuple[Span, ...], known: dict[tuple[Span, ...
     return known[spans]
 
 
-def _same_vocabulary(one: Variant, other: Variant) -> bool:
+def same_vocabulary(one: Variant, other: Variant) -> bool:
+    """Whether two variants know the same tokens by the same numbers."""
     return one.tokenizer is other.tokenizer or one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
 
 

@@ -17,6 +17,12 @@ from workbench.core.errors import InvalidInput, first_line
 
 MOST_BYTES = 4_000_000_000  # of a file once it is unpacked
 READABLE = "a .jsonl, .csv or .parquet file, or .json or .tsv, or one of them with .gz"
+INSTEAD = {  # what people bring and cannot be read, and what to do about it
+    **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "is a spreadsheet: save its sheet as CSV"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"), "is an archive: unpack it first"),
+    **dict.fromkeys((".gguf", ".safetensors", ".bin", ".pt"), "is a model, not data: load it with wb.load"),
+    **dict.fromkeys((".pkl", ".pickle", ".npy", ".npz"), "may run code when it is read: save it as Parquet or JSONL"),
+}
 SHARD = re.compile(r"[-_.](?:part[-_]?)?\d{1,6}(?:[-_]of[-_]\d{1,6})?(?:-[0-9a-f]{16})?$")  # train-00000-of-00003
 _limit = threading.Lock()  # on the length of a cell, which the csv module keeps once for everybody
 
@@ -57,9 +63,20 @@ def read_rows(file: Path) -> Iterator[Row]:
     Raises:
         InvalidInput: it is of no kind that can be read, or damaged; the first bad row is named by its line.
     """
+    check_kind(file)
+    return READERS[kind_of(file)](file)
+
+
+def check_kind(file: Path) -> None:
+    """Refuse, by its name, what cannot be read as rows.
+
+    Raises:
+        InvalidInput: says what to do instead.
+    """
+    if file.suffix.lower() in INSTEAD:
+        raise InvalidInput(f"'{file.name}' {INSTEAD[file.suffix.lower()]}.")
     if not kind_of(file):
         raise InvalidInput(f"Cannot read '{file.name}': use {READABLE}.")
-    return READERS[kind_of(file)](file)
 
 
 def read_text_file(file: Path) -> str:

@@ -1,0 +1,215 @@
+"""Data of one's own, chosen in the bench: a file dropped or named, its columns looked at, its splits shown."""
+
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets as ipw
+
+from widgets.parts import html
+from widgets.parts.code import Snippet
+from widgets.parts.drop import Drop
+from widgets.parts.message import Message
+from widgets.parts.number import Number
+from workbench.core.errors import InvalidInput, WorkbenchError
+from workbench.core.files import home
+from workbench.core.progress import Progress
+from workbench.tasks.files import READERS, check_kind, kind_of
+from workbench.tasks.glance import USUAL, Glance, glance
+from workbench.tasks.scoring import SCORERS
+from workbench.tasks.sources import read_task, read_text
+from workbench.tasks.task import SPLITS, Task, Text
+
+if TYPE_CHECKING:
+    from widgets.session import Session
+
+PROSE = (".txt", ".md")
+NONE = ""  # no column
+OURS = tuple(USUAL)
+MOST_FOUND = 50  # files near the notebook that are offered
+HELP = {
+    "prompt": "What is asked",
+    "answer": "The right answer",
+    "choices": "The answers to choose from, if there are any",
+    "context": "A text that goes with the question, if there is one",
+    "document": "The document that answers it, if it is known",
+}
+
+
+class Data:
+    """The lower half of the Load tab.
+
+    Attributes:
+        seen: what the first rows of the chosen file show, or None.
+        widget: what is shown.
+    """
+
+    def __init__(self, bench: "Session") -> None:
+        self.bench = bench
+        self.seen: Glance | None = None
+        self._read: tuple[str, Task | Text] | None = None  # the newest, by the code that reads it
+        self.drop = Drop(check, self._arrived, ",".join([*READERS, ".gz", *PROSE]))
+        self.source = ipw.Combobox(
+            description="Data",
+            placeholder="A .csv, .jsonl, .parquet, .txt or .md file, a folder, or a hub id",
+            options=near(),
+            ensure_option=False,
+            continuous_update=False,
+            tooltip="What to measure on",
+        )
+        self.columns = {ours: _column(ours) for ours in OURS}
+        self.scorer = ipw.Dropdown(
+            options=sorted(SCORERS), value="exact", description="Scored by", tooltip="How an answer is compared"
+        )
+        self.instruction = ipw.Text(
+            description="Instruction", continuous_update=False, tooltip="Put before every question; may stay empty"
+        )
+        self.window = Number(128, 2, 4096, whole=True, description="Window", tooltip="Tokens in a window")
+        self.rows, self.splits, self.code, self.message = ipw.HTML(), ipw.HTML(), Snippet(), Message(bench)
+        self.button = ipw.Button(
+            description="Use",
+            button_style="primary",
+            tooltip="Calibrate and measure on this from now on",
+            disabled=True,
+        )
+        self.mapped = ipw.HBox([*self.columns.values(), self.scorer, self.instruction])
+        self.mapped.add_class("wb-grid")
+        footer = ipw.HBox([self.button, self.splits])
+        footer.add_class("wb-footer")
+        parts = [self.drop, self.source, self.rows, self.mapped, self.window, footer, self.message, self.code]
+        self.widget = ipw.VBox([ipw.HTML("<h3>Data</h3>"), *parts])
+        self.widget.add_class("wb-part")
+        self._show_knobs()
+        self.source.observe(lambda _: self.look(), "value")
+        for knob in (*self.columns.values(), self.scorer, self.instruction, self.window):
+            knob.observe(lambda _: self.follow(), "value")
+        self.button.on_click(lambda _: self.run())
+
+    def look(self) -> None:
+        """Look at the first rows of what is named, and guess which column is what."""
+        source, self.seen, self.rows.value = self.source.value.strip(), None, ""
+        if kind_of(home(source)) and home(source).is_file():
+            with self.message.refusals():
+                self.message.value = ""
+                self.seen = glance(source)
+                self.rows.value = table(self.seen)
+        options = [("(none)", NONE), *((each, each) for each in (self.seen.columns if self.seen else ()))]
+        with self.widget.hold_trait_notifications():
+            for ours, knob in self.columns.items():
+                knob.options = options
+                knob.value = self.seen.guess.get(ours, NONE) if self.seen else NONE
+        self._show_knobs()
+        self.follow()
+
+    def follow(self) -> None:
+        """Say what the data would be, with its splits, and the same as code."""
+        source = self.source.value.strip()
+        self.button.disabled = not source
+        self.splits.value = html.help_line("It is read when the worker is free." if source else "")
+        self.code.value = f"{self._code}\nbench.use(task)" if source else ""
+        code, read = self._code, self._reader()
+
+        def work() -> None:
+            try:
+                found = read()
+                self._read, said = (code, found), html.help_line(split(found))
+            except WorkbenchError as error:
+                said = html.message(str(error), "error")
+            with self.bench.lock:
+                if not self.bench.closed and code == self._code:
+                    self.splits.value = said
+
+        if home(source).exists() and source:
+            self.bench.compute(self, work)
+        elif source:
+            self.splits.value = html.help_line("It is not on this machine: Use asks the hub for it.")
+
+    def run(self) -> None:
+        """Queue the reading, if that was not done, and use it."""
+        code, read = self._code, self._reader()
+        with self.message.refusals():
+            if not self.source.value.strip():
+                raise InvalidInput("No data is named: drop a file, or type a path.")
+
+            def work(progress: Progress) -> str:
+                task = self._read[1] if self._read and self._read[0] == code else read()
+                self.bench.use(task)
+                return f"From now on '{task.name}' is what steps learn from and comparisons measure: {split(task)}"
+
+            self.message.submit("Read the data", work, key="data")
+
+    @property
+    def prose(self) -> bool:
+        """Whether it is running text, scored by perplexity."""
+        path = home(self.source.value.strip())
+        if path.is_dir():
+            return not any(kind_of(each) for each in path.iterdir()) and any(path.glob("*.[tm][xd]*"))
+        return path.suffix.lower() in PROSE
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is set, as `read_task` or `read_text` takes it."""
+        if self.prose:
+            return {"window": self.window.checked}
+        chosen = {ours: knob.value for ours, knob in self.columns.items() if knob.value != NONE}
+        given = {
+            "columns": {ours: theirs for ours, theirs in chosen.items() if ours != theirs},
+            "scorer": self.scorer.value if self.seen else None,
+            "instruction": self.instruction.value,
+        }
+        return {name: value for name, value in given.items() if value and value != "exact"}
+
+    @property
+    def _code(self) -> str:
+        given = "".join(f", {name}={value!r}" for name, value in self.settings.items())
+        return f"task = wb.{'read_text' if self.prose else 'read_task'}({self.source.value.strip()!r}{given})"
+
+    def _reader(self) -> Callable[[], Task | Text]:
+        source, settings, prose = self.source.value.strip(), self.settings, self.prose
+        return lambda: read_text(source, **settings) if prose else read_task(source, **settings)
+
+    def _arrived(self, path: Path) -> None:
+        self.source.value = str(path)
+
+    def _show_knobs(self) -> None:
+        plain = self.seen is not None and not self.seen.shape
+        for knob in self.columns.values():
+            knob.layout.display = None if plain else "none"
+        for knob in (self.scorer, self.instruction):
+            knob.layout.display = None if self.seen else "none"
+        self.window.layout.display = None if self.prose else "none"
+
+
+def check(path: Path) -> None:
+    """Refuse a file by its name, if it cannot be read as data."""
+    if path.suffix.lower() not in PROSE:
+        check_kind(path)
+
+
+def split(found: Task | Text) -> str:
+    """How data is divided, in a sentence."""
+    if isinstance(found, Text):
+        return f"{found.calibration} windows of {found.window} tokens calibrate, {found.test} are scored by perplexity."
+    counts = {name: len(getattr(found, name)) for name in SPLITS}
+    said = f"{counts['train']} examples to learn from, {counts['calibration']} to calibrate, {counts['test']} to test"
+    return " ".join([f"{said}; scored by {found.scorer}.", *(f"{each[0].upper()}{each[1:]}." for each in found.notes)])
+
+
+def table(seen: Glance) -> str:
+    """The first rows of a file."""
+    rows = [[str(row.get(name, ""))[:200] for name in seen.columns] for row in seen.rows]
+    said = f" They are conversations, as {seen.shape} writes them: nothing needs to be mapped." if seen.shape else ""
+    return html.help_line(f"The first {len(rows)} rows.{said}") + html.grid(seen.columns, rows, "The first rows")
+
+
+def near(folder: Path = Path()) -> tuple[str, ...]:
+    """Files of data in a folder and in the folders in it, and folders that hold a test split."""
+    files = (each for pattern in ("*", "*/*") for each in folder.glob(pattern) if not each.name.startswith("."))
+    found = (each for each in files if each.is_file() and (kind_of(each) not in ("", ".json") or each.suffix in PROSE))
+    places = (each.parent if each.stem in SPLITS else each for each in islice(found, MOST_FOUND))
+    return tuple(sorted({str(each) for each in places}))
+
+
+def _column(ours: str) -> ipw.Dropdown:
+    return ipw.Dropdown(options=[("(none)", NONE)], description=html.words(ours), tooltip=HELP[ours])
