@@ -54,6 +54,10 @@ class Bench(Session):
         self.stop = ipw.Button(
             description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True
         )
+        self.present = ipw.ToggleButton(
+            description="Present", tooltip="Large type, one panel, and a guess before every result: for a projector"
+        )
+        self.present.observe(lambda change: self._present(change["new"]), "value")
         self.stop.on_click(lambda _: self.cancel())
         self.listing = Listing(self)
         self.family_panels = {family: Panel(self, family) for family in families()}
@@ -145,15 +149,20 @@ class Bench(Session):
             close_tree(self.widget)
 
     def _card(self) -> ipw.Box:
-        head = ipw.HBox([self.title, self.status, self.stop])
+        head = ipw.HBox([self.title, self.present, self.status, self.stop])
         head.add_class("wb-head")
         main = ipw.VBox([self.tabs])
         main.add_class("wb-main")
         body = ipw.HBox([self.listing.widget, main])
         body.add_class("wb-body")
-        card = ipw.VBox([head, self.warning, self.restore.widget, body])
-        card.add_class("wb-card")
-        return card
+        self.card = ipw.VBox([head, self.warning, self.restore.widget, body])
+        self.card.add_class("wb-card")
+        return self.card
+
+    def _present(self, on: bool) -> None:
+        (self.card.add_class if on else self.card.remove_class)("wb-present")
+        with self.lock:
+            self.compare.present(on)
 
     def _opened(self, index: int | None) -> None:
         title = list(self._tabs)[index] if index is not None else ""

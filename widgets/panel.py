@@ -68,7 +68,7 @@ class Panel:
         self.button = ipw.Button(
             description="Apply", button_style="primary", tooltip="Make a new variant with these settings"
         )
-        self.onward = ipw.Button()
+        self.onward = ipw.Button(description="Go on", tooltip="Start from what was just made")
         self.onward.layout.display = "none"
         self.code = Snippet()
         self.tools: dict[type[Tool], Tool] = {tool: tool(self) for tool in TOOLS if any(map(tool.fits, steps))}

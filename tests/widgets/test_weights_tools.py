@@ -43,7 +43,7 @@ def test_what_changed_shows_the_last_variant_of_the_family(panel: Panel) -> None
         turn(panel, prune.Magnitude(sparsity=sparsity))
         panel.button.click()
     assert panel.bench.wait(TIMEOUT)
-    assert changes.variant.options == ("Magnitude", "Magnitude 2")
+    assert changes.variant.options == ("Magnitude", "Magnitude 0.6 sparse")
     assert changes.variant.value == "Magnitude 2"
     changes.button.click()
     assert panel.bench.wait(TIMEOUT)

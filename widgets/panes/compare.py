@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 import ipywidgets as ipw
 
+from widgets.panes.guess import Guess
 from widgets.parts import html
 from widgets.parts.figure import Plot, draw, empty
 from widgets.parts.message import Message
@@ -54,19 +55,42 @@ class Compare:
         )
         self.estimate, self.who, self.message, self.report = ipw.HTML(), ipw.HTML(), Message(bench), ipw.HTML()
         self.place, self.changes_place = ipw.VBox(), ipw.VBox()
+        self.presenting = False
+        self.guess = Guess(bench, self._reveal)
+        self.results = ipw.VBox([self.place, self.report])
         knobs = ipw.HBox([self.examples, self.rounds, self.tokens])
         knobs.add_class("wb-grid")
         footer = ipw.HBox([self.button, self.diff, self.estimate])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox([self.who, knobs, footer, self.message, self.place, self.report, self.changes_place])
+        self.widget = ipw.VBox(
+            [self.who, knobs, footer, self.message, self.guess.widget, self.results, self.changes_place]
+        )
         self.widget.add_class("wb-panel")
         for knob in (self.examples, self.rounds, self.tokens):
             knob.observe(lambda _: self.show_estimate(), "value")
         self.button.on_click(lambda _: self.run())
         self.diff.on_click(lambda _: self.show_changes())
         self.visible = False
+        self.present(False)
         bench.watch(self._show_chosen)
         self._show_chosen()
+
+    def present(self, presenting: bool) -> None:
+        """Take a guess before results are shown, or show them at once."""
+        self.presenting = presenting
+        self.guess.widget.layout.display = None if presenting else "none"
+        self._hide(presenting)
+
+    def _hide(self, hidden: bool) -> None:
+        """Keep the results from the screen until a guess was taken."""
+        self.results.layout.display = "none" if hidden else None
+        if hidden:
+            self.guess.ask(self.bench.chosen)
+
+    def _reveal(self) -> None:
+        with self.bench.lock:
+            self._hide(False)
+            self._draw_newest()
 
     def run(self) -> None:
         """Queue a comparison of the chosen variants; the first is the baseline."""
@@ -76,6 +100,7 @@ class Compare:
             if not names:
                 raise InvalidInput("No variant is chosen: tick at least two in the list.")
             variants = [self.bench[name] for name in names]
+            self._hide(self.presenting)
 
             def work(progress: Progress) -> str:
                 try:
@@ -171,6 +196,8 @@ class Compare:
                 return
             colours = [self.bench.colour(run.variant) for run in comparison.runs]
             figure = comparison_figure(comparison, transparent=True, colours=colours)
+            self.guess.mark(figure, comparison)
+            self.guess.judge(comparison)
             self.plot = draw(self.place, figure)
             self.report.value = html.wide(comparison._repr_html_())
 

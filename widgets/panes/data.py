@@ -51,7 +51,7 @@ class Data:
         self._read: tuple[str, Task | Text] | None = None  # the newest, by the code that reads it
         self.drop = Drop(check, self._arrived, ",".join([*READERS, ".gz", *PROSE]))
         self.source = ipw.Combobox(
-            description="Data",
+            description="File or hub id",
             placeholder="A .csv, .jsonl, .parquet, .txt or .md file, a folder, or a hub id",
             options=near(),
             ensure_option=False,
@@ -78,7 +78,7 @@ class Data:
         footer = ipw.HBox([self.button, self.splits])
         footer.add_class("wb-footer")
         parts = [self.drop, self.source, self.rows, self.mapped, self.window, footer, self.message, self.code]
-        self.widget = ipw.VBox([ipw.HTML("<h3>Data</h3>"), *parts])
+        self.widget = ipw.VBox([ipw.HTML("<h3>Your data</h3>"), *parts])
         self.widget.add_class("wb-part")
         self._show_knobs()
         self.source.observe(lambda _: self.look(), "value")
@@ -135,7 +135,7 @@ class Data:
             def work(progress: Progress) -> str:
                 task = self._read[1] if self._read and self._read[0] == code else read()
                 self.bench.use(task)
-                return f"From now on '{task.name}' is what steps learn from and comparisons measure: {split(task)}"
+                return f"From now on '{task.name}' is what steps learn from and comparisons measure."
 
             self.message.submit("Read the data", work, key="data")
 

@@ -32,7 +32,7 @@ class Models:
     def __init__(self, bench: "Session") -> None:
         self.bench = bench
         self.source = ipw.Combobox(
-            description="Model",
+            description="File or hub id",
             placeholder="A .gguf file, a folder, or a hub id such as Qwen/Qwen3-0.6B",
             options=near(),
             ensure_option=False,
@@ -57,7 +57,7 @@ class Models:
         how.add_class("wb-grid")
         footer = ipw.HBox([self.button, self.size])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox([ipw.HTML("<h3>A model</h3>"), self.source, how, footer, self.message, self.code])
+        self.widget = ipw.VBox([ipw.HTML("<h3>Another model</h3>"), self.source, how, footer, self.message, self.code])
         self.widget.add_class("wb-part")
         for knob in (self.source, self.device, self.dtype):
             knob.observe(lambda _: self.look(), "value")
