@@ -47,6 +47,7 @@ class Panel:
         self._forecasts: WeakKeyDictionary[Variant, dict[Step, str]] = WeakKeyDictionary()
         self._frame: ipw.Box | None = None
         self._news = self._refusal = self._made = ""
+        self._relisting = False
         self._build(families()[family])
         self._list_targets()
         self._show_method()
@@ -79,7 +80,7 @@ class Panel:
         self.widget = ipw.VBox([*knobs, *near, footer, self.message, self.code, *below])
         self.widget.add_class("wb-panel")
         self.method.observe(lambda _: self._show_method(), "value")
-        self.target.observe(lambda _: self._changed(), "value")
+        self.target.observe(lambda _: self._relisting or self._changed(), "value")
         self.button.on_click(lambda _: self.apply())
         self.onward.on_click(lambda _: self._go_on())
 
@@ -217,9 +218,14 @@ class Panel:
         if self._made not in names:
             self.onward.layout.display = "none"
         if self.target.options != newest:
-            kept = self.target.value if self.target.value in names else self.bench.base.name
+            before = self.target.value
+            kept = before if before in names else self.bench.base.name
+            self._relisting = True  # the drop-down stands elsewhere for a moment: nobody chose that
             self.target.options = newest
             self.target.value = kept
+            self._relisting = False
+            if kept != before:
+                self._changed()
 
     def _show_method(self) -> None:
         kind = self.method.value

@@ -36,7 +36,7 @@ def test_the_prompt_follows_the_knobs(bench: Bench) -> None:
     shown = bare(asked.prompt.value)
     assert "Be brief." in shown
     assert "How many seats does boat c 0 have?" in shown
-    assert "against the variant it is applied to" in asked.prompt.value
+    assert "more than without this step" in asked.prompt.value
     assert asked.prompt.value.count("wb-control") == 5
     asked.question.value = XSS
     assert bench.wait(TIMEOUT)

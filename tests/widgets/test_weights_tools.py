@@ -44,12 +44,12 @@ def test_what_changed_shows_the_last_variant_of_the_family(panel: Panel) -> None
         panel.button.click()
     assert panel.bench.wait(TIMEOUT)
     assert changes.variant.options == ("Magnitude", "Magnitude 0.6 sparse")
-    assert changes.variant.value == "Magnitude 2"
+    assert changes.variant.value == "Magnitude 0.6 sparse"
     changes.button.click()
     assert panel.bench.wait(TIMEOUT)
     assert "wb-done" in changes.message.value, changes.message.value
     assert changes.result.before == panel.bench.base.name
-    assert changes.result.after == "Magnitude 2"
+    assert changes.result.after == "Magnitude 0.6 sparse"
     assert [len(place.children) for place in (changes.map, changes.histogram, changes.closeup)] == [1, 1, 1]
     plot = changes.map.children[0]
     heat = plot.figure.data[0]
