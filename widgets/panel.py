@@ -212,9 +212,7 @@ class Panel:
         names = tuple(name for name in self.bench.variants if name not in self.bench.archived)
         for form in self.forms.values():
             form.offer(names)
-        newest = tuple(
-            (f"{name} (newest)" if not at and names[1:] else name, name) for at, name in enumerate(names[::-1])
-        )
+        newest = names[::-1]
         if self._made not in names:
             self.onward.layout.display = "none"
         if self.target.options != newest:

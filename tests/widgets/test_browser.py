@@ -154,7 +154,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     new_conversation(page)  # what an earlier test left there may be answered in no time
     tab(page, "Prompt")
     page.locator(".wb-tabs").get_by_role("tab", name="Prompt").focus()
-    for _ in range(TABS.index("Chat")):
+    for _ in range(TABS.index("Chat") - TABS.index("Prompt")):
         page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
     prompt = page.get_by_label("Prompt", exact=True)

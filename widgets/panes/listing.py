@@ -40,7 +40,7 @@ class Listing:
         self.bench = bench
         self.message, self.memory = ipw.HTML(), ipw.HTML()
         self.page = Rows()
-        self.page.on_msg(lambda _, said, buffers: self.heard(said))
+        self.page.on_msg(self._answer)
         self.widget = ipw.VBox([self.page, self.memory, self.message])
         self.widget.add_class("wb-list")
         self.draw()
@@ -75,6 +75,12 @@ class Listing:
     def say(self, html: str) -> None:
         """Show news under the list."""
         self.message.value = html
+
+    def _answer(self, _: Any, said: dict[str, Any], buffers: Any) -> None:
+        try:
+            self.heard(said)
+        finally:  # a page waits for it
+            self.page.send({"number": said.get("number")})
 
     def heard(self, said: dict[str, Any]) -> None:
         """Do what a page asks for; what is refused is said under the list.

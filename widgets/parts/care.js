@@ -17,7 +17,8 @@ function render({ model, el }) {
     const found = await Promise.allSettled(Object.values(model.widget_manager._models ?? {}));
     const end = Date.now() + LONGEST;
     do await new Promise((next) => setTimeout(next, 5)); // at least once: within a key press no click can be made
-    while (found.some((each) => each.value?._pending_msgs > 0) && Date.now() < end);
+    while ((found.some((each) => each.value?._pending_msgs > 0) || root.querySelector("[data-pending]"))
+      && Date.now() < end);
   };
   const ready = new WeakSet();
   const hold = (event) => {

@@ -61,7 +61,7 @@ class Row {
     this.el.style.setProperty("--wb-own", data.colour);
     this.el.dataset.base = data.base;
     this.swatch.dataset.pattern = data.pattern % 4;
-    if (!this.list.pending.has(data.name)) this.tick.checked = data.chosen;
+    if (!this.list.asked.size) this.tick.checked = data.chosen;
     const measured = data.measured[this.list.measure];
     const facts = [data.base ? "baseline" : "", measured?.text ?? "", data.facts].filter(Boolean);
     this.steps.textContent = data.recipe;
@@ -93,7 +93,9 @@ class List {
     this.model = model;
     this.text = text;
     this.rows = new Map();
-    this.pending = new Map(); // ticks that the kernel has not said back yet
+    this.asked = new Set(); // what the kernel has not dealt with yet
+    this.count = 0;
+    this.el = el;
     this.filter = make("input", { type: "search", placeholder: "Filter by name or step", dir: "auto" });
     this.filter.setAttribute("aria-label", "Filter variants by name or step");
     this.filter.addEventListener("input", () => this.arrange());
@@ -108,8 +110,8 @@ class List {
     this.place = make("ul", { className: "wb-rows" });
     this.place.setAttribute("aria-label", "Variants");
     this.away = make("ul", { className: "wb-rows" });
-    this.count = make("summary");
-    this.archive = make("details", { className: "wb-archive" }, this.count, this.away);
+    this.put = make("summary");
+    this.archive = make("details", { className: "wb-archive" }, this.put, this.away);
     this.none = make("div", { className: "wb-help", textContent: "No variant has that in its name or steps.", hidden: true });
     this.head = make("summary");
     this.body = make("details", { className: "wb-fold", open: true },
@@ -119,6 +121,8 @@ class List {
     el.append(this.body);
     this.show = () => { this.data = JSON.parse(this.text.get("value")); this.draw(); };
     text.on("change:value", this.show);
+    this.hear = (told) => this.dealt(told);
+    model.on("msg:custom", this.hear);
     this.show();
     // Where there is little room the list folds, until its reader opens it.
     this.sizes = new ResizeObserver(() => {
@@ -129,12 +133,21 @@ class List {
     });
     this.sizes.observe(el);
   }
-  say(what) { this.model.send(what); }
+  // A click elsewhere waits until the kernel has dealt with all of it.
+  say(what) {
+    this.asked.add(++this.count);
+    this.el.dataset.pending = "";
+    this.model.send({ ...what, number: this.count });
+  }
+  dealt({ number }) {
+    this.asked.delete(number);
+    if (this.asked.size) return;
+    delete this.el.dataset.pending;
+    for (const row of this.rows.values()) row.tick.checked = row.data.chosen; // a tick may have been refused
+    this.arrange();
+  }
   choose(names, on) {
-    for (const name of names) {
-      this.pending.set(name, on);
-      this.rows.get(name).tick.checked = on;
-    }
+    for (const name of names) this.rows.get(name).tick.checked = on;
     if (names.length) this.say({ do: "choose", names, on });
   }
   tidy() {
@@ -153,7 +166,6 @@ class List {
     const { rows, measures } = this.data;
     this.data.known = new Set(rows.map((each) => each.name));
     this.data.free = new Set(rows.filter((each) => !each.archived).map((each) => each.name));
-    for (const each of rows) if (this.pending.get(each.name) === each.chosen) this.pending.delete(each.name);
     for (const [name, row] of this.rows) if (!this.data.known.has(name)) { row.el.remove(); this.rows.delete(name); }
     fill(this.sort, [["made", "As made"], ["newest", "Newest first"], ["name", "By name"], ["bytes", "By size"],
       ...measures.map(({ key, title }) => [key, `By ${title.toLowerCase()}`])]);
@@ -203,7 +215,7 @@ class List {
     this.archive.hidden = !put.true.length;
     const ticked = this.data.rows.filter((each) => each.chosen).length;
     this.head.textContent = `Variants (${ticked} of ${this.data.rows.length} ticked)`;
-    this.count.textContent = `Archived (${put.true.length})`;
+    this.put.textContent = `Archived (${put.true.length})`;
   }
   // Moving what has the focus would lose it, with what is being typed.
   replace(place, wanted) {
@@ -222,6 +234,7 @@ async function render({ model, el }) {
   const list = new List(model, text, el);
   return () => {
     text.off("change:value", list.show);
+    model.off("msg:custom", list.hear);
     list.sizes.disconnect();
   };
 }
