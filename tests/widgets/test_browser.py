@@ -241,11 +241,12 @@ def test_every_tab_is_accessible(page: Page) -> None:
 
     row(page, "SmolLM2-135M-Instruct").locator(".wb-icon").click()
     page.locator(".wb-edit:visible").wait_for()
-    # A theme changes colours alone.
-    rules = {"JupyterLab Light": {}, "JupyterLab Dark": {"runOnly": {"type": "tag", "values": ["cat.color"]}}}
-    for theme, some in rules.items():
-        command(page, "apputils:change-theme", theme=theme)
-        page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=theme)
+    colours = {"runOnly": {"type": "tag", "values": ["cat.color"]}}  # a theme changes those alone
+    looks = [("Light", 1280, {}), ("Light", 640, {}), ("Dark", 1280, colours), ("Dark High Contrast", 1280, colours)]
+    for theme, width, some in looks:  # 640 is 1280 at 200 %
+        page.set_viewport_size({"width": width, "height": 1100})
+        command(page, "apputils:change-theme", theme=f"JupyterLab {theme}")
+        page.wait_for_function("(t) => document.body.dataset.jpThemeName === t", arg=f"JupyterLab {theme}")
         for name in TABS:
             tab(page, name)
             options = {"resultTypes": ["violations"]} | some
@@ -255,7 +256,8 @@ def test_every_tab_is_accessible(page: Page) -> None:
                 for each in found
                 if each["impact"] in ("serious", "critical")
             ]
-            assert bad == [], f"{theme}, {name}"
+            assert bad == [], f"{theme}, {width}, {name}"
+    page.set_viewport_size({"width": 1280, "height": 1100})
     command(page, "apputils:change-theme", theme="JupyterLab Light")
     row(page, "SmolLM2-135M-Instruct").locator(".wb-icon").click()
 

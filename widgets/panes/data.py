@@ -28,6 +28,7 @@ PROSE = (".txt", ".md")
 NONE = ""  # no column
 OURS = tuple(USUAL)
 MOST_FOUND = 50  # files near the notebook that are offered
+LABELS = {"prompt": "Question", "answer": "Right answer"}
 HELP = {
     "prompt": "What is asked",
     "answer": "The right answer",
@@ -212,4 +213,4 @@ def near(folder: Path = Path()) -> tuple[str, ...]:
 
 
 def _column(ours: str) -> ipw.Dropdown:
-    return ipw.Dropdown(options=[("(none)", NONE)], description=html.words(ours), tooltip=HELP[ours])
+    return ipw.Dropdown(options=[("(none)", NONE)], description=LABELS.get(ours, html.words(ours)), tooltip=HELP[ours])

@@ -4,11 +4,16 @@ async function render({ model, el }) {
   const code = document.createElement("pre");
   code.className = "wb-code";
   code.tabIndex = 0;
+  code.setAttribute("role", "group");
   code.setAttribute("aria-label", "The same as code");
   const button = document.createElement("button");
   button.type = "button";
   button.className = "wb-copy";
-  const show = () => { code.textContent = text.get("value"); button.textContent = "Copy as code"; };
+  const show = () => {
+    code.textContent = text.get("value");
+    button.textContent = "Copy as code";
+    el.hidden = !code.textContent;
+  };
   const select = () => {
     const range = document.createRange();
     range.selectNodeContents(code);
