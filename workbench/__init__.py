@@ -34,6 +34,7 @@ from workbench.step import Step
 from workbench.tasks.benchmarks import read_benchmark, read_lm_eval
 from workbench.tasks.sources import read_task, read_text
 from workbench.tasks.task import Example, Task, Text
+from workbench.teaching.check import check
 from workbench.training.curve import Curve
 from workbench.training.step import curve
 from workbench.variant import Variant, load
@@ -79,6 +80,7 @@ __all__ = [
     "ablate",
     "batching",
     "caches",
+    "check",
     "compare",
     "connect",
     "curve",

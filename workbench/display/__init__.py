@@ -4,6 +4,7 @@ from workbench.display.ablation import ablation_figure, ablation_html
 from workbench.display.batching import batching_figure, batching_html
 from workbench.display.caches import caches_html
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
+from workbench.display.check import check_html
 from workbench.display.comparison import comparison_figure
 from workbench.display.history import history_figure
 from workbench.display.kernels import kernels_html
@@ -26,6 +27,7 @@ __all__ = [
     "batching_figure",
     "batching_html",
     "caches_html",
+    "check_html",
     "closeup_figure",
     "comparison_figure",
     "comparison_html",
