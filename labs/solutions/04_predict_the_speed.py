@@ -4,7 +4,7 @@
 guess = 20.0
 
 # %% cell-05
-from workbench.teaching.calculator import Calculator, Shape
+from workbench.teaching.calculator import Calculator
 
 
 class MyPrediction(Calculator):
