@@ -9,6 +9,7 @@ from workbench.display.comparison import comparison_figure
 from workbench.display.history import history_figure
 from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
+from workbench.display.leaderboard import leaderboard_html
 from workbench.display.load import load_figure, load_html, load_timeline
 from workbench.display.page import comparison_page, search_page
 from workbench.display.plan import plan_figure, plan_html
@@ -40,6 +41,7 @@ __all__ = [
     "histogram_figure",
     "history_figure",
     "kernels_html",
+    "leaderboard_html",
     "load_figure",
     "load_html",
     "load_timeline",

@@ -143,7 +143,7 @@ def kept(step: Step, start: Variant, child: Variant, task: Task | Text | None, t
     yield Finding(
         "repeatable",
         again,
-        "The same tensors again." if again else "Applied twice it differs: use a generator with a seed.",
+        "The same tensors again." if again else "Applied twice it differs: draw from a generator with a seed.",
     )
     yield from _neutral(step, start, task, twin)
     yield _cancelled(step, start, task)

@@ -24,5 +24,7 @@ def solved(notebook: dict[str, Any], solution: str) -> dict[str, Any]:
     if missing := cells.keys() - {each.get("id") for each in notebook["cells"]}:
         raise InvalidInput(f"The notebook has no cell '{min(missing)}': the solution is of another version of it.")
     return notebook | {
-        "cells": [each | ({"source": cells[each["id"]]} if each.get("id") in cells else {}) for each in notebook["cells"]]
+        "cells": [
+            each | ({"source": cells[each["id"]]} if each.get("id") in cells else {}) for each in notebook["cells"]
+        ]
     }

@@ -215,9 +215,6 @@ LORA = tuple(
         "The product is multiplied by alpha / sqrt(rank): that is RSLoRA.": (
             lambda step, x, weight, a, b: _plain(step, x, weight, a, b, step.alpha / step.rank**0.5)
         ),
-        "The product is subtracted.": (
-            lambda step, x, weight, a, b: _plain(step, x, weight, a, b, -step.alpha / step.rank)
-        ),
         "What the layer itself gives is missing: add x @ weight.T.": (
             lambda step, x, weight, a, b: step.alpha / step.rank * ((x @ a.t()) @ b.t())
         ),
