@@ -32,6 +32,7 @@ STATIC.NbConvertBase.display_data_priority = [
     "text/plain",
 ]
 STATIC.CoalesceStreamsPreprocessor.enabled = True
+WIDGET = "application/vnd.jupyter.widget-view+json"
 KINDS = {"notebooks": "Lessons", "labs": "Labs, solved"}
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>LLM optimization workbench</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>
@@ -56,8 +57,17 @@ def page(path: Path) -> str:
     if solution.exists():
         notebook = nbformat.from_dict(solved(notebook, solution.read_text(encoding="utf-8")))
     NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            still(output)
     text: str = HTMLExporter(config=STATIC).from_notebook_node(notebook, {"metadata": {"name": path.stem}})[0]
     return text
+
+
+def still(output: nbformat.NotebookNode) -> None:
+    """Say that an output is a panel, where it has no form of its own without a kernel."""
+    if WIDGET in output.get("data", {}) and "text/html" not in output.data:
+        output.data = nbformat.from_dict({"text/plain": "A panel: open the notebook itself to use it."})
 
 
 def index(folder: Path) -> str:

@@ -144,6 +144,25 @@ def test_prediction_wrong(lab: Lab, tiny: wb.Variant, words: Any, says: str) -> 
     assert says in named(wb.check(lab("04_predict_the_speed", words=words)["MyPrediction"], tiny))
 
 
+def test_only_dense_decoders_of_the_llama_kind_are_predicted(lab: Lab, tiny: wb.Variant, load_tiny: Any) -> None:
+    made = lab("04_predict_the_speed")["MyPrediction"]
+    with pytest.raises(wb.WorkbenchError, match="already quantized: predict its dense parent"):
+        wb.check(made, tiny.apply(quantize.Int8()))
+    with pytest.raises(wb.WorkbenchError, match="GPT2LMHeadModel is no decoder of the Llama kind"):
+        wb.check(made, load_tiny("gpt2"))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_other_architectures(
+    lab: Lab, load_tiny: Any, tiny_text: wb.Text, tiny_task: wb.Task, architecture: str
+) -> None:
+    base, wanda, lora = load_tiny(architecture), lab("01_wanda"), lab("03_lora")["MyLoRA"]
+    found = wb.check(wanda["MyWanda"], base, tiny_text, **WANDA, ablation=wanda["ByChance"])
+    assert found.passed, found
+    found = wb.check(lora, base, tiny_task, **LORA, ablation=lora(rank=1, alpha=4.0, **TRAINED))
+    assert found.passed, found
+
+
 def test_a_hole_is_said_to_be_one(lab: Lab, tiny: wb.Variant, tiny_text: wb.Text) -> None:
     hole = {"score = weight.abs() * inputs.norm": 'raise NotImplementedError("the score")'}
     found = wb.check(lab("01_wanda", words=hole)["MyWanda"], tiny, tiny_text, **WANDA)

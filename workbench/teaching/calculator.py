@@ -10,6 +10,7 @@ from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.core.value import Value
+from workbench.models.adapters import check_dense
 from workbench.runtime.footprint import count_pass, kv_bytes
 from workbench.runtime.probe import this_device
 from workbench.teaching.blame import blame
@@ -175,8 +176,9 @@ def check_calculator(calculator: Calculator | type[Calculator], variant: Variant
     depends on the machine.
 
     Raises:
-        InvalidInput: the model is of another kind.
+        InvalidInput: the model is of another kind, quantized, or has an adapter.
     """
+    check_dense(variant.model, variant.name, "predict its dense parent")
     made = calculator() if isinstance(calculator, type) else calculator
     shape = Shape.of(variant, this_device(variant.device).bandwidth)
     work = count_pass(variant.model, 1, shape.context)
