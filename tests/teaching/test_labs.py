@@ -62,13 +62,14 @@ def test_a_solution_of_another_notebook_is_refused() -> None:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(900)
 @every_lab
 def test_runs_with_its_solution(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     notebook = nbformat.from_dict(solved(nbformat.read(path, as_version=4), solution(path)))
     folder = workspace(tmp_path) / "notebooks"
-    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output.text for output in outputs if output.get("name") == "stderr"] == []
     shown = [output.data for output in outputs if "data" in output]
