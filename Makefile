@@ -5,6 +5,7 @@ ROOT   := $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 SETTINGS := $(VENV)/share/jupyter/lab/settings
 LAB_FLAGS ?=
 PYTEST_FLAGS ?=
+LESSONS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test check demo readme clean
@@ -25,10 +26,8 @@ check: $(VENV)/ready ## lint, formatting, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-demo: $(VENV)/model-ready ## run the quickstart notebook into out/quickstart.html, readable without a kernel or a network
-	PLOTLY_RENDERER=plotly_mimetype+notebook $(BIN)/jupyter nbconvert --execute --to notebook --output-dir out \
-	  --output quickstart notebooks/00_quickstart.ipynb
-	$(BIN)/jupyter nbconvert --to html --config scripts/static_html.py out/quickstart.ipynb
+demo: $(VENV)/model-ready ## run lessons and solved labs into pages in out/; LESSONS="00_quickstart 01_wanda" for these only
+	$(BIN)/python scripts/demo.py out $(LESSONS)
 
 readme: $(VENV)/ready ## write the step table and the tree into README.md
 	$(BIN)/python scripts/readme.py --write

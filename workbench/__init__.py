@@ -34,6 +34,8 @@ from workbench.step import Step
 from workbench.tasks.benchmarks import read_benchmark, read_lm_eval
 from workbench.tasks.sources import read_task, read_text
 from workbench.tasks.task import Example, Task, Text
+from workbench.teaching.check import check
+from workbench.teaching.found import Check
 from workbench.training.curve import Curve
 from workbench.training.step import curve
 from workbench.variant import Variant, load
@@ -42,6 +44,7 @@ __all__ = [
     "Ablation",
     "Batching",
     "Caches",
+    "Check",
     "Comparison",
     "Curve",
     "Deployment",
@@ -79,6 +82,7 @@ __all__ = [
     "ablate",
     "batching",
     "caches",
+    "check",
     "compare",
     "connect",
     "curve",

@@ -4,10 +4,12 @@ from workbench.display.ablation import ablation_figure, ablation_html
 from workbench.display.batching import batching_figure, batching_html
 from workbench.display.caches import caches_html
 from workbench.display.changes import closeup_figure, diff_figure, histogram_figure
+from workbench.display.check import check_html
 from workbench.display.comparison import comparison_figure
 from workbench.display.history import history_figure
 from workbench.display.kernels import kernels_html
 from workbench.display.layers import ranking_figure, sensitivity_figure
+from workbench.display.leaderboard import leaderboard_html
 from workbench.display.load import load_figure, load_html, load_timeline
 from workbench.display.page import comparison_page, search_page
 from workbench.display.plan import plan_figure, plan_html
@@ -26,6 +28,7 @@ __all__ = [
     "batching_figure",
     "batching_html",
     "caches_html",
+    "check_html",
     "closeup_figure",
     "comparison_figure",
     "comparison_html",
@@ -38,6 +41,7 @@ __all__ = [
     "histogram_figure",
     "history_figure",
     "kernels_html",
+    "leaderboard_html",
     "load_figure",
     "load_html",
     "load_timeline",
