@@ -95,6 +95,24 @@ def test_what_was_learned_comes_back_from_its_weights(
     again.close()
 
 
+def test_what_was_learned_is_learned_again_when_its_export_is_gone(
+    bench: Bench, base: wb.Variant, bench_task: wb.Task
+) -> None:
+    """A folder that somebody renamed or removed takes nothing away but time."""
+    bench.turn_to(finetune.Full(epochs=1))
+    bench.family_panels["finetune"].apply()
+    assert bench.wait(TIMEOUT)
+    wanted, place = [logits(each) for each in bench.variants.values()], bench.journal.folder
+    bench.close()
+    (place / "weights").rename(place / "elsewhere")
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    again.restore.run()
+    assert again.wait(TIMEOUT)
+    for variant, each in zip(again.variants.values(), wanted, strict=True):
+        assert abs(logits(variant) - each).max() < 1e-4
+    again.close()
+
+
 def test_a_bench_is_saved_and_loaded(bench: Bench, tmp_path: Path, bench_task: wb.Task) -> None:
     worked(bench)
     names, wanted = list(bench.variants), [logits(each) for each in bench.variants.values()]

@@ -156,7 +156,8 @@ def _again(bench: "Bench", each: KeptVariant, made: dict[str, Variant], progress
     """A variant from the longest beginning of its recipe that is there already, or was exported."""
     steps, device = list(each.steps), bench.base.device.type
     dtype = str(bench.base.dtype).removeprefix("torch.")
-    exports = {len(found.recipe): bench.journal.folder / found.folder for found in bench.weights if found.serves(each)}
+    places = {len(found.recipe): bench.journal.folder / found.folder for found in bench.weights if found.serves(each)}
+    exports = {length: place for length, place in places.items() if place.is_dir()}  # else it learns anew
     at = len(steps)
     while at and at not in exports and _steps(each.source, Recipe(steps[:at])) not in made:
         at -= 1
