@@ -14,7 +14,7 @@ from workbench.analysis.diff import diff
 from workbench.core import units
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress, Throttle
-from workbench.display import comparison_figure
+from workbench.display import comparison_figure, look
 from workbench.measurement.comparison import NEW_TOKENS, ROUNDS, Comparison, compare
 from workbench.measurement.latency import Timing, requests, time_request
 from workbench.measurement.runs import RunStore
@@ -166,8 +166,10 @@ class Compare:
                 empty(self.place)
                 self.plot, self.report.value = None, ""
                 return
-            colours = [self.bench.colour(run.variant) for run in comparison.runs]
-            figure = comparison_figure(comparison, transparent=True, colours=colours)
+            looks = [
+                look(at)._replace(colour=self.bench.colour(each.variant)) for at, each in enumerate(comparison.runs)
+            ]
+            figure = comparison_figure(comparison, transparent=True, looks=looks)
             self.plot = draw(self.place, figure)
             self.report.value = html.wide(comparison._repr_html_())
 
