@@ -75,6 +75,9 @@ def comparison_figure(
         # From zero, so that a small difference looks small; with room for the labels.
         axis(range=[0, ROOM * (max(found, default=0) or 1)], row=2, col=1)
     figure.update_layout(height=LOWER + upper, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
+    if comparison.partial:
+        title = {"text": f"<b>Partial: {plain(comparison.partial)}</b>, not a result", "x": 0, "xref": "paper"}
+        figure.update_layout(title=title, margin_t=90, uirevision="comparison")  # zoomed, it stays so
     return styled(figure, transparent)
 
 
