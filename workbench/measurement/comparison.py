@@ -17,6 +17,7 @@ from workbench.core.device import environment
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Incomparable, InvalidInput, WorkbenchError
 from workbench.core.estimate import ENOUGH, among
+from workbench.core.line import watched
 from workbench.core.pages import Paged
 from workbench.core.progress import Progress
 from workbench.measurement import metrics, power, scales
@@ -173,6 +174,7 @@ class Comparison(Paged):
         return "\n".join(lines + [f"  note on {self.baseline.variant}: {note}" for note in self.baseline.notes])
 
 
+@watched
 def compare(
     variants: Sequence[Respondent],
     task: Task | Text,
