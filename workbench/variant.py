@@ -17,6 +17,7 @@ from workbench.core import files
 from workbench.core.device import resolve_device, resolve_dtype
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Closed, InvalidInput, NotAvailable
+from workbench.core.line import watched
 from workbench.core.lineage import Life, lives
 from workbench.core.progress import Progress
 from workbench.models import export, loading, sharing
@@ -116,6 +117,7 @@ class Variant:
         """How many tokens, prompt and answer together, the model can hold."""
         return context_length(self.model.config)
 
+    @watched
     def apply(self, step: RecipeStep, task: Task | Text | None = None, progress: Progress | None = None) -> "Variant":
         """Make a new variant by a step. On any error or cancel, nothing is left behind.
 
@@ -344,6 +346,7 @@ def weights() -> dict[Variant, tuple[int, int]]:
     return found
 
 
+@watched
 def load(
     source: str | Path | None = None,
     *,

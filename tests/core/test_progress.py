@@ -198,3 +198,28 @@ def test_what_was_made_up_for_is_not_repeated(timers: Timers) -> None:
     assert all(after - before >= 0.199 for before, after in pairwise(calls[2:]))
     assert len(calls) > 4
     assert timers.waiting == []
+
+
+def test_one_bar_over_all_parts_of_a_work(clock: Clock) -> None:
+    made, bars = Progress(), list[float]()
+    with made.whole([10, 30]) as following:
+        following()
+        assert made.eta is None
+        for _ in range(2):  # two stages in one part: the bar stays where it was
+            for _ in made.track("reading", range(5), 5):
+                clock.now += 2
+                bars.append(made.fraction)
+        following()
+        made.start("timing", 3)
+        assert made.fraction == pytest.approx(0.25)
+        assert made.eta == pytest.approx(20 / 10 * 30)
+        with made.whole([1, 1]) as inner:
+            inner()
+            clock.now += 20
+            made.advance()
+        bars.append(made.fraction)
+        assert made.fraction == pytest.approx(0.5)
+        assert made.eta == pytest.approx(40)
+    assert bars == sorted(bars)
+    made.start("alone", 2)
+    assert made.fraction == 0

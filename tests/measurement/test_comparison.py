@@ -327,3 +327,18 @@ def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(wb.WorkbenchError, match="could not be added"):
         RunStore(tmp_path / "file" / "runs.jsonl").append(a_run("a", [1.0], [1.0]))
+
+
+def test_what_is_seen_before_the_end_says_that_it_is_partial(base: wb.Variant, tiny_task: Task) -> None:
+    seen: list[wb.Comparison] = []
+    bars: list[float] = []
+    progress = wb.Progress(lambda shown: bars.append(shown.fraction))
+    told = {"progress": progress, "on_update": seen.append}
+    result = wb.compare([base], tiny_task, rounds=2, new_tokens=2, **told, store=False)
+    assert [each.partial for each in seen[2:4]] == ["1 of 2 rounds", "2 of 2 rounds"]
+    for words in (repr(seen[2]), seen[2]._repr_html_(), seen[2].figure().layout.title.text):
+        assert "1 of 2 rounds" in words
+        assert "not a result" in words
+    assert result.partial == ""
+    assert "artial" not in repr(result) + result._repr_html_()
+    assert bars == sorted(bars)  # one bar over all phases

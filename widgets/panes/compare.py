@@ -106,9 +106,13 @@ class Compare:
                 try:
                     shown = {"progress": progress, "on_update": self._update}
                     self.bench.measured(compare(variants, task, **settings, **shown, store=False))
-                finally:  # one that was cancelled leaves the last whole one on screen, or none
+                finally:  # one that was cancelled leaves the last whole one on screen, or itself where there is none
                     with self.bench.lock:
-                        self._newest = self.bench.comparison
+                        begun = None if self._newest is None else self._newest.partial
+                        if self.bench.comparison is not None or not begun:
+                            self._newest = self.bench.comparison
+                        elif self._newest is not None:
+                            self._newest = Comparison(self._newest.runs, f"{begun}, cancelled or failed")
                         self._show_newest(force=True)
                 return _keep(self.bench.comparison)
 

@@ -11,6 +11,7 @@ from workbench.core import estimate
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Cancelled, InvalidInput, OutOfMemory, WorkbenchError
 from workbench.core.estimate import Estimate
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.measurement.comparison import Comparison, compare
 from workbench.measurement.runs import Run
@@ -130,6 +131,7 @@ class Ablation:
         return "\n".join([f"Ablation of {', '.join(self.steps)}:", *self.lines])
 
 
+@watched
 def ablate(
     recipe: Recipe | Sequence[RecipeStep],
     base: Variant,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from workbench.analysis.matching import Place, matrix_places
 from workbench.core.drawn import Drawn, drawn
 from workbench.core.errors import Closed, InvalidInput
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.models import sharing
 from workbench.models.experts import as_layers
@@ -249,6 +250,7 @@ class Diff(Drawn):
         return matrix, sides
 
 
+@watched
 def diff(before: Variant, after: Variant, progress: Progress | None = None) -> Diff:
     """Compare the weights of two variants of one model; packed weights are unpacked one at a time.
 

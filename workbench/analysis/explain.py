@@ -13,6 +13,7 @@ from workbench.core.device import environment
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.runtime import probe
 from workbench.runtime.footprint import Work, kv_bytes, numbers
@@ -211,6 +212,7 @@ class Explanation:
         return "\n".join([self.sentence, *self.lines, *map(str, self.suggestions)])
 
 
+@watched
 def explain(
     variant: Variant,
     *batches: int,

@@ -20,6 +20,7 @@ from workbench.core import estimate, files
 from workbench.core.device import environment
 from workbench.core.errors import Cancelled, InvalidInput, TimeUp, WorkbenchError
 from workbench.core.estimate import ENOUGH, Estimate
+from workbench.core.line import watched
 from workbench.core.optional import library
 from workbench.core.progress import Progress
 from workbench.core.units import duration
@@ -41,6 +42,7 @@ QUALITY = ("score", "kl_to_baseline")
 Listener = Callable[[Search], None]
 
 
+@watched
 def search(
     base: Variant,
     task: Task | Text,

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -63,6 +63,41 @@ class Throttle:
         self._call()
 
 
+class _Whole:
+    """Parts of one piece of work, and how long each was thought to take beside the others."""
+
+    def __init__(self, expected: Sequence[float]) -> None:
+        self._expected = [max(0.0, each) for each in expected]
+        self._begun = -1
+        self._before = self._farthest = self._shown = 0.0  # expected time that has passed, and the bar
+        self._started = time.monotonic()
+
+    def following(self) -> None:
+        """Begin the next part."""
+        self._before = sum(self._expected[: self._begun + 1])
+        self._farthest = self._before
+        self._begun += 1
+
+    def _done(self, stage: float) -> float:
+        """Expected time of what is done; a part of several stages does not go back to its beginning."""
+        part = self._expected[self._begun] if 0 <= self._begun < len(self._expected) else 0.0
+        self._farthest = max(self._farthest, self._before + part * stage)
+        return self._farthest
+
+    def eta(self, stage: float) -> float | None:
+        """Seconds until all is done, at the pace so far."""
+        done = self._done(stage)
+        if not done:
+            return None
+        return (time.monotonic() - self._started) / done * max(0.0, sum(self._expected) - done)
+
+    def fraction(self, stage: float) -> float:
+        """Share of all that is done; it never shrinks."""
+        total = sum(self._expected)
+        self._shown = max(self._shown, min(1.0, self._done(stage) / total if total else 0.0))
+        return self._shown
+
+
 class Progress:
     """How far a piece of work is, and whether it has been asked to stop.
 
@@ -87,6 +122,28 @@ class Progress:
         self._stop = threading.Event()
         self._until = math.inf
         self._started = time.monotonic()
+        self._whole: _Whole | None = None
+
+    @contextmanager
+    def whole(self, expected: Sequence[float]) -> Iterator[Callable[[], None]]:
+        """Work of several parts with one bar and one forecast over all of them, whatever stages each has.
+
+        What is within another whole is a part of that one.
+
+        Args:
+            expected: how long each part takes, in seconds or any other unit; the pace of those done corrects it.
+
+        Yields:
+            What is called when a part begins, the first one included.
+        """
+        if self._whole is not None:
+            yield lambda: None
+            return
+        self._whole = _Whole(expected)
+        try:
+            yield self._whole.following
+        finally:
+            self._whole = None
 
     def start(self, label: str, total: int, undisturbed: bool = False) -> None:
         """Begin a stage of ``total`` units."""
@@ -161,12 +218,20 @@ class Progress:
 
     @property
     def fraction(self) -> float:
-        """Share of the current stage that is done, 0 to 1."""
+        """Share that is done of the whole work where its parts are known, else of the current stage, 0 to 1."""
+        if self._whole is not None:
+            return self._whole.fraction(self._stage)
+        return self._stage
+
+    @property
+    def _stage(self) -> float:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
     @property
     def eta(self) -> float | None:
-        """Seconds the current stage still needs, or None before the first unit."""
+        """Seconds that are still needed for what `fraction` is a share of, or None before the first unit."""
+        if self._whole is not None:
+            return self._whole.eta(self._stage)
         if not self.done or not self.total:
             return None
         return (time.monotonic() - self._started) / self.done * max(0, self.total - self.done)

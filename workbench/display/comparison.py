@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import units
 from workbench.core.drawn import draws
 from workbench.core.estimate import Estimate
-from workbench.display.style import COLOURS, NEUTRAL, plain, styled
+from workbench.display.style import NEUTRAL, Look, look, plain, styled
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
 from workbench.measurement.verdict import Verdict
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 QUALITY = ("score", "perplexity")
-HEIGHT = 620
+HEIGHT, LOWER = 620, 335  # of the whole and of the trade-off, in pixels
+ROW = 22  # pixels that a variant's name needs
+LABELLED = 12  # bubbles with their names beside them; more would cover each other, and say theirs when pointed at
 ROOM = 1.35  # of the largest value, on the axes of the trade-off
 
 
 @draws(Comparison)
 def comparison_figure(
-    comparison: Comparison, transparent: bool = False, colours: Sequence[str] = COLOURS
+    comparison: Comparison, transparent: bool = False, looks: Sequence[Look] | None = None
 ) -> "go.Figure":
     """Latency and quality side by side; below, quality over latency with the weights as bubble size.
 
@@ -31,17 +33,18 @@ def comparison_figure(
 
     Args:
         transparent: leave background and text colours to the page, as the bench does.
-        colours: one a run, in order.
+        looks: one a run, in order; by default those of `look`.
     """
     from plotly.subplots import make_subplots
 
+    upper = max(HEIGHT - LOWER, ROW * len(comparison.runs))
     quality = next((name for name in QUALITY if name in comparison.metrics), "perplexity")
     figure = make_subplots(
         rows=2,
         cols=2,
         specs=[[{}, {}], [{"colspan": 2}, None]],
-        row_heights=[0.46, 0.54],
-        vertical_spacing=0.17,
+        row_heights=[upper / (upper + LOWER), LOWER / (upper + LOWER)],
+        vertical_spacing=0.17 * HEIGHT / (upper + LOWER),
         horizontal_spacing=0.09,
         subplot_titles=(
             f"{scales.title('inter_token_latency')}: lower is faster",
@@ -51,9 +54,9 @@ def comparison_figure(
     )
     runs = comparison.runs
     names = [plain(run.variant) for run in runs]
-    colours = [colours[index % len(colours)] for index in range(len(runs))]
+    looks = looks or [look(number) for number in range(len(runs))]
     for column, metric in ((1, "inter_token_latency"), (2, quality)):
-        figure.add_trace(_intervals(comparison, names, metric, colours), row=1, col=column)
+        figure.add_trace(_intervals(comparison, names, metric, looks), row=1, col=column)
         if metric in runs[0].estimates:
             figure.add_vline(
                 scales.shown(metric, runs[0][metric].value),
@@ -61,21 +64,24 @@ def comparison_figure(
                 row=1,
                 col=column,
             )
-        figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, row=1, col=column)
+        figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, dtick=1, row=1, col=column)
         figure.update_xaxes(rangemode="tozero", row=1, col=column)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
-    figure.add_trace(_bubbles(comparison, names, colours, quality), row=2, col=1)
+    figure.add_trace(_bubbles(comparison, names, looks, quality), row=2, col=1)
     figure.update_xaxes(title_text=scales.title("inter_token_latency"), row=2, col=1)
     figure.update_yaxes(title_text=scales.title(quality), row=2, col=1)
     for axis, metric in ((figure.update_xaxes, "inter_token_latency"), (figure.update_yaxes, quality)):
         found = [scales.shown(metric, run[metric].value) for run in runs if metric in run.estimates]
         # From zero, so that a small difference looks small; with room for the labels.
         axis(range=[0, ROOM * (max(found, default=0) or 1)], row=2, col=1)
-    figure.update_layout(height=HEIGHT, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
+    figure.update_layout(height=LOWER + upper, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
+    if comparison.partial:
+        title = {"text": f"<b>Partial: {plain(comparison.partial)}</b>, not a result", "x": 0, "xref": "paper"}
+        figure.update_layout(title=title, margin_t=90, uirevision="comparison")  # zoomed, it stays so
     return styled(figure, transparent)
 
 
-def _intervals(comparison: Comparison, names: Sequence[str], metric: str, colours: Sequence[str]) -> Any:
+def _intervals(comparison: Comparison, names: Sequence[str], metric: str, looks: Sequence[Look]) -> Any:
     import plotly.graph_objects as go
 
     verdicts = comparison.verdicts()
@@ -88,7 +94,7 @@ def _intervals(comparison: Comparison, names: Sequence[str], metric: str, colour
         x=[scales.shown(metric, own.value) if own else None for own in found],
         y=names,
         mode="markers",
-        marker={"size": 12, "color": list(colours)},
+        marker={"size": 12, "color": [each.colour for each in looks], "symbol": [each.symbol for each in looks]},
         error_x={"type": "data", "array": above, "arrayminus": below, "thickness": 2, "width": 6, "color": NEUTRAL},
         hovertext=[
             "<br>".join(
@@ -121,7 +127,7 @@ def _paired(baseline: Estimate | None, verdict: Verdict | None, metric: str) -> 
     return Estimate(value=baseline.value, low=low, high=high, n=change.n, unit=baseline.unit)
 
 
-def _bubbles(comparison: Comparison, names: Sequence[str], colours: Sequence[str], quality: str) -> Any:
+def _bubbles(comparison: Comparison, names: Sequence[str], looks: Sequence[Look], quality: str) -> Any:
     import plotly.graph_objects as go
 
     shown = [
@@ -133,7 +139,7 @@ def _bubbles(comparison: Comparison, names: Sequence[str], colours: Sequence[str
     return go.Scatter(
         x=[scales.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown],
         y=[scales.shown(quality, run[quality].value) for _, run in shown],
-        mode="markers+text",
+        mode="markers+text" if len(shown) <= LABELLED else "markers",
         text=[names[index] for index, _ in shown],
         textposition="top center",
         cliponaxis=False,
@@ -142,7 +148,8 @@ def _bubbles(comparison: Comparison, names: Sequence[str], colours: Sequence[str
             "sizemode": "area",
             "sizeref": 2 * max(sizes, default=1) / 46**2,
             "sizemin": 6,
-            "color": [colours[index] for index, _ in shown],
+            "color": [looks[index].colour for index, _ in shown],
+            "symbol": [looks[index].symbol for index, _ in shown],
             "opacity": 0.75,
         },
         customdata=[units.size(each) for each in sizes],

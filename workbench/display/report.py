@@ -45,8 +45,9 @@ def comparison_html(comparison: Comparison) -> str:
     lines += [(name, str(verdict)) for name, verdict in comparison.verdicts().items()]
     said = "".join(f"<li><b>{escape(name)}</b>: {escape(each)}</li>" for name, each in lines)
     table = f"<table><thead><tr><th>Variant</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    partial = f"<p><b>Partial: {escape(comparison.partial)}</b>, not a result.</p>" if comparison.partial else ""
     return (
-        f'{STYLE}<div class="wb-report">{table}'
+        f'{STYLE}<div class="wb-report">{partial}{table}'
         f"{f'<ul>{said}</ul>' if said else ''}<small>{escape(footnote(comparison))}</small></div>"
     )
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from workbench.core.drawn import Drawn, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import CONFIDENCE
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.layers import calibration
 from workbench.layers.activations import LayerInput
@@ -76,6 +77,7 @@ class Sensitivity(Drawn):
         return drawn(self, transparent=transparent)
 
 
+@watched
 def sensitivity(
     variant: Variant,
     task: Task | Text,

@@ -17,6 +17,7 @@ from workbench.core.device import environment
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Incomparable, InvalidInput, WorkbenchError
 from workbench.core.estimate import ENOUGH, among
+from workbench.core.line import watched
 from workbench.core.pages import Paged
 from workbench.core.progress import Progress
 from workbench.measurement import metrics, power, scales
@@ -45,14 +46,16 @@ class Comparison(Paged):
 
     Attributes:
         runs: one a variant.
+        partial: how far it is while it is being measured, or where it was cancelled; empty for a result.
     """
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], partial: str = "") -> None:
         if not runs:
             raise InvalidInput("A comparison needs at least one run.")
         for run in runs[1:]:
             _check_comparable(runs[0], run)
         self.runs = tuple(runs)
+        self.partial = partial
 
     @property
     def baseline(self) -> Run:
@@ -165,11 +168,13 @@ class Comparison(Paged):
         return str(drawn(self, HTML))
 
     def __repr__(self) -> str:
-        lines = [f"Comparison on {self.baseline.task}, baseline {self.baseline.variant}:"]
+        lines = [f"Partial, {self.partial}: not a result."] if self.partial else []
+        lines += [f"Comparison on {self.baseline.task}, baseline {self.baseline.variant}:"]
         lines += [f"  {name}: {said}" for name, said in self.verdicts().items()]
         return "\n".join(lines + [f"  note on {self.baseline.variant}: {note}" for note in self.baseline.notes])
 
 
+@watched
 def compare(
     variants: Sequence[Respondent],
     task: Task | Text,
@@ -192,7 +197,7 @@ def compare(
         examples: how many test examples or windows are scored; all by default.
         rounds: timed requests of every variant.
         new_tokens: length of a timed answer.
-        on_update: called with the comparison so far whenever there is more to see.
+        on_update: called with the comparison so far, which says that it is partial, whenever there is more to see.
         store: where the finished runs are appended; True for `RunStore()`, False for nowhere.
 
     Raises:
@@ -213,37 +218,58 @@ def compare(
     settings = {"examples": examples or 0, "rounds": rounds, "new_tokens": new_tokens}
     runs = _blank_runs(variants, task, settings)
 
+    timed: list[list[Timing]] = [[] for _ in variants]
+
     def tell(updated: list[Run]) -> list[Run]:
         if on_update:
-            on_update(Comparison(updated))
+            on_update(Comparison(updated, f"{len(timed[0])} of {rounds} rounds"))
         return updated
 
-    places = [index for index, each in enumerate(variants) if isinstance(each, Variant)]
-    asked = {index: prepared(each, task, examples, progress) for index, each in zip(places, here, strict=True)}
-    for index, each in zip(places, here, strict=True):
-        runs[index] = metrics.with_memory(runs[index], each, task, new_tokens)
-    tell(runs)
-    spans = [task_spans(each, task, examples, asked[index]) for index, each in zip(places, here, strict=True)]
-    for index, found in zip(places, likelihoods(here, spans, progress) if here else [], strict=True):
-        apart = index == 0 or places[0] != 0  # KL is to the baseline, which may be elsewhere
-        runs[index] = metrics.with_likelihood(runs[index], found, baseline=apart)
-    tell(runs)
-    timed: list[list[Timing]] = [[] for _ in variants]
-    for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
-        for own, timing in zip(timed, timings, strict=True):
-            own.append(timing)
-        if on_update:
-            tell([metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)])
-    runs = [metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)]
-    if isinstance(task, Task):
-        for index, variant in enumerate(variants):
-            marks = scored(variant, task, examples, progress, asked.get(index))
-            prices = getattr(variant, "prices", None)
-            runs[index] = metrics.with_scores(runs[index], marks, runs[0], prices)
-            tell(runs)
+    with progress.whole(_expected(variants, task, examples, rounds, new_tokens)) as following:
+        places = [index for index, each in enumerate(variants) if isinstance(each, Variant)]
+        asked: dict[int, Any] = {}
+        for index, each in zip(places, here, strict=True):
+            following()
+            asked[index] = prepared(each, task, examples, progress)
+        for index, each in zip(places, here, strict=True):
+            runs[index] = metrics.with_memory(runs[index], each, task, new_tokens)
+        tell(runs)
+        spans = [task_spans(each, task, examples, asked[index]) for index, each in zip(places, here, strict=True)]
+        following()
+        for index, found in zip(places, likelihoods(here, spans, progress) if here else [], strict=True):
+            apart = index == 0 or places[0] != 0  # KL is to the baseline, which may be elsewhere
+            runs[index] = metrics.with_likelihood(runs[index], found, baseline=apart)
+        tell(runs)
+        following()
+        for timings in time_interleaved(variants, task, rounds, new_tokens, progress):
+            for own, timing in zip(timed, timings, strict=True):
+                own.append(timing)
+            if on_update:
+                tell([metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)])
+        runs = [metrics.with_timing(run, each) for run, each in zip(runs, timed, strict=True)]
+        if isinstance(task, Task):
+            for index, variant in enumerate(variants):
+                following()
+                marks = scored(variant, task, examples, progress, asked.get(index))
+                prices = getattr(variant, "prices", None)
+                runs[index] = metrics.with_scores(runs[index], marks, runs[0], prices)
+                tell(runs)
     if store is not False:
         _keep(runs, RunStore() if store is True else store)
     return Comparison(runs)
+
+
+def _expected(
+    variants: Sequence[Respondent], task: Task | Text, examples: int | None, rounds: int, new_tokens: int
+) -> list[float]:
+    """How long the parts of a comparison take beside each other, in generated tokens: their order is `compare`'s."""
+    many = len(variants)
+    reading = sum(isinstance(each, Variant) for each in variants)
+    whole = len(task.test) if isinstance(task, Task) else task.test
+    scored = min(whole, examples or whole)
+    text = scored * (task.window / 8 if isinstance(task, Text) else task.max_new_tokens / 2)  # read many at once
+    parts = [0.01 * scored] * reading + [reading * text, many * (rounds + 1) * (new_tokens + 2.0)]
+    return parts + [scored * task.max_new_tokens / 4.0] * many if isinstance(task, Task) else parts
 
 
 def measure(variant: Respondent, task: Task | Text, **settings: Any) -> Run:
