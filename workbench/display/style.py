@@ -12,6 +12,25 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is the grey one.
 COLOURS = ("#6e6e6e", "#0072b2", "#d55e00", "#009e73", "#b8860b", "#a64d8a", "#3a8fc7", "#7a5c00")
 NEUTRAL = "#808080"  # lines that read on light and on dark
+# One for every round through the colours; filled, hollow and dotted where the bench's list is so too.
+SYMBOLS = (
+    *("circle", "diamond", "square-open", "triangle-up-open-dot"),
+    *("star", "cross", "hexagon-open", "triangle-down-open-dot"),
+)
+ROW = 22  # pixels that one variant's line takes in a figure of many
+LONGEST_LABEL = 28  # characters that fit beside a figure
+
+
+def symbol(look: int) -> str:
+    """The marker of the variant with this look: another one each time the colours begin anew."""
+    return SYMBOLS[look // len(COLOURS) % len(SYMBOLS)]
+
+
+def label(name: str, longest: int = LONGEST_LABEL) -> str:
+    """A name as short as a label must be: its middle left out, since names often differ at their ends."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
 
 
 def plain(text: str) -> str:
