@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from workbench.display import COLOURS, look, plain, ranking_figure, sensitivity_figure, styled
+from workbench.display import plain, ranking_figure, sensitivity_figure, styled
 from workbench.display.layers import log_ticks
 from workbench.display.roofline import apart
 from workbench.display.style import short_names
@@ -111,17 +111,3 @@ def test_plain_text() -> None:
 def test_style() -> None:
     figure = styled(ranking_figure([1.0]), transparent=False)
     assert figure.layout.paper_bgcolor is None
-
-
-def test_many_looks_stay_apart_and_read_on_light_and_dark() -> None:
-    looks = [look(number) for number in range(169)]
-    assert looks[0].colour == COLOURS[0]
-    assert [each.colour for each in looks[1:8]] == list(COLOURS[1:])
-    for kind in ("symbol", "mark", "pattern", "dash"):
-        assert len({(each.colour, getattr(each, kind)) for each in looks}) == len(looks)
-    for each in {each.colour for each in looks}:
-        linear = [int(each[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in linear]
-        light = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-        assert 1.05 / (light + 0.05) >= 3  # on white
-        assert (light + 0.05) / 0.0556 >= 3  # on #111111

@@ -16,6 +16,7 @@ from workbench.core import units
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.progress import Progress, Throttle
 from workbench.display import comparison_figure
+from workbench.display.style import symbol
 from workbench.measurement.comparable import limits
 from workbench.measurement.comparison import NEW_TOKENS, ROUNDS, Comparison, compare
 from workbench.measurement.latency import Timing, requests, time_request
@@ -199,7 +200,8 @@ class Compare:
                 self.plot, self.report.value = None, ""
                 return
             colours = [self.bench.colour(run.variant) for run in comparison.runs]
-            figure = comparison_figure(comparison, transparent=True, colours=colours)
+            symbols = [symbol(self.bench.look(run.variant)) for run in comparison.runs]
+            figure = comparison_figure(comparison, transparent=True, colours=colours, symbols=symbols)
             self.guess.mark(figure, comparison)
             self.guess.judge(comparison)
             self.plot = draw(self.place, figure)

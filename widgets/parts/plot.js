@@ -1,78 +1,83 @@
 // A Plotly figure, drawn from all that the kernel knows of it.
 const LIBRARY = Symbol.for("workbench.plotly"); // loaded once a page
-const CONFIG = { displaylogo: false };
+const CONFIG = { displaylogo: false, modeBarButtonsToRemove: ["toImage"] }; // its picture would have no background
+const PAPER = "#ffffff", INK = "#1f1f1f", SHARP = 2; // of a downloaded picture, whatever the page's theme is
+const FORMULA = /^[=+\-@\t\r\n]/; // how a cell begins that a spreadsheet would run
 
-const FILES = { SVG: "a drawing", PNG: "a picture", CSV: "its numbers" };
+// What a text of Plotly's reads as: its tags gone, its entities resolved.
+const words = (text) => /[<&]/.test(text)
+  ? new DOMParser().parseFromString(text.replace(/<br\s*\/?>/g, "; "), "text/html").documentElement.textContent : text;
+const cell = (value) => {
+  if (value === null || value === undefined || Number.isNaN(value)) return "";
+  const text = typeof value !== "number" && FORMULA.test(value) ? `'${value}` : String(value);
+  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+};
+const read = (value) => typeof value === "string" ? words(value) : value;
+const at = (values, ...place) => Array.isArray(values) || ArrayBuffer.isView(values)
+  ? place.reduce((held, each) => held?.[each], values) : undefined;
 
-// The numbers of a figure, one row a point or cell; text that a spreadsheet would compute is quoted away.
-function table(data, title) {
-  const cell = (value) => {
-    if (value === undefined || value === null) return "";
-    const said = typeof value === "number" ? String(value) : String(value).replace(/<[^>]*>/g, " ");
-    const safe = typeof value !== "number" && /^[\s]*[=+\-@]/.test(said) ? `'${said}` : said;
-    return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
-  };
-  const list = (values) => { // Plotly passes numbers on as bytes
-    if (!values?.bdata) return values ?? [];
-    const kinds = { f8: Float64Array, f4: Float32Array, i4: Int32Array, u4: Uint32Array, i2: Int16Array,
-      u2: Uint16Array, i1: Int8Array, u1: Uint8Array };
-    const flat = [...new kinds[values.dtype](Uint8Array.from(atob(values.bdata), (each) => each.charCodeAt(0)).buffer)];
-    const [, width] = String(values.shape ?? "").split(",").map(Number);
-    return width ? flat.flatMap((_, at) => at % width ? [] : [flat.slice(at, at + width)]) : flat;
-  };
-  const rows = [["figure", "trace", "name", "x", "y", "z", "x_minus", "x_plus", "y_minus", "y_plus"]];
-  data.forEach((trace, number) => {
-    const [x, y, z, text] = [trace.x, trace.y, trace.z, trace.text].map(list);
-    const side = (bars) => [list(bars?.arrayminus ?? bars?.array), list(bars?.array)];
-    const errors = [...side(trace.error_x), ...side(trace.error_y)];
-    const start = (at) => [title, number + 1, trace.name ?? (Array.isArray(text) ? text[at] : text)];
-    if (z.length) z.forEach((row, at) => [...row].forEach((value, column) => {
-      rows.push([title, number + 1, trace.name, x[column] ?? column, y[at] ?? at, value]);
-    }));
-    else for (let at = 0; at < Math.max(x.length, y.length); at++) {
-      rows.push([...start(at), x[at], y[at], "", ...errors.map((each) => each[at])]);
-    }
+// A row a point, or a cell of a heat map; columns that say nothing are left out.
+function table({ _fullData: traces, layout }) {
+  const rows = traces.flatMap((trace) => {
+    const title = (axis) => read(layout[(trace[`${axis}axis`] ?? axis).replace(axis, `${axis}axis`)]?.title?.text);
+    const row = (x, y, ...place) => ({
+      trace: read(trace.name), "x axis": title("x"), "y axis": title("y"),
+      x: read(at(trace.x, x) ?? x), y: read(at(trace.y, y) ?? y), z: at(trace.z, ...place),
+      size: at(trace.marker?.size, ...place), ...error("x", trace.error_x, place), ...error("y", trace.error_y, place),
+      text: read(at(trace.hovertext, ...place) ?? at(trace.text, ...place)), name: at(trace.customdata, ...place),
+    });
+    if (trace.z) return [...trace.z].flatMap((line, y) => [...line].map((_, x) => row(x, y, y, x)));
+    const points = Math.max(trace.x?.length ?? 0, trace.y?.length ?? 0);
+    return Array.from({ length: points }, (_, point) => row(point, point, point));
   });
-  return rows.map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+  const columns = Object.keys(rows[0] ?? {}).filter((name) => rows.some((row) => cell(row[name]) !== ""));
+  const lines = [columns, ...rows.map((row) => columns.map((name) => row[name]))];
+  return lines.map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
+}
+function error(axis, bars, place) {
+  if (!bars?.visible) return { [`${axis} below`]: undefined, [`${axis} above`]: undefined };
+  const above = at(bars.array, ...place);
+  return { [`${axis} below`]: bars.symmetric ? above : at(bars.arrayminus, ...place), [`${axis} above`]: above };
 }
 
-function save(url, name) {
+function picture(Plotly, plot, format, filename) {
+  const { data, layout: own, _fullLayout: { width, height } } = plot; // as large as on the screen, and zoomed as there
+  const layout = { ...own, paper_bgcolor: PAPER, plot_bgcolor: PAPER, font: { ...own.font, color: INK } };
+  const scale = format === "png" ? SHARP : 1;
+  return Plotly.downloadImage({ data, layout }, { format, filename, width, height, scale });
+}
+function save(text, filename) {
   const link = document.createElement("a");
-  Object.assign(link, { href: url, download: name });
-  document.body.append(link);
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv;charset=utf-8" }));
+  link.download = filename;
   link.click();
-  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000); // a browser may start late
 }
-
-// Buttons below a figure that keep it as a file; made in the page, so that no network is needed.
-function keeping(Plotly, plot, wanted) {
-  const row = document.createElement("div");
-  row.className = "wb-files";
-  row.style.cssText = "display: flex; gap: 4px; justify-content: flex-end;";
-  const keep = async (kind) => {
-    const { data, layout } = JSON.parse(wanted());
-    const title = (layout.title?.text ?? "").replace(/<[^>]*>/g, "");
-    const name = title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60) || "figure";
-    if (kind === "CSV") {
-      const url = URL.createObjectURL(new Blob(["\ufeff", table(data, title)], { type: "text/csv;charset=utf-8" }));
-      save(url, `${name}.csv`);
-      setTimeout(() => URL.revokeObjectURL(url), 1000);
-      return;
-    }
-    const { width, height } = plot._fullLayout;
-    const format = kind.toLowerCase();
-    save(await Plotly.toImage(plot, { format, width, height, scale: kind === "PNG" ? 2 : 1 }), `${name}.${format}`);
+// Buttons that keep the figure as a picture or as the numbers in it.
+function downloads(Plotly, plot) {
+  const place = document.createElement("div"), said = document.createElement("span");
+  place.className = "wb-downloads";
+  said.setAttribute("role", "status");
+  const title = () => words(plot.layout.title?.text ?? "").replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").slice(0, 60);
+  const name = () => title().replace(/^-|-$/g, "") || "figure";
+  const kinds = {
+    SVG: () => picture(Plotly, plot, "svg", name()),
+    PNG: () => picture(Plotly, plot, "png", name()),
+    CSV: () => save(table(plot), `${name()}.csv`),
   };
-  for (const [kind, what] of Object.entries(FILES)) {
+  for (const [kind, keep] of Object.entries(kinds)) {
     const button = document.createElement("button");
-    Object.assign(button, { type: "button", textContent: kind, title: `Save this figure as ${what}` });
-    button.setAttribute("aria-label", `Save this figure as ${what}, ${kind}`);
-    button.style.cssText = "font: inherit; font-size: 11px; padding: 2px 8px; cursor: pointer; color: inherit;"
-      + "background: transparent; border: 1px solid currentColor; border-radius: 2px;";
-    button.addEventListener("click", () => keep(kind).catch((error) => console.error(error)));
-    row.append(button);
+    Object.assign(button, { type: "button", className: "wb-button", textContent: kind });
+    button.title = `Download this figure as ${kind}`;
+    button.setAttribute("aria-label", button.title);
+    button.addEventListener("click", async () => {
+      said.textContent = "";
+      try { await keep(); } catch (error) { said.textContent = `No ${kind} could be made: ${error?.message ?? error}`; }
+    });
+    place.append(button);
   }
-  return row;
+  place.append(said);
+  return place;
 }
 
 async function load(source) {
@@ -91,7 +96,7 @@ async function render({ model, el }) {
   window[LIBRARY] ??= manager.get_model(model.get("_library")).then((library) => load(library.get("value")));
   const Plotly = await window[LIBRARY];
   const plot = document.createElement("div");
-  el.append(plot, keeping(Plotly, plot, () => text.get("value")));
+  el.append(plot);
   let drawn, width, removed = false, busy = Promise.resolve();
   const draw = async () => {
     const wanted = text.get("value");
@@ -101,6 +106,7 @@ async function render({ model, el }) {
     layout.uirevision ??= layout.title?.text ?? "same"; // what was zoomed stays so until another thing is shown
     const listens = plot.on;
     await Plotly.react(plot, data, layout, CONFIG);
+    if (!listens && !removed) el.append(downloads(Plotly, plot));
     if (!listens && !removed) plot.on("plotly_click", ({ points: [{ curveNumber, pointNumber }] }) => {
       model.send({ cell: [curveNumber, ...[pointNumber].flat()] });
     });

@@ -16,14 +16,13 @@ from workbench.display.plan import plan_figure, plan_html
 from workbench.display.report import comparison_html
 from workbench.display.roofline import devices_html, explanation_html, roofline_figure
 from workbench.display.search import search_figure, search_html
-from workbench.display.style import COLOURS, NEUTRAL, Look, look, plain, styled
+from workbench.display.style import COLOURS, NEUTRAL, plain, styled
 from workbench.display.training import curve_data, curve_figure
 from workbench.display.variant import variant_html
 
 __all__ = [
     "COLOURS",
     "NEUTRAL",
-    "Look",
     "ablation_figure",
     "ablation_html",
     "batching_figure",
@@ -46,7 +45,6 @@ __all__ = [
     "load_figure",
     "load_html",
     "load_timeline",
-    "look",
     "plain",
     "plan_figure",
     "plan_html",

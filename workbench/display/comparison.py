@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import units
 from workbench.core.drawn import draws
 from workbench.core.estimate import Estimate
-from workbench.display.style import NEUTRAL, Look, look, plain, styled
+from workbench.display.style import COLOURS, NEUTRAL, ROW, label, plain, styled, symbol
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
 from workbench.measurement.verdict import Verdict
@@ -16,35 +16,42 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 QUALITY = ("score", "perplexity")
-HEIGHT, LOWER = 620, 335  # of the whole and of the trade-off, in pixels
-ROW = 22  # pixels that a variant's name needs
-LABELLED = 12  # bubbles with their names beside them; more would cover each other, and say theirs when pointed at
+LEAST = (200, 232)  # pixels of the two rows of figures where there are few variants
+BETWEEN, MARGINS = 88, {"l": 20, "r": 20, "t": 50, "b": 50}
+NAMED = 12  # bubbles; among more, names would hide one another
+LARGEST = (46, 26)  # pixels across the largest bubble, where they are named and where they are many
 ROOM = 1.35  # of the largest value, on the axes of the trade-off
 
 
 @draws(Comparison)
 def comparison_figure(
-    comparison: Comparison, transparent: bool = False, looks: Sequence[Look] | None = None
+    comparison: Comparison,
+    transparent: bool = False,
+    colours: Sequence[str] = COLOURS,
+    symbols: Sequence[str] | None = None,
 ) -> "go.Figure":
     """Latency and quality side by side; below, quality over latency with the weights as bubble size.
 
     Bars are 99 % intervals of the paired change against the baseline (dotted): a bar that meets the line is no
-    difference.
+    difference. The more variants there are, the higher it is.
 
     Args:
         transparent: leave background and text colours to the page, as the bench does.
-        looks: one a run, in order; by default those of `look`.
+        colours: one a run, in order; they begin anew where there are fewer.
+        symbols: Plotly's marker symbols, one a run, in order; by default another one each time the colours begin anew.
     """
     from plotly.subplots import make_subplots
 
-    upper = max(HEIGHT - LOWER, ROW * len(comparison.runs))
+    runs = comparison.runs
+    heights = [max(LEAST[0], ROW * len(runs)), max(LEAST[1], ROW * len(runs) // 2)]
+    inside = sum(heights) + BETWEEN
     quality = next((name for name in QUALITY if name in comparison.metrics), "perplexity")
     figure = make_subplots(
         rows=2,
         cols=2,
         specs=[[{}, {}], [{"colspan": 2}, None]],
-        row_heights=[upper / (upper + LOWER), LOWER / (upper + LOWER)],
-        vertical_spacing=0.17 * HEIGHT / (upper + LOWER),
+        row_heights=heights,
+        vertical_spacing=BETWEEN / inside,
         horizontal_spacing=0.09,
         subplot_titles=(
             f"{scales.title('inter_token_latency')}: lower is faster",
@@ -52,9 +59,9 @@ def comparison_figure(
             "Trade-off: bubble area is the size of the weights",
         ),
     )
-    runs = comparison.runs
     names = [plain(run.variant) for run in runs]
-    looks = looks or [look(number) for number in range(len(runs))]
+    labels = [plain(label(run.variant)) for run in runs]
+    looks = _looks(len(runs), colours, symbols)
     for column, metric in ((1, "inter_token_latency"), (2, quality)):
         figure.add_trace(_intervals(comparison, names, metric, looks), row=1, col=column)
         if metric in runs[0].estimates:
@@ -64,24 +71,37 @@ def comparison_figure(
                 row=1,
                 col=column,
             )
-        figure.update_yaxes(autorange="reversed", ticklabelstandoff=6, dtick=1, row=1, col=column)
+        figure.update_yaxes(range=[len(runs) - 0.5, -0.5], ticklabelstandoff=6, row=1, col=column)
         figure.update_xaxes(rangemode="tozero", row=1, col=column)
+    figure.update_yaxes(tickmode="array", tickvals=names, ticktext=labels, row=1, col=1)
     figure.update_yaxes(showticklabels=False, row=1, col=2)
-    figure.add_trace(_bubbles(comparison, names, looks, quality), row=2, col=1)
+    figure.add_trace(_bubbles(comparison, names, labels, looks, quality), row=2, col=1)
     figure.update_xaxes(title_text=scales.title("inter_token_latency"), row=2, col=1)
     figure.update_yaxes(title_text=scales.title(quality), row=2, col=1)
     for axis, metric in ((figure.update_xaxes, "inter_token_latency"), (figure.update_yaxes, quality)):
         found = [scales.shown(metric, run[metric].value) for run in runs if metric in run.estimates]
         # From zero, so that a small difference looks small; with room for the labels.
         axis(range=[0, ROOM * (max(found, default=0) or 1)], row=2, col=1)
-    figure.update_layout(height=LOWER + upper, showlegend=False, margin={"l": 20, "r": 20, "t": 50, "b": 50})
+    figure.update_layout(height=inside + MARGINS["t"] + MARGINS["b"], showlegend=False, margin=MARGINS)
+    figure.update_layout(uirevision="comparison")  # zoomed, it stays so while more is measured
     if comparison.partial:
         title = {"text": f"<b>Partial: {plain(comparison.partial)}</b>, not a result", "x": 0, "xref": "paper"}
-        figure.update_layout(title=title, margin_t=90, uirevision="comparison")  # zoomed, it stays so
+        figure.update_layout(title=title, margin_t=90)
     return styled(figure, transparent)
 
 
-def _intervals(comparison: Comparison, names: Sequence[str], metric: str, looks: Sequence[Look]) -> Any:
+def _looks(count: int, colours: Sequence[str], symbols: Sequence[str] | None) -> list[tuple[str, str]]:
+    """Colour and symbol of every run."""
+    symbols = symbols or [symbol(index) for index in range(count)]
+    return [(colours[index % len(colours)], symbols[index % len(symbols)]) for index in range(count)]
+
+
+def _markers(looks: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    colours = [colour for colour, _ in looks]
+    return {"color": colours, "symbol": [each for _, each in looks], "line": {"width": 2, "color": colours}}
+
+
+def _intervals(comparison: Comparison, names: Sequence[str], metric: str, looks: Sequence[tuple[str, str]]) -> Any:
     import plotly.graph_objects as go
 
     verdicts = comparison.verdicts()
@@ -93,16 +113,18 @@ def _intervals(comparison: Comparison, names: Sequence[str], metric: str, looks:
     return go.Scatter(
         x=[scales.shown(metric, own.value) if own else None for own in found],
         y=names,
+        name=scales.title(metric),
         mode="markers",
-        marker={"size": 12, "color": [each.colour for each in looks], "symbol": [each.symbol for each in looks]},
+        marker={"size": 11} | _markers(looks),
         error_x={"type": "data", "array": above, "arrayminus": below, "thickness": 2, "width": 6, "color": NEUTRAL},
         hovertext=[
             "<br>".join(
-                [f"{scales.text(metric, own)}, n={own.n}" if own else "not measured yet", *map(plain, run.notes)]
+                [f"{name}: {scales.text(metric, own)}, n={own.n}" if own else f"{name}: not measured yet"]
+                + [plain(note) for note in run.notes]
             )
-            for own, run in zip(found, comparison.runs, strict=True)
+            for name, own, run in zip(names, found, comparison.runs, strict=True)
         ],
-        hovertemplate="%{y}: %{hovertext}<extra></extra>",
+        hovertemplate="%{hovertext}<extra></extra>",
     )
 
 
@@ -127,7 +149,13 @@ def _paired(baseline: Estimate | None, verdict: Verdict | None, metric: str) -> 
     return Estimate(value=baseline.value, low=low, high=high, n=change.n, unit=baseline.unit)
 
 
-def _bubbles(comparison: Comparison, names: Sequence[str], looks: Sequence[Look], quality: str) -> Any:
+def _bubbles(
+    comparison: Comparison,
+    names: Sequence[str],
+    labels: Sequence[str],
+    looks: Sequence[tuple[str, str]],
+    quality: str,
+) -> Any:
     import plotly.graph_objects as go
 
     shown = [
@@ -139,19 +167,20 @@ def _bubbles(comparison: Comparison, names: Sequence[str], looks: Sequence[Look]
     return go.Scatter(
         x=[scales.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown],
         y=[scales.shown(quality, run[quality].value) for _, run in shown],
-        mode="markers+text" if len(shown) <= LABELLED else "markers",
-        text=[names[index] for index, _ in shown],
+        name=f"{scales.title(quality)} over {scales.title('inter_token_latency')}",
+        mode="markers+text" if len(shown) <= NAMED else "markers",
+        text=[labels[index] for index, _ in shown],
+        hovertext=[names[index] for index, _ in shown],
         textposition="top center",
         cliponaxis=False,
         marker={
             "size": sizes,
             "sizemode": "area",
-            "sizeref": 2 * max(sizes, default=1) / 46**2,
+            "sizeref": 2 * max(sizes, default=1) / LARGEST[len(shown) > NAMED] ** 2,
             "sizemin": 6,
-            "color": [looks[index].colour for index, _ in shown],
-            "symbol": [looks[index].symbol for index, _ in shown],
             "opacity": 0.75,
-        },
+        }
+        | _markers([looks[index] for index, _ in shown]),
         customdata=[units.size(each) for each in sizes],
-        hovertemplate="%{text}: %{x:.1f} ms a token, %{y:.2f}, weights %{customdata}<extra></extra>",
+        hovertemplate="%{hovertext}: %{x:.1f} ms a token, %{y:.2f}, weights %{customdata}<extra></extra>",
     )

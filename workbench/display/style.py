@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from workbench.core.estimate import Estimate
 
@@ -11,45 +11,26 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the baseline is the grey one.
 COLOURS = ("#6e6e6e", "#0072b2", "#d55e00", "#009e73", "#b8860b", "#a64d8a", "#3a8fc7", "#7a5c00")
-# Further ones, as far from these and from each other as 3 to 1 against white and against near-black leaves room for.
-MORE_COLOURS = (
-    *("#7048f8", "#d80040", "#58a0a0", "#c070f8", "#507848", "#f85898", "#0098f8"),
-    *("#f06860", "#b808d8", "#8868f8", "#f80060", "#a050c0", "#f838d8", "#e000a8"),
-)
 NEUTRAL = "#808080"  # lines that read on light and on dark
-# Eight of each, and no number of colours that shares a divisor with eight: 168 looks pass before two are the same.
-SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star")
-MARKS = ("●", "■", "◆", "▲", "▼", "✚", "✖", "★")
-PATTERNS = ("", "/", "\\", "x", "-", "|", "+", ".")
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "8px 3px", "2px 6px")
+# One for every round through the colours; filled, hollow and dotted where the bench's list is so too.
+SYMBOLS = (
+    *("circle", "diamond", "square-open", "triangle-up-open-dot"),
+    *("star", "cross", "hexagon-open", "triangle-down-open-dot"),
+)
+ROW = 22  # pixels that one variant's line takes in a figure of many
+LONGEST_LABEL = 28  # characters that fit beside a figure
 
 
-class Look(NamedTuple):
-    """How one of many is drawn wherever it is: by colour, and by shape for whoever does not see the colour.
-
-    Attributes:
-        colour: as CSS writes it.
-        symbol: of a point, in Plotly's words.
-        mark: the same shape as a character, for lists and tables.
-        pattern: of a bar, in Plotly's words; empty for none.
-        dash: of a line, in Plotly's words.
-    """
-
-    colour: str
-    symbol: str
-    mark: str
-    pattern: str
-    dash: str
+def symbol(look: int) -> str:
+    """The marker of the variant with this look: another one each time the colours begin anew."""
+    return SYMBOLS[look // len(COLOURS) % len(SYMBOLS)]
 
 
-def look(number: int) -> Look:
-    """The look of the variant with this number: 0 is the baseline's grey, and the next 168 all differ.
-
-    Neighbours differ both in colour and in shape; the first seven colours are those of `COLOURS`.
-    """
-    colours = COLOURS[1:] + MORE_COLOURS
-    colour = colours[(number - 1) % len(colours)] if number else COLOURS[0]
-    return Look(colour, *(kind[number % 8] for kind in (SYMBOLS, MARKS, PATTERNS, DASHES)))
+def label(name: str, longest: int = LONGEST_LABEL) -> str:
+    """A name as short as a label must be: its middle left out, since names often differ at their ends."""
+    if len(name) <= longest:
+        return name
+    return f"{name[: longest // 2]}…{name[len(name) - (longest - 1) // 2 :]}"
 
 
 def plain(text: str) -> str:
