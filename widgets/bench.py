@@ -60,7 +60,7 @@ class Bench(Session):
         self.present.observe(lambda change: self._present(change["new"]), "value")
         self.stop.on_click(lambda _: self.cancel())
         self.listing = Listing(self)
-        self.family_panels = {family: Panel(self, family) for family in families()}
+        self.family_panels = {family: Panel(self, family, visible=False) for family in families()}
         self.chat = Chat(self)
         self.compare = Compare(self)
         self.search = Search(self)
@@ -79,6 +79,7 @@ class Bench(Session):
         self.tabs = ipw.Tab([*self._tabs.values()], titles=[*self._tabs], selected_index=1)
         self.tabs.add_class("wb-tabs")
         self._open_family = next(iter(self.family_panels))
+        self._opened(self.tabs.selected_index)
         self.tabs.observe(lambda change: self._opened(change["new"]), "selected_index")
         self.widget = framed(self._card())
         _last = weakref.ref(self)
@@ -167,6 +168,8 @@ class Bench(Session):
     def _opened(self, index: int | None) -> None:
         title = list(self._tabs)[index] if index is not None else ""
         self._open_family = next((each for each in self.family_panels if html.family(each) == title), self._open_family)
+        for name, panel in self.family_panels.items():
+            panel.show(html.family(name) == title)
         with self.lock:
             self.compare.visible = title == "Compare"
             self.compare.show_estimate()

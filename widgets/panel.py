@@ -2,6 +2,7 @@
 
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
@@ -35,17 +36,20 @@ class Panel:
         family: the family's name.
         widget: what is shown.
         forms: the controls of every method opened so far, by class.
+        visible: whether somebody looks at it, as far as that is known.
         tools: what helps to find the settings, where a method of the family has it, by class.
     """
 
-    def __init__(self, bench: "Session", family: str) -> None:
+    def __init__(self, bench: "Session", family: str, visible: bool = True) -> None:
         if family not in families():
             raise InvalidInput(f"There is no step family '{family}': use one of {', '.join(families())}.")
         self.bench = bench
         self.family = family
         self.forms: dict[type[Step], Form] = {}
-        self._forecasts: WeakKeyDictionary[Variant, dict[Step, str]] = WeakKeyDictionary()
+        self._forecasts: WeakKeyDictionary[Variant, dict[tuple[Step, bool], str]] = WeakKeyDictionary()
         self._frame: ipw.Box | None = None
+        self.visible = visible
+        self._task = bench.task
         self._news = self._refusal = self._made = ""
         self._relisting = False
         self._build(families()[family])
@@ -174,6 +178,12 @@ class Panel:
             except WorkbenchError as error:
                 self._refuse(error)
 
+    def show(self, visible: bool) -> None:
+        """Say whether somebody looks at it."""
+        changed, self.visible = visible and not self.visible, visible
+        if changed:
+            self._changed()
+
     def close(self) -> None:
         """Remove the panel and all its controls from the page."""
         for form in self.forms.values():
@@ -213,6 +223,10 @@ class Panel:
         for form in self.forms.values():
             form.offer(names)
         newest = names[::-1]
+        if self.bench.task is not self._task:  # what was tried was tried on the one before
+            self._task = self.bench.task
+            self._forecasts.clear()
+            self._changed()
         if self._made not in names:
             self.onward.layout.display = "none"
         if self.target.options != newest:
@@ -244,7 +258,8 @@ class Panel:
             self.code.value = "".join(f"# {line}" for line in str(error).splitlines(keepends=True))
             return
         self.code.value = call(self.bench.base, variant, step)
-        if said := self._forecasts.get(variant, {}).get(step):
+        trying = self.visible  # a trial takes seconds, which are nobody's while nobody looks
+        if said := self._forecasts.get(variant, {}).get((step, trying)):
             self.forecast.value = said
             return
         self.forecast.value = html.help_line("Expected: a forecast follows when the worker is free.")
@@ -257,11 +272,14 @@ class Panel:
                 return
             try:
                 with memory_guard(step.label):
-                    said = html.help_line(html.forecast(step.forecast(variant)))
+                    found = step.forecast(variant)
+                    if found.seconds is None and self.bench.task is not None and trying:
+                        found = replace(found, seconds=step.duration(variant, self.bench.task))
+                    said = html.help_line(html.forecast(found))
             except WorkbenchError as error:
                 said = html.help_line(str(error))
             with self.bench.lock:
-                self._forecasts.setdefault(variant, {})[step] = said
+                self._forecasts.setdefault(variant, {})[step, trying] = said
                 if not self.bench.closed and self.target.value == variant.name and self.step == step:
                     self.forecast.value = said
 

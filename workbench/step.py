@@ -57,6 +57,10 @@ class Step(RecipeStep):
         """What applying this step to the variant would cost."""
         return Forecast(owned_bytes=0, weight_bytes=variant.total_bytes, seconds=0.0)
 
+    def duration(self, variant: Variant, task: Task | Text) -> float | None:
+        """Seconds that applying takes, where a forecast does not know them and a trial on the task does."""
+        return None
+
 
 class RequestStep(Step, Stage):
     """A step that changes no weight: it is its own stage, or makes one from the task's examples."""

@@ -17,6 +17,7 @@ from workbench.tasks.task import Task, Text
 from workbench.training import checkpoint
 from workbench.training.curve import Curve
 from workbench.training.loss import LIKELIHOOD, Objective
+from workbench.training.pace import expected_seconds
 from workbench.training.room import check_room
 from workbench.training.sequences import Sample, Samples, digest, overlap_note, read_samples
 from workbench.training.settings import TrainingKnobs, shuffled
@@ -56,6 +57,16 @@ class TrainingStep(TrainingKnobs):
     def objective(self, variant: Variant, samples: Sequence[Sample], progress: Progress) -> Objective:
         """What a batch teaches; by default the likelihood of the learned tokens."""
         return LIKELIHOOD
+
+    def duration(self, variant: Variant, task: Task | Text) -> float | None:
+        """From a trial; of what reads or asks a teacher, or makes its own samples, nothing is known before."""
+        kind = type(self)
+        if kind.objective is not TrainingStep.objective or kind.samples is not TrainingStep.samples:
+            return None
+        if self.neutral or not ends_in_head(variant.model):
+            return None
+        watched = read_samples(variant, task, "calibration").samples[:VALIDATION]
+        return expected_seconds(self, variant, task, _asked(variant, task), list(watched))
 
     def apply(self, variant: Variant, task: Task | Text | None, progress: Progress) -> Variant:
         """Train a copy; the parent's tensors are read, never written."""

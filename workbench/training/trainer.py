@@ -79,7 +79,7 @@ class Run:
         first = self._resume(curve, saved)
         progress.done = first
         if not curve.evaluations:
-            self._evaluate(curve, 0)
+            self.evaluate(curve, 0)
         written, pause = time.monotonic(), checkpoint.SECONDS
         for number in range(first, self.total):
             progress.wait()
@@ -87,14 +87,14 @@ class Run:
                 checkpoint.write(saved, self._tensors(), curve.to_json())
                 written = time.monotonic()
                 pause = max(checkpoint.SECONDS, checkpoint.SHARE * (written - began))
-            curve.points.append(self._learn(number, progress))
+            curve.points.append(self.learn(number, progress))
             if (number + 1) % every == 0 or number + 1 == self.total:
-                self._evaluate(curve, number + 1)
+                self.evaluate(curve, number + 1)
             progress.advance()
             if progress.stopping or (self.knobs.patience and curve.waited >= self.knobs.patience):
                 break
         if curve.evaluations[-1].step != len(curve.points):
-            self._evaluate(curve, len(curve.points))
+            self.evaluate(curve, len(curve.points))
         self._finish()
 
     @torch.no_grad()
@@ -120,7 +120,12 @@ class Run:
         costly = 0 if watched < CHEAP_TOKENS else math.ceil(10 * watched / 3 / learned)  # without the way back
         return max(1, self.total // EVALUATIONS, min(costly, self.total))
 
-    def _learn(self, number: int, progress: Progress) -> Point:
+    @property
+    def evaluations(self) -> int:
+        """How many there are after the first."""
+        return math.ceil(self.total / self._interval())
+
+    def learn(self, number: int, progress: Progress) -> Point:
         """One optimizer step."""
         started, losses, tokens = time.perf_counter(), list[Tensor](), 0
         memory_held(self.model.device)  # whatever was before does not count
@@ -200,7 +205,8 @@ class Run:
         return shuffled(self.samples, self.knobs.seed, epoch)[start : start + self.knobs.batch_size]
 
     @torch.no_grad()
-    def _evaluate(self, curve: Curve, number: int) -> None:
+    def evaluate(self, curve: Curve, number: int) -> None:
+        """The validation loss and some answers, after so many steps."""
         losses, learned = list[Tensor](), 0
         for samples in _parts(self.watched, math.ceil(len(self.watched) / self.knobs.batch_size)):
             batch = lay_out(samples, self.packed, self.model.device)

@@ -1,0 +1,59 @@
+"""How long a training will take, from a few of its own steps on a copy that is thrown away."""
+
+import time
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from workbench.core.progress import Progress
+from workbench.runtime.forward import memory_guard
+from workbench.tasks.task import Task, Text
+from workbench.training.curve import Curve
+from workbench.training.loss import LIKELIHOOD
+from workbench.training.sequences import Sample, read_samples
+from workbench.training.trainer import Run
+from workbench.variant import Variant
+
+if TYPE_CHECKING:
+    from workbench.training.step import TrainingStep
+
+STEPS = 2  # of a trial: the first also makes ready what the others find
+SAME = {"learning_rate": 1e-6, "epochs": 1.0, "schedule": "constant", "warmup": 0.0, "seed": 0}  # cost no time
+
+_known: WeakKeyDictionary[Variant, dict[str, tuple[float, float]]] = WeakKeyDictionary()
+
+
+def expected_seconds(
+    step: "TrainingStep", variant: Variant, task: Task | Text, prompts: dict[str, list[int]], watched: list[Sample]
+) -> float:
+    """Seconds that a training takes: its steps and evaluations at the pace of the tried ones.
+
+    The trial learns with the step's own batches on a copy, and is kept for settings that cost the same time.
+
+    Args:
+        step: that would be applied.
+        variant: to which.
+        task: whose train split is learned from.
+        prompts: that every evaluation answers.
+        watched: samples that every evaluation reads.
+
+    Raises:
+        OutOfMemory: not even the trial fits.
+    """
+    samples = read_samples(variant, task, "train").samples
+    known = _known.setdefault(variant, {})
+    key = repr((step.model_copy(update=SAME), task.fingerprint))
+    with memory_guard(step.label):
+        model = step.prepare(variant)
+        run = Run(step, variant.derive(step, model), variant.model, samples, watched, LIKELIHOOD, prompts)
+        if key not in known:
+            known[key] = _tried(run)
+    each, evaluation = known[key]
+    return run.total * each + (1 + run.evaluations) * evaluation
+
+
+def _tried(run: Run) -> tuple[float, float]:
+    """Seconds of one optimizer step and of one evaluation."""
+    seconds = [run.learn(number, Progress()).seconds for number in range(STEPS)]
+    begun = time.perf_counter()
+    run.evaluate(Curve(), 0)
+    return seconds[-1], time.perf_counter() - begun
