@@ -30,9 +30,7 @@ class LoRAParts(finetune.LoRA):
     def prepare(self, variant: Variant) -> PreTrainedModel:
         """The model with adapters that begin and multiply as this step says."""
         model = super().prepare(variant)
-        from workbench.teaching.own_linear import (
-            OwnLinear,
-        )  # brings peft, which is imported by now without its messages
+        from workbench.teaching.own_linear import OwnLinear  # after peft, which is noisy unless imported by ours
 
         for path, layer in list(adapted_layers(model)):
             own = OwnLinear.__new__(OwnLinear)
