@@ -29,9 +29,9 @@ class LoRAParts(finetune.LoRA):
 
     def prepare(self, variant: Variant) -> PreTrainedModel:
         """The model with adapters that begin and multiply as this step says."""
-        from workbench.teaching.own_linear import OwnLinear  # brings peft
-
         model = super().prepare(variant)
+        from workbench.teaching.own_linear import OwnLinear  # after peft, which is noisy unless imported by ours
+
         for path, layer in list(adapted_layers(model)):
             own = OwnLinear.__new__(OwnLinear)
             own.__dict__ = vars(layer) | {"parts": self}
