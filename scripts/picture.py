@@ -1,4 +1,4 @@
-"""The README's pictures, from the real bench with the model that comes with it: a screenshot, and twenty seconds as PNG."""
+"""The README's pictures, from the real bench with the model that comes with it: a screenshot, and twenty seconds."""
 
 import struct
 import tempfile
@@ -26,8 +26,10 @@ class Film:
     def __init__(self, page: Page) -> None:
         self.page, self.frames, self.seconds = page, [], []
 
-    def shoot(self, seconds: float) -> None:
-        show(self.page)
+    def shoot(self, seconds: float, top: bool = True) -> None:
+        """One more frame; with `top`, of the bench from its head on."""
+        if top:
+            show(self.page)
         self.frames.append(self.page.screenshot(animations="disabled"))
         self.seconds.append(seconds)
 
@@ -106,8 +108,7 @@ def compared(film: Film) -> None:
     film.shoot(2)
     plot = panel.locator(".js-plotly-plot").first
     plot.evaluate("(plot) => plot.scrollIntoView({ block: 'end' })")
-    film.frames.append(page.screenshot(animations="disabled"))
-    film.seconds.append(3)
+    film.shoot(3, top=False)
 
 
 def main() -> None:
