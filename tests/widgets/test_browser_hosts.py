@@ -28,7 +28,7 @@ def page() -> Iterator[Page]:
         ("", "", "", "dark", ["rgb(33, 33, 33)", "rgb(255, 255, 255)"]),
         ("", "", LIGHTS, "dark", ["rgb(255, 255, 255)", "rgba(0, 0, 0, 0.87)"]),
         ("theme=dark", "", LIGHTS, "light", ["rgb(33, 33, 33)", "rgb(255, 255, 255)"]),
-        ("", "data-vscode-theme-kind=vscode-dark", LIGHTS + VSCODE, "light", ["rgb(31, 31, 31)", "rgb(204, 204, 204)"]),
+        ("", "class=vscode-dark", LIGHTS + VSCODE, "light", ["rgb(31, 31, 31)", "rgb(204, 204, 204)"]),
     ],
     ids=["nobody-light", "nobody-dark", "page-wins", "colab-dark", "vscode-dark"],
 )
