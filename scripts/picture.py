@@ -84,6 +84,8 @@ def talked(film: Film) -> None:
     """Ask all variants one question, and film the answers as they come."""
     page = film.page
     panel = tab(page, "Chat")
+    panel.get_by_label("Most tokens", exact=True).last.fill("48")
+    panel.get_by_label("Most tokens", exact=True).last.press("Enter")
     panel.get_by_label("Prompt", exact=True).fill("What is a lobster?")
     film.shoot(1)
     panel.get_by_role("button", name="Send").click()
