@@ -72,9 +72,10 @@ bench = Bench(base, wb.read_text("data/prose", window=64, calibration=4, test=2)
 
 
 @pytest.mark.model
+@pytest.mark.timeout(1200)
 def test_the_quickstart_runs(site: tuple[Path, str], window: "playwright_api.BrowserContext") -> None:
     page = open_notebook(window, site[1], "00_quickstart.ipynb")
-    run_all(page, 400)
+    run_all(page, 900)
     page.locator(".jp-OutputArea .js-plotly-plot .main-svg").first.wait_for()
     panel = tab(page, "Prompt")
     panel.get_by_role("button", name="Apply").click()
