@@ -8,7 +8,7 @@ PYTEST_FLAGS ?=
 LESSONS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check demo readme clean
+.PHONY: help lab test check demo readme picture clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo: $(VENV)/model-ready ## run lessons and solved labs into pages in out/; LES
 
 readme: $(VENV)/ready ## write the step table and the tree into README.md
 	$(BIN)/python scripts/readme.py --write
+
+picture: $(VENV)/model-ready ## draw the README's screenshot and animation from the real bench, in a browser
+	WORKBENCH_CHROMIUM=$$($(BIN)/python scripts/browser.py) PYTHONPATH=tests $(BIN)/python scripts/picture.py
 
 clean: ## remove what was built, except .venv and what you saved
 	rm -rf out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

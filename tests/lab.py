@@ -1,4 +1,4 @@
-"""A real JupyterLab in a folder of its own, and a Chromium that looks at it."""
+"""A real JupyterLab, or a Notebook 7, in a folder of its own, and a Chromium that looks at it."""
 
 import json
 import os
@@ -27,8 +27,15 @@ CHROMIUM_FLAGS = (
 
 
 @contextmanager
-def lab(folder: Path) -> Iterator[str]:
-    """Start JupyterLab on a folder, with settings and run files of its own; yields its address with the token."""
+def lab(folder: Path, app: str = "lab", port: int | None = None, token: str = "") -> Iterator[str]:
+    """Start a server on a folder, with settings and run files of its own; yields its address with the token.
+
+    Args:
+        folder: what it shows.
+        app: `lab` for JupyterLab, `notebook` for Notebook 7.
+        port: where it was before, with `token`, if a page is to find it again; by default one that is free.
+        token: that lets a page in; by default a new one.
+    """
     settings = folder / ".jupyter" / "settings" / "@jupyterlab"
     for name, values in {
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -46,15 +53,15 @@ def lab(folder: Path) -> Iterator[str]:
         "IPYTHONDIR": folder / ".jupyter" / "ipython",
         "PYTHONPATH": ROOT,
     }
-    port, token = free_port(), secrets.token_hex(16)
+    port, token = port or free_port(), token or secrets.token_hex(16)
     address = f"http://127.0.0.1:{port}"
+    quiet = ("--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None")
     command = [
-        *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--expose-app-in-browser"),
+        *(sys.executable, "-m", "jupyter", app, "--no-browser", "--allow-root", "--expose-app-in-browser"),
         *("--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"),
-        *(f"--IdentityProvider.token={token}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"),
-        "--LabApp.news_url=None",
+        *(f"--IdentityProvider.token={token}", *(quiet if app == "lab" else ())),
     ]
-    with (folder / "lab.log").open("wb") as log:
+    with (folder / "lab.log").open("ab") as log:
         server = subprocess.Popen(
             command,
             cwd=folder,
@@ -65,7 +72,7 @@ def lab(folder: Path) -> Iterator[str]:
         )
         try:
             _until_ready(server, f"{address}/api?token={token}", folder / "lab.log")
-            yield f"{address}/lab?token={token}"
+            yield f"{address}/{app}?token={token}"
         finally:
             server.send_signal(signal.SIGTERM)
             try:
@@ -94,7 +101,7 @@ def _until_ready(server: subprocess.Popen, address: str, log: Path) -> None:
                 server.wait(0.1)
             except subprocess.TimeoutExpired:
                 continue
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
+    raise RuntimeError(f"Jupyter did not start:\n{log.read_text()[-2000:]}")
 
 
 def workspace(folder: Path) -> Path:

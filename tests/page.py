@@ -67,7 +67,7 @@ def browsing() -> Iterator["playwright_api.BrowserContext"]:
 def of_jupyterlab(line: str) -> bool:
     """Whether an uncaught error was raised and passed on by JupyterLab's own bundle alone, with no widget involved."""
     places = re.findall(r"(?:https?|blob|data):[^\s)]+", line)
-    return bool(places) and all("/static/lab/" in place for place in places)
+    return bool(places) and all("/static/lab/" in place or "/static/notebook/" in place for place in places)
 
 
 def command(page: Page, name: str, **arguments: str) -> None:
@@ -89,7 +89,11 @@ def open_notebook(window: "playwright_api.BrowserContext", address: str, name: s
     page.on("console", lambda line: line.type == "error" and page.said.append(line.text))
     page.on("pageerror", lambda error: page.said.append(f"{error}\n{error.stack}"))
     workspace = name.partition(".")[0]  # of its own, or JupyterLab would open the notebooks before it again beside it
-    page.goto(address.replace("/lab?", f"/lab/workspaces/{workspace}/tree/notebooks/{name}?"))
+    page.goto(
+        address.replace("/lab?", f"/lab/workspaces/{workspace}/tree/notebooks/{name}?").replace(
+            "/notebook?", f"/notebooks/notebooks/{name}?"
+        )
+    )
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
     page.wait_for_function("window.jupyterapp.shell.currentWidget.content?.model?.cells?.length > 1")

@@ -1,5 +1,6 @@
-"""How the bench looks: one style sheet, scoped to it, that takes every colour from JupyterLab's theme."""
+"""How the bench looks: one style sheet, scoped to it, that takes every colour from the notebook's theme."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import anywidget
 import ipywidgets as ipw
 
 FOLDER = Path(__file__).parent
-CSS = (FOLDER / "bench.css").read_text(encoding="utf-8")
+CSS = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("bench.css", "theme.css"))
+VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 class Care(anywidget.AnyWidget):
@@ -16,13 +18,28 @@ class Care(anywidget.AnyWidget):
     _esm = FOLDER / "care.js"
 
 
+class Frame(ipw.VBox):
+    """What is displayed; in Colab it names the widget manager that knows anywidget, which its own does not.
+
+    Colab adds that name to what `display` shows, but not to what a cell ends with.
+    """
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**kwargs)
+        colab = sys.modules.get("google.colab.output")
+        if colab is None:
+            return bundle
+        colab.enable_custom_widget_manager()
+        return bundle, {VIEW: {"colab": {"custom_widget_manager": {"url": colab._widgets._installed_url}}}}
+
+
 def framed(widget: ipw.Widget) -> ipw.Box:
     """A widget in the bench's look, ready to be displayed alone."""
     sheet = ipw.HTML(f"<style>{CSS}</style>")
     sheet.add_class("wb-sheet")
     care = Care()
     care.add_class("wb-sheet")
-    frame = ipw.VBox([sheet, care, widget])
+    frame = Frame([sheet, care, widget])
     frame.add_class("wb-bench")
     return frame
 
