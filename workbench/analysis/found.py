@@ -11,6 +11,7 @@ from workbench.analysis.trials import Trial
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
+from workbench.core.line import watched
 from workbench.core.optional import library
 from workbench.core.pages import Paged
 from workbench.core.progress import Progress
@@ -138,6 +139,7 @@ class Search(Paged):
             return f"# {self.sentence}"
         return f"best = {self.recipe!r}.apply(base, task)\nwb.deploy(best, 'out/best')"
 
+    @watched
     def variant(self, number: int, base: Variant, task: Any, progress: Progress | None = None) -> Variant:
         """The variant of a trial, made again.
 

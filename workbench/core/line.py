@@ -1,92 +1,128 @@
-"""A line of progress for a long call in a terminal that nobody watches otherwise."""
+"""A line under a long call in a plain cell or script that says how far it is, and goes when the call ends."""
 
+import contextvars
+import inspect
 import os
+import secrets
+import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from inspect import signature
+from itertools import accumulate
 from typing import Any, ParamSpec, TypeVar
+from unicodedata import east_asian_width
 
 from workbench.core import units
 from workbench.core.progress import Progress
 
-PATIENCE = 1.0  # seconds: what is shorter shows nothing
-WIDTH = 24  # of the bar, in characters
 P = ParamSpec("P")
-T = TypeVar("T")
-_open = threading.Lock()
+R = TypeVar("R")
+VARIABLE = "WORKBENCH_PROGRESS"  # "off" in the environment: no lines
+PATIENCE = 1.0  # seconds before a line appears: what is quick says nothing
+BAR = 20  # characters
+_under: list[str] = []  # the outermost long call of the main thread, while it runs
 
 
-def said(progress: Progress) -> str:
-    """How far it is, in a line."""
-    full = round(WIDTH * progress.fraction)
-    left = "" if progress.eta is None else f", about {units.duration(progress.eta)} left"
-    return f"[{'#' * full}{'.' * (WIDTH - full)}] {100 * progress.fraction:3.0f} % {progress.label}{left}"
+def watched(function: Callable[P, R]) -> Callable[P, R]:
+    """A long call that shows a line by itself, in a terminal or a notebook, where it is given no ``progress``.
+
+    Silent when piped, in other threads than the main one, inside another long call, in the first second, and where the
+    environment has ``WORKBENCH_PROGRESS=off``.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _under or threading.current_thread() is not threading.main_thread():
+            return function(*args, **kwargs)
+        _under.append(function.__name__)
+        try:
+            given = signature.bind(*args, **kwargs)
+            show = None if given.arguments.get("progress") is not None else _place()
+            if show is None:
+                return function(*args, **kwargs)
+            with _line(show) as progress:
+                given.arguments["progress"] = progress
+                return function(*given.args, **given.kwargs)
+        finally:
+            _under.clear()
+
+    return call
+
+
+def text(progress: Progress) -> str:
+    """What the line says: stage, bar, units, seconds left; plain text without anything that moves a cursor."""
+    full = round(BAR * progress.fraction)
+    said = [f"{progress.label} [{'#' * full}{'.' * (BAR - full)}] {progress.done} of {progress.total}"]
+    if progress.eta is not None and progress.eta >= 1:
+        said.append(f"about {units.duration(progress.eta)} left")
+    return "".join(each if each.isprintable() else "?" for each in ", ".join(said))
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
-    """The progress of a call that was given none: a line on a terminal, wiped away at the end.
+def _line(show: Callable[[str], None]) -> Iterator[Progress]:
+    """A progress whose reports are shown after a while, until the end."""
+    lock, patient, ended, shown = threading.Lock(), True, False, False
 
-    Silent in other threads than the main one, inside another call, where the output is a file or a pipe, and with
-    ``WORKBENCH_QUIET`` set.
-    """
-    write = _place()
-    if write is None or not _open.acquire(blocking=False):
-        yield Progress()
-        return
-    begun, drawn, ended = time.monotonic(), False, False
-    drawing = threading.Lock()  # the last report before a silence comes from another thread
+    def draw(progress: Progress) -> None:
+        nonlocal shown
+        with lock:  # a last report may come late, from another thread
+            if not (patient or ended or not progress.total):
+                show(text(progress))
+                shown = True
 
-    def listen(progress: Progress) -> None:
-        nonlocal drawn
-        with drawing:
-            if time.monotonic() - begun >= PATIENCE and not ended:
-                drawn = True
-                write(said(progress))
+    def begin() -> None:
+        nonlocal patient
+        patient = False
+        if not progress.undisturbed:
+            draw(progress)
 
+    progress = Progress(draw)
+    # In this context, by which a kernel knows the cell that the line belongs to.
+    timer = threading.Timer(PATIENCE, contextvars.copy_context().run, [begin])
+    timer.daemon = True
+    timer.start()
     try:
-        yield Progress(listen)
+        yield progress
     finally:
-        with drawing:
+        timer.cancel()
+        with lock:
             ended = True
-            if drawn:
-                write("")
-        _open.release()
+            if shown:
+                show("")
 
 
-def _place() -> Any:
-    """What shows a line, or None."""
-    if os.environ.get("WORKBENCH_QUIET") or threading.current_thread() is not threading.main_thread():
+def _place() -> Callable[[str], None] | None:
+    """Shows a line, or with an empty text removes it; None where nobody would see it."""
+    if os.environ.get(VARIABLE, "").lower() in ("off", "0", "no", "false"):
         return None
-    if sys.stderr is not None and sys.stderr.isatty():
-        return lambda line: print(f"\r\x1b[2K{_fitted(line)}", end="", file=sys.stderr, flush=True)
-    return None
-
-
-def _fitted(line: str) -> str:
-    """No longer than the terminal is wide, and free of control characters that a name may hold."""
+    shell = sys.modules["IPython"].get_ipython() if sys.modules.get("IPython") else None
+    if getattr(shell, "kernel", None) is not None:
+        return _Cell(shell)
     try:
-        wide = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except (OSError, ValueError):
-        wide = 80
-    return "".join(each if each.isprintable() else " " for each in line)[: wide - 1]
+        return _terminal if sys.stdout.isatty() else None
+    except (AttributeError, ValueError):  # closed, or replaced by something simpler
+        return None
 
 
-def watched(function: Callable[P, T]) -> Callable[P, T]:
-    """A long call that shows its line where its caller gave it no ``progress``."""
-    named = signature(function)
+def _terminal(line: str) -> None:
+    room = shutil.get_terminal_size().columns - 1
+    widths = accumulate(2 if east_asian_width(each) in "WF" else 1 for each in line)
+    kept = "".join(each for each, end in zip(line, widths, strict=True) if end <= room)
+    sys.stdout.write(f"\r\x1b[K{kept}")
+    sys.stdout.flush()
 
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        given = named.bind_partial(*args, **kwargs)
-        if given.arguments.get("progress") is not None:
-            return function(*args, **kwargs)
-        with shown() as progress:
-            given.arguments["progress"] = progress
-            return function(*given.args, **given.kwargs)
 
-    return call
+class _Cell:
+    """A display of a notebook's cell that is drawn over, and left without data at the end."""
+
+    def __init__(self, shell: Any) -> None:
+        self._publish = shell.display_pub.publish
+        self._transient = {"display_id": secrets.token_hex(8)}
+        self._drawn = False
+
+    def __call__(self, line: str) -> None:
+        self._publish({"text/plain": line} if line else {}, transient=self._transient, update=self._drawn)
+        self._drawn = True

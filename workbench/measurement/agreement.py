@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.runtime.decoding import Continuation
 from workbench.runtime.forward import using
@@ -43,6 +44,7 @@ class Agreement:
         return f"{differ} of {len(self.gaps)} answers differ, first by {tie}"
 
 
+@watched
 def agreement(
     variant: Variant, other: Variant, prompts: Sequence[str], tokens: int, progress: Progress | None = None
 ) -> Agreement:

@@ -14,6 +14,7 @@ from workbench.core.device import environment, synchronize
 from workbench.core.drawn import HTML, Drawn, drawn
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.measurement.latency import requests
 from workbench.runtime.batching import Batched
@@ -87,6 +88,7 @@ class Batching(Drawn):
         return str(drawn(self, HTML))
 
 
+@watched
 def batching(
     variant: Variant,
     task: Task | Text,

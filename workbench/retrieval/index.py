@@ -18,6 +18,7 @@ import numpy as np
 from workbench.answering.request import Passage
 from workbench.core.errors import Corrupt, InvalidInput, WorkbenchError
 from workbench.core.files import cache_folder
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.retrieval.documents import Document, passages
 from workbench.retrieval.embedding import Encoder, Vectors
@@ -85,6 +86,7 @@ class Index:
         with self._opened() as base:
             return sorted(_differences(base, documents))
 
+    @watched
     def update(self, documents: Sequence[Document], progress: Progress | None = None) -> int:
         """Make the index that of these documents; only those that changed are worked on.
 

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate, mean, median
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.retrieval.ranking import Method, Store
 from workbench.tasks.task import Example
@@ -44,6 +45,7 @@ class Found:
     seconds: Estimate
 
 
+@watched
 def find(store: Store, examples: Sequence[Example], method: Method, progress: Progress | None = None) -> Found:
     """Search for the document of every example that names one.
 

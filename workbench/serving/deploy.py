@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from workbench.core import files, units
 from workbench.core.errors import Corrupt, InvalidInput
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.core.value import Value
 from workbench.measurement.agreement import Agreement
@@ -78,6 +79,7 @@ class Deployment(Value):
     __str__ = __repr__
 
 
+@watched
 def deploy(
     variant: Variant,
     folder: str | Path,

@@ -15,6 +15,7 @@ from workbench.answering.speaker import Respondent
 from workbench.core.device import environment
 from workbench.core.drawn import HTML, Drawn, drawn
 from workbench.core.errors import Busy, InvalidInput, WorkbenchError
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.measurement.latency import requests
 from workbench.serving.endpoint import Endpoint
@@ -117,6 +118,7 @@ def _sentence(stage: Stage) -> str:
     )
 
 
+@watched
 def load_test(
     services: Respondent | Service | Sequence[Respondent | Service],
     task: Task | Text,

@@ -16,6 +16,7 @@ import torch
 
 from workbench.core import cluster, files
 from workbench.core.errors import InvalidInput, NotAvailable, WorkbenchError, first_line
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.serving.application import Application
 from workbench.serving.endpoint import Endpoint, connect
@@ -175,6 +176,7 @@ class Service:
         return f"<Service {self.name!r}: {self.model!r} at {self.url}, {state}>"
 
 
+@watched
 def serve(
     what: Variant | Endpoint | str | Path,
     *,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from workbench.answering.request import Generation, Piece, Prompt
 from workbench.core import files
 from workbench.core.errors import InvalidInput, NotAvailable, OutOfMemory
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.core.units import size
 from workbench.runtime import together, trial
@@ -134,6 +135,7 @@ class Sharded:
         return f"<Sharded {self.name!r}: {len(self.parts)} ranks, {held}{notes}>"
 
 
+@watched
 def shard(
     source: Variant | str | Path,
     ranks: int = 3,
