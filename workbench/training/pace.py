@@ -16,7 +16,7 @@ from workbench.variant import Variant
 if TYPE_CHECKING:
     from workbench.training.step import TrainingStep
 
-STEPS = 2  # of a trial: the first also makes ready what the others find
+ENOUGH = 2.0  # seconds: after a shorter first step, which also makes things ready, another one is tried
 SAME = {"learning_rate": 1e-6, "epochs": 1.0, "schedule": "constant", "warmup": 0.0, "seed": 0}  # cost no time
 
 _known: WeakKeyDictionary[Variant, dict[str, tuple[float, float]]] = WeakKeyDictionary()
@@ -53,7 +53,9 @@ def expected_seconds(
 
 def _tried(run: Run) -> tuple[float, float]:
     """Seconds of one optimizer step and of one evaluation."""
-    seconds = [run.learn(number, Progress()).seconds for number in range(STEPS)]
+    each = run.learn(0, Progress()).seconds
+    if each < ENOUGH:
+        each = run.learn(1, Progress()).seconds
     begun = time.perf_counter()
     run.evaluate(Curve(), 0)
-    return seconds[-1], time.perf_counter() - begun
+    return each, time.perf_counter() - begun
