@@ -95,8 +95,11 @@ class Shelf:
             self._changed()
 
     def look(self, name: str) -> int:
-        """The number of the look, colour and pattern, that a variant keeps in lists and charts."""
-        return self._looks.get(name, 0)
+        """The number of the look, colour and pattern, that a name keeps in lists and charts, also once it is gone."""
+        with self.lock:
+            if name not in self._looks:
+                self._looks[name] = next(self._next_look)
+            return self._looks[name]
 
     def colour(self, name: str) -> str:
         """The colour that goes with its look."""
@@ -136,7 +139,6 @@ class Shelf:
             if name != variant.name:
                 variant = variant.under(name)
             self._variants[name] = variant
-            self._looks[name] = next(self._next_look)
             self._chosen[name] = None
             self._seconds[name] = seconds
             self._changed()
@@ -151,7 +153,7 @@ class Shelf:
         with self.lock:
             if self[name] == self.base:
                 raise InvalidInput(f"'{name}' is the baseline of this bench and cannot be removed.")
-            del self._variants[name], self._looks[name]
+            del self._variants[name]
             self._chosen.pop(name, None)
             self._archived.discard(name)
             self._seconds.pop(name, None)
@@ -175,7 +177,7 @@ class Shelf:
                 self.base = renamed
             self._variants = {new if name == old else name: each for name, each in self._variants.items()}
             self._variants[new] = renamed
-            self._looks[new] = self._looks.pop(old)
+            self._looks[new] = self.look(old)
             self._seconds[new] = self._seconds.pop(old, 0.0)
             self._chosen = {new if name == old else name: None for name in self._chosen}
             self._archived = {new if name == old else name for name in self._archived}

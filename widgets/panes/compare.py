@@ -117,7 +117,7 @@ class Compare:
                         self._show_newest(force=True)
                 return _keep(self.bench.comparison)
 
-            self.message.submit(f"Compare {', '.join(names)}", work, key="compare")
+            self.message.submit(f"Compare {html.named(names)}", work, key="compare")
 
     def recall(self, comparison: Comparison) -> None:
         """Show one that was measured before."""
@@ -216,7 +216,7 @@ class Compare:
         elif len(names) < 2:
             said = "Tick two or more variants in the list; the first is the baseline."
         else:
-            said = f"{', '.join(names[1:])} against {names[0]}, on {task.name}. {_measures(task)}"
+            said = f"{html.named(names[1:])} against {names[0]}, on {task.name}. {_measures(task)}"
             variants = [each for name, each in self.bench.variants.items() if name in names]
             said = " ".join([said, *limits(variants, task)])
         line = html.help_line(said)

@@ -12,6 +12,7 @@ from widgets.parts.page import Page
 from workbench.answering.speaker import Respondent
 from workbench.core.errors import WorkbenchError
 from workbench.core.progress import Progress
+from workbench.display import COLOURS
 from workbench.layers.calibration import kept_bytes
 from workbench.measurement import scales
 from workbench.models import sharing
@@ -131,7 +132,7 @@ class Listing:
             "chosen": name in bench.chosen,
             "archived": name in bench.archived,
             "colour": bench.colour(name),
-            "pattern": bench.look(name) // 8,
+            "pattern": bench.look(name) // len(COLOURS),
             "group": last[0].label if last else variant.source if here else "Endpoints",
             "bytes": sizes[0],
             "facts": html.share(*sizes) if here else "answers elsewhere",

@@ -18,6 +18,7 @@ from workbench.training.curve import Curve, Evaluation
 from workbench.variant import Variant
 
 MOST_NAMED = 12  # layers in a list
+MOST_TOLD = 6  # variants in a sentence
 MOST_SHOWN = 200  # characters of a prompt
 ENDS = {
     "done": "ended",
@@ -274,6 +275,12 @@ def grid(head: Iterable[str], rows: Iterable[Iterable[str]], label: str) -> str:
     first = "".join(f"<th>{escape(each)}</th>" for each in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(each)}</td>" for each in row) + "</tr>" for row in rows)
     return wide(f'<table class="wb-report"><thead><tr>{first}</tr></thead><tbody>{body}</tbody></table>', label)
+
+
+def named(names: Sequence[str]) -> str:
+    """Some names, and how many more there are; not escaped."""
+    more = len(names) - MOST_TOLD
+    return ", ".join(names[:MOST_TOLD]) + (f" and {more} more" if more > 0 else "")
 
 
 def help_line(text: str) -> str:
