@@ -178,6 +178,7 @@ class Shelf:
             self._variants = {new if name == old else name: each for name, each in self._variants.items()}
             self._variants[new] = renamed
             self._looks[new] = self.look(old)
+            del self._looks[old]
             self._seconds[new] = self._seconds.pop(old, 0.0)
             self._chosen = {new if name == old else name: None for name in self._chosen}
             self._archived = {new if name == old else name for name in self._archived}
