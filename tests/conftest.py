@@ -152,6 +152,25 @@ def settle() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder laid out as the repository and the address of a JupyterLab on it."""
+    from lab import lab, workspace
+
+    folder = workspace(tmp_path_factory.mktemp("lab"))
+    with lab(folder) as address:
+        yield folder, address
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Any]:
+    """A Chromium, as Playwright's context."""
+    from page import browsing
+
+    with browsing() as context:
+        yield context
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _settled() -> None:
     """Anew for each module: tests import as well, and all that follow would search through what that made."""

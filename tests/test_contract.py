@@ -19,6 +19,7 @@ from workbench.answering.answers import settings_of
 from workbench.core.errors import Cancelled, InvalidInput, WorkbenchError
 from workbench.recipe import step_from_json
 from workbench.steps import families, finetune, prune
+from workbench.teaching.contract import Stopped
 
 STEPS = [step for steps in families().values() for step in steps]
 IDS = torch.arange(3, 40)[None]
@@ -54,20 +55,6 @@ def alive() -> tuple[int, int]:
             storages[storage.data_ptr()] = storage.nbytes()
         variants += issubclass(type(each), wb.Variant)
     return variants, sum(storages.values())
-
-
-class Stopped(Progress):
-    """Progress whose cancel button is pressed after a number of reports."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def advance(self, units: int = 1) -> None:
-        self.after -= 1
-        if self.after <= 0:
-            self.cancel()
-        super().advance(units)
 
 
 @pytest.fixture

@@ -1,17 +1,16 @@
 """The bench as people meet it: a real JupyterLab, a real browser, the model that comes with it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import ROOT, lab, workspace
+from lab import ROOT
 from page import (
     CLICK_TO_CHANGE,
     SECONDS,
     SHOTS,
     TABS,
     Page,
-    browsing,
     choose,
     command,
     errors,
@@ -33,20 +32,6 @@ base = wb.load()
 bench = Bench(base, wb.read_text("data/prose", window=128, calibration=4, test=8))
 """
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder laid out as the repository and the address of a JupyterLab on it."""
-    folder = workspace(tmp_path_factory.mktemp("lab"))
-    with lab(folder) as address:
-        yield folder, address
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator["playwright_api.BrowserContext"]:
-    with browsing() as context:
-        yield context
 
 
 @pytest.fixture(scope="module")

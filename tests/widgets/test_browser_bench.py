@@ -3,29 +3,13 @@
 import csv
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import lab, workspace
-from page import SECONDS, SHOTS, Page, browsing, errors, note, opened, playwright_api, row, run_all, show, tab
+from page import SECONDS, SHOTS, Page, errors, note, opened, playwright_api, row, run_all, show, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 MANY = 40
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder laid out as the repository and the address of a JupyterLab on it."""
-    folder = workspace(tmp_path_factory.mktemp("lab"))
-    with lab(folder) as address:
-        yield folder, address
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator["playwright_api.BrowserContext"]:
-    with browsing() as context:
-        yield context
 
 
 def load(folders: dict[str, Path], more: str = "") -> str:

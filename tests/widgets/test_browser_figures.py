@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import lab, workspace
-from page import SHOTS, Page, browsing, command, errors, opened, playwright_api, tab
+from page import SHOTS, Page, command, errors, opened, playwright_api, tab
 
 HOSTILE = "=1+1"
 XSS = '-<b>a</b>, $x$ "é" & co'
@@ -45,20 +44,6 @@ DRAWN = """([place, points]) => [...document.querySelectorAll(`${place} .js-plot
   return drawing?.checkVisibility() && drawing.getBoundingClientRect().width > 300
     && plot.querySelectorAll(".scatterlayer .point").length === 3 * points;
 })"""  # the comparison's three scatters, as wide as one can read
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder laid out as the repository and the address of a JupyterLab on it."""
-    folder = workspace(tmp_path_factory.mktemp("lab"))
-    with lab(folder) as address:
-        yield folder, address
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator["playwright_api.BrowserContext"]:
-    with browsing() as context:
-        yield context
 
 
 @pytest.fixture(scope="module")

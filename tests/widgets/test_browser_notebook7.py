@@ -9,7 +9,6 @@ from page import (
     SECONDS,
     SHOTS,
     Page,
-    browsing,
     choose,
     errors,
     idle,
@@ -31,12 +30,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]
     folder = workspace(tmp_path_factory.mktemp("notebook"))
     with lab(folder, "notebook") as address:
         yield folder, address
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator["playwright_api.BrowserContext"]:
-    with browsing() as context:
-        yield context
 
 
 def used(page: Page, variant: str) -> None:

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lab import lab, workspace
 from page import (
     CLICK_TO_CHANGE,
     SECONDS,
     SHOTS,
     TABS,
     Page,
-    browsing,
     choose,
     command,
     errors,
@@ -30,20 +28,6 @@ from page import (
 
 XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder laid out as the repository and the address of a JupyterLab on it."""
-    folder = workspace(tmp_path_factory.mktemp("lab"))
-    with lab(folder) as address:
-        yield folder, address
-
-
-@pytest.fixture(scope="module")
-def window() -> Iterator["playwright_api.BrowserContext"]:
-    with browsing() as context:
-        yield context
 
 
 def tiny(folders: dict[str, Path]) -> tuple[str, str]:

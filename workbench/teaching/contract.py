@@ -28,7 +28,7 @@ SHORT = {"epochs": 1e-6, "precision": "float32", "keep": "last"}  # one training
 AFTER = 2  # reports, after which work is cancelled
 
 
-class _Stopped(Progress):
+class Stopped(Progress):
     """Progress whose cancel button is pressed after a number of reports."""
 
     def __init__(self, after: int) -> None:
@@ -36,6 +36,7 @@ class _Stopped(Progress):
         self.after = after
 
     def advance(self, units: int = 1) -> None:
+        """Report, until it is cancelled."""
         self.after -= 1
         if self.after <= 0:
             self.cancel()
@@ -191,7 +192,7 @@ def _cancelled(step: Step, start: Variant, task: Task | Text | None) -> Finding:
     """A cancel is followed, and leaves nothing."""
     gc.collect()
     before, owned = len(live()), start.owned_bytes
-    progress = _Stopped(AFTER)
+    progress = Stopped(AFTER)
     try:
         start.apply(step, task, progress)
     except Cancelled:
