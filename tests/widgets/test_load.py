@@ -78,6 +78,20 @@ def test_the_columns_can_be_set(bench: Bench, tmp_path: Path) -> None:
     assert bench.task.test[0].prompt.startswith("two")
 
 
+@pytest.mark.parametrize("source", ["x" * 5000, "a\0b", "~nobody/x.csv", "missing.csv", "/"])
+def test_a_path_that_leads_nowhere_is_said(bench: Bench, source: str) -> None:
+    before = bench.task
+    for pane in (bench.data, bench.models):
+        pane.source.value = source
+        assert bench.wait(TIMEOUT)
+        pane.button.click()
+        assert bench.wait(TIMEOUT)
+        assert "wb-error" in pane.message.value
+        assert "unexpected" not in pane.message.value, pane.message.value
+    assert bench.task is before
+    assert list(bench.variants) == [bench.base.name]
+
+
 def test_a_text_is_cut_into_windows(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("The tide comes in twice a day. " * 500)
     pane = bench.data

@@ -13,7 +13,7 @@ from widgets.parts.drop import Drop
 from widgets.parts.message import Message
 from widgets.parts.number import Number
 from workbench.core.errors import InvalidInput, WorkbenchError
-from workbench.core.files import home
+from workbench.core.files import home, is_kind
 from workbench.core.progress import Progress
 from workbench.tasks.files import READERS, check_kind, kind_of
 from workbench.tasks.glance import USUAL, Glance, glance
@@ -90,7 +90,7 @@ class Data:
     def look(self) -> None:
         """Look at the first rows of what is named, and guess which column is what."""
         source, self.seen, self.rows.value = self.source.value.strip(), None, ""
-        if kind_of(home(source)) and home(source).is_file():
+        if kind_of(home(source)) and is_kind(home(source), Path.is_file):
             with self.message.refusals():
                 self.message.value = ""
                 self.seen = glance(source)
@@ -121,7 +121,7 @@ class Data:
                 if not self.bench.closed and code == self._code:
                     self.splits.value = said
 
-        if home(source).exists() and source:
+        if source and is_kind(home(source), Path.exists):
             self.bench.compute(self, work)
         elif source:
             self.splits.value = html.help_line("It is not on this machine: Use asks the hub for it.")
@@ -144,8 +144,9 @@ class Data:
     def prose(self) -> bool:
         """Whether it is running text, scored by perplexity."""
         path = home(self.source.value.strip())
-        if path.is_dir():
-            return not any(kind_of(each) for each in path.iterdir()) and any(path.glob("*.[tm][xd]*"))
+        if is_kind(path, Path.is_dir):
+            inside = list(path.iterdir())
+            return not any(map(kind_of, inside)) and any(each.suffix.lower() in PROSE for each in inside)
         return path.suffix.lower() in PROSE
 
     @property
