@@ -255,7 +255,7 @@ def test_a_task_made_in_code_is_checked_alike() -> None:
 
 
 def test_unknown_kind_of_file(tmp_path: Path) -> None:
-    path = tmp_path / "quiz.xlsx"
+    path = tmp_path / "quiz.pptx"
     path.write_bytes(b"PK")
     assert ".jsonl, .csv or .parquet" in refusal(path)
 
