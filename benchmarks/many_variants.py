@@ -36,7 +36,6 @@ for number in range({MANY} - 1):
     bench.add(base.apply(prompt.System(text=f"Number {{number}}.")))
 found = wb.compare(list(bench.variants.values()), text, rounds=1, new_tokens=2, store=False)
 bench.compare.recall(found)
-bench
 """
 REDRAW = f"""
 import json
@@ -75,7 +74,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         folder = workspace(Path(place))
-        write_notebook(folder / "notebooks" / "many.ipynb", SETUP, "None")
+        write_notebook(folder / "notebooks" / "many.ipynb", SETUP, "bench", "None")
         with lab(folder) as address:
             opened = playwright.chromium.launch(executable_path=chromium.find(), args=list(CHROMIUM_FLAGS))
             page = open_notebook(opened.new_context(viewport={"width": 1280, "height": 1100}), address, "many.ipynb")
@@ -87,8 +86,8 @@ def main() -> None:
             page.evaluate(
                 """(code) => {
                   const notebook = window.jupyterapp.shell.currentWidget.content;
-                  notebook.model.cells.get(1).sharedModel.setSource(code);
-                  notebook.activeCellIndex = 1;
+                  notebook.model.cells.get(2).sharedModel.setSource(code);
+                  notebook.activeCellIndex = 2;
                   window.jupyterapp.commands.execute("notebook:run-cell");
                 }""",
                 REDRAW,
