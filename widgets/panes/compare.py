@@ -104,16 +104,16 @@ class Compare:
             self._hide(self.presenting)
 
             def work(progress: Progress) -> str:
+                self._newest = self.bench.comparison
                 try:
                     shown = {"progress": progress, "on_update": self._update}
                     self.bench.measured(compare(variants, task, **settings, **shown, store=False))
                 finally:  # one that was cancelled leaves the last whole one on screen, or itself where there is none
                     with self.bench.lock:
-                        begun = None if self._newest is None else self._newest.partial
-                        if self.bench.comparison is not None or not begun:
+                        if self.bench.comparison is not None:
                             self._newest = self.bench.comparison
                         elif self._newest is not None:
-                            self._newest = Comparison(self._newest.runs, f"{begun}, cancelled or failed")
+                            self._newest = Comparison(self._newest.runs, f"{self._newest.partial}, cancelled or failed")
                         self._show_newest(force=True)
                 return _keep(self.bench.comparison)
 

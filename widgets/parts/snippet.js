@@ -8,7 +8,7 @@ async function render({ model, el }) {
   code.setAttribute("aria-label", "The same as code");
   const button = document.createElement("button");
   button.type = "button";
-  button.className = "wb-copy";
+  button.className = "wb-button wb-copy";
   const show = () => {
     code.textContent = text.get("value");
     button.textContent = "Copy as code";
