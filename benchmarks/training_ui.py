@@ -44,7 +44,7 @@ import json, os, time
 import psutil
 from widgets.tools.training import Training
 
-panel = bench.family_panels["finetune"]
+panel = bench.panel("finetune")
 panel.set(step)
 draw, drawing = Training.running, []
 

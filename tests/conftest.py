@@ -171,6 +171,14 @@ def window() -> Iterator[Any]:
         yield context
 
 
+def pytest_exception_interact(node: pytest.Item) -> None:
+    """A browser's test that failed shows its pages."""
+    if window := getattr(node, "funcargs", {}).get("window"):
+        from page import keep_failed
+
+        keep_failed(window)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _settled() -> None:
     """Anew for each module: tests import as well, and all that follow would search through what that made."""
@@ -336,7 +344,7 @@ def index(tmp_path: Path) -> Any:
 @pytest.fixture
 def panel(bench: Any) -> Any:
     """The panel of the family prune."""
-    return bench.family_panels["prune"]
+    return bench.panel("prune")
 
 
 @pytest.fixture

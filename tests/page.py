@@ -13,6 +13,7 @@ from lab import CHROMIUM_FLAGS, ROOT, write_notebook
 playwright_api = pytest.importorskip("playwright.sync_api")
 Page = playwright_api.Page
 
+KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 OUT = ROOT / "out"
 SHOTS = OUT / "screenshots"
 SECONDS = 1000  # in Playwright's milliseconds
@@ -58,9 +59,10 @@ def browsing() -> Iterator["playwright_api.BrowserContext"]:
         pytest.skip("no Chromium: set WORKBENCH_CHROMIUM or run scripts/browser.py")
     with playwright_api.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=path, args=list(CHROMIUM_FLAGS))
-        yield opened.new_context(
+        window = opened.new_context(
             viewport={"width": 1280, "height": 1100}, permissions=["clipboard-read", "clipboard-write"]
         )
+        yield window
         opened.close()
 
 
@@ -95,16 +97,19 @@ def open_notebook(window: "playwright_api.BrowserContext", address: str, name: s
         )
     )
     page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'")
+    page.wait_for_function(f"{KERNEL}?.status === 'idle'")
     page.wait_for_function("window.jupyterapp.shell.currentWidget.content?.model?.cells?.length > 1")
+    # What a kernel opens before ipywidgets listens is closed again by JupyterLab, and never shown.
+    page.wait_for_function(f"'jupyter.widget' in {KERNEL}._targetRegistry")
     if page.locator("#jp-left-stack").is_visible():
         command(page, "application:toggle-left-area")
     return page
 
 
 def errors(page: Page) -> list[str]:
-    """What the console said that is not JupyterLab's own, nor anywidget's on a page that is slow to load its code."""
-    return [line for line in page.said if not of_jupyterlab(line) and "Failed to initialize model" not in line]
+    """What the console said that is not JupyterLab's own, nor ipywidgets' or anywidget's on a page that is slow."""
+    slow = ("Failed to initialize model", "widget model not found")
+    return [line for line in page.said if not of_jupyterlab(line) and not any(each in line for each in slow)]
 
 
 def opened(
@@ -116,6 +121,27 @@ def opened(
     page = open_notebook(window, address, f"{name}.ipynb", before)
     run_all(page, 90)
     return page
+
+
+def reload(page: Page) -> None:
+    """Load the page again and wait for its bench.
+
+    ipywidgets' `get_model` asks for two seconds whether a model is there. If those end while a busy page is making it,
+    it says "model not found" and does not look again (base-manager 1.0.13): whoever sees that reloads once more.
+    """
+    shown, lost = page.locator(".wb-bench .wb-panel:visible"), page.get_by_text("model not found")
+    page.reload()
+    shown.or_(lost).wait_for()
+    if lost.is_visible():
+        page.reload()
+        shown.wait_for()
+
+
+def keep_failed(window: "playwright_api.BrowserContext") -> None:
+    """Keep what the pages of a failed test look like, and what their consoles said."""
+    for number, page in enumerate(window.pages):
+        page.screenshot(path=SHOTS / f"failed-{number}.png")
+        print(page.url, *getattr(page, "said", []), sep="\n")
 
 
 def run_all(page: Page, limit: int) -> None:
@@ -140,7 +166,9 @@ def run_all(page: Page, limit: int) -> None:
 def tab(page: Page, name: str) -> "playwright_api.Locator":
     """Open a tab of the bench; returns its panel."""
     page.locator(".wb-tabs").get_by_role("tab", name=name).click()
-    return page.locator(".wb-tabs > .widget-tab-contents > .wb-panel:visible")
+    panel = page.locator(".wb-tabs > .widget-tab-contents .wb-panel:visible")
+    panel.wait_for()  # one that is opened for the first time comes from the kernel
+    return panel
 
 
 def idle(page: Page, limit: int = 120) -> None:

@@ -121,7 +121,7 @@ def compare(bench: Bench) -> str:
 
 def apply(family: str, step: wb.Step) -> Callable[[Bench], str]:
     def click(bench: Bench) -> str:
-        panel = bench.family_panels[family]
+        panel = bench.panel(family)
         panel.set(step)
         panel.button.click()
         assert bench.wait(TIMEOUT)
@@ -131,7 +131,7 @@ def apply(family: str, step: wb.Step) -> Callable[[Bench], str]:
 
 
 def try_out(bench: Bench) -> str:
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.set(quantize.RTN())
     panel.tools[Live].switch.value = False
     panel.tools[Live].switch.value = True
@@ -140,7 +140,7 @@ def try_out(bench: Bench) -> str:
 
 
 def measure(bench: Bench) -> str:
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.set(quantize.RTN())
     panel.tools[Layers].button.click()
     assert bench.wait(TIMEOUT)
@@ -148,7 +148,7 @@ def measure(bench: Bench) -> str:
 
 
 def score(bench: Bench) -> str:
-    panel = bench.family_panels["prompt"]
+    panel = bench.panel("prompt")
     panel.tools[Asked].score.click()
     assert bench.wait(TIMEOUT)
     return panel.tools[Asked].message.value

@@ -16,7 +16,7 @@ from widgets.panes.models import Models
 from widgets.panes.restore import Restore
 from widgets.panes.search import Search
 from widgets.panes.serve import Serve
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.style import close_tree, framed
 from widgets.session import Session
 from workbench.core import files
@@ -49,36 +49,37 @@ class Bench(Session):
         if _last and (old := _last()):
             old.close()
         super().__init__(base, task)
-        self.title = ipw.HTML(html.header(self.base, self.task))
-        self.status = ipw.HTML(html.status(()))
-        self.stop = ipw.Button(
-            description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True
-        )
-        self.present = ipw.ToggleButton(
+        self.title = ui.HTML(html.header(self.base, self.task))
+        self.status = ui.HTML(html.status(()))
+        self.stop = ui.Button(description="Cancel", tooltip="Cancel the running job; nothing is changed", disabled=True)
+        self.present = ui.ToggleButton(
             description="Present", tooltip="Large type, one panel, and a guess before every result: for a projector"
         )
         self.present.observe(lambda change: self._present(change["new"]), "value")
         self.stop.on_click(lambda _: self.cancel())
         self.listing = Listing(self)
-        self.family_panels = {family: Panel(self, family, visible=False) for family in families()}
+        self._panels: dict[str, Panel] = {}
+        self._places = {family: ui.VBox() for family in families()}
+        for place in self._places.values():
+            place.add_class("wb-place")
         self.chat = Chat(self)
         self.compare = Compare(self)
         self.search = Search(self)
         self.serve = Serve(self)
         self.models, self.data = Models(self), Data(self)
         self.restore = Restore(self)
-        self.warning = ipw.HTML()
-        loads = ipw.VBox([self.models.widget, self.data.widget])
+        self.warning = ui.HTML()
+        loads = ui.VBox([self.models.widget, self.data.widget])
         loads.add_class("wb-panel")
         self._tabs = {
             "Load": loads,
-            **{html.family(name): panel.widget for name, panel in self.family_panels.items()},
+            **{html.family(name): place for name, place in self._places.items()},
             **{"Chat": self.chat.widget, "Compare": self.compare.widget},
             **{"Search": self.search.widget, "Serve": self.serve.widget},
         }
         self.tabs = ipw.Tab([*self._tabs.values()], titles=[*self._tabs], selected_index=1)
         self.tabs.add_class("wb-tabs")
-        self._open_family = next(iter(self.family_panels))
+        self._open_family = next(iter(self._places))
         self._opened(self.tabs.selected_index)
         self.tabs.observe(lambda change: self._opened(change["new"]), "selected_index")
         self.widget = framed(self._card())
@@ -116,10 +117,30 @@ class Bench(Session):
         Raises:
             InvalidInput: a knob is out of range.
         """
-        return self.family_panels[self._open_family].recipe
+        return self.panel(self._open_family).recipe
+
+    def panel(self, family: str) -> Panel:
+        """The panel of a step family, built when it is first looked at: a page waits for every control there is.
+
+        Raises:
+            InvalidInput: there is no such family.
+        """
+        with self.lock:
+            if family not in self._panels:
+                panel = self._panels[family] = Panel(self, family, visible=False)
+                panel.recall(self.knobs.pop(family, {}))
+                self._places[family].children = [panel.widget]
+            return self._panels[family]
+
+    def recall(self, knobs: dict[str, dict[str, Any]]) -> None:
+        """Let the panels stand as they stood when a record was written, now or when they are opened."""
+        self.knobs = dict(knobs)
+        for family, panel in self._panels.items():
+            panel.recall(self.knobs.pop(family, {}))
 
     def turn_to(self, step: Step) -> None:
         """Set the panel of a step's family to it, and open its tab."""
+        self.panel(step.family())
         super().turn_to(step)
         self.open(html.family(step.family()))
 
@@ -150,13 +171,13 @@ class Bench(Session):
             close_tree(self.widget)
 
     def _card(self) -> ipw.Box:
-        head = ipw.HBox([self.title, self.present, self.status, self.stop])
+        head = ui.HBox([self.title, self.present, self.status, self.stop])
         head.add_class("wb-head")
-        main = ipw.VBox([self.tabs])
+        main = ui.VBox([self.tabs])
         main.add_class("wb-main")
-        body = ipw.HBox([self.listing.widget, main])
+        body = ui.HBox([self.listing.widget, main])
         body.add_class("wb-body")
-        self.card = ipw.VBox([head, self.warning, self.restore.widget, body])
+        self.card = ui.VBox([head, self.warning, self.restore.widget, body])
         self.card.add_class("wb-card")
         return self.card
 
@@ -167,9 +188,12 @@ class Bench(Session):
 
     def _opened(self, index: int | None) -> None:
         title = list(self._tabs)[index] if index is not None else ""
-        self._open_family = next((each for each in self.family_panels if html.family(each) == title), self._open_family)
-        for name, panel in self.family_panels.items():
-            panel.show(html.family(name) == title)
+        family = next((each for each in self._places if html.family(each) == title), None)
+        if family is not None:
+            self.panel(family)
+            self._open_family = family
+        for name, panel in self._panels.items():
+            panel.show(name == family)
         with self.lock:
             self.compare.visible = title == "Compare"
             self.compare.show_estimate()
@@ -189,7 +213,7 @@ class Bench(Session):
         data["text/html"] = "".join(
             [
                 html.static(self.variants.values(), self.base),
-                *(panel.static for panel in self.family_panels.values()),
+                *(panel.static for panel in self._panels.values()),
                 self.comparison._repr_html_() if self.comparison else "",
             ]
         )

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary, ref
 
 import ipywidgets as ipw
 
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.code import Snippet, call
 from widgets.parts.fields import Form
 from widgets.parts.style import close_tree, framed
@@ -60,28 +60,28 @@ class Panel:
 
     def _build(self, steps: list[type[Step]]) -> None:
         few = len(steps) <= MOST_BUTTONS
-        self.method = (ipw.ToggleButtons if few else ipw.Dropdown)(
+        self.method = (ui.ToggleButtons if few else ui.Dropdown)(
             options=[(step.__name__ if few else html.summary(step), step) for step in steps],
             description="Step",
             tooltip="What to apply",
         )
-        self.target = ipw.Dropdown(
-            options=[self.bench.base.name], description="Apply to", tooltip="The variant to start from"
+        self.target = ui.Dropdown(
+            options=[self.bench.start], description="Apply to", tooltip="The variant to start from"
         )
-        self.explanation, self.forecast, self.message = ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self.form_place = ipw.VBox()
-        self.button = ipw.Button(
+        self.explanation, self.forecast, self.message = ui.HTML(), ui.HTML(), ui.HTML()
+        self.form_place = ui.VBox()
+        self.button = ui.Button(
             description="Apply", button_style="primary", tooltip="Make a new variant with these settings"
         )
-        self.onward = ipw.Button(description="Go on", tooltip="Start from what was just made")
-        self.onward.layout.display = "none"
+        self.onward = ui.Button(description="Go on", tooltip="Start from what was just made")
+        ui.show(self.onward, False)
         self.code = Snippet()
         self.tools: dict[type[Tool], Tool] = {tool: tool(self) for tool in TOOLS if any(map(tool.fits, steps))}
-        footer = ipw.HBox([self.button, self.onward, self.forecast])
+        footer = ui.HBox([self.button, self.onward, self.forecast])
         footer.add_class("wb-footer")
         knobs = [self.method, self.explanation, self.target, self.form_place]
         near, below = ([each.widget for each in self.tools.values() if each.stands == at] for at in ("near", "below"))
-        self.widget = ipw.VBox([*knobs, *near, footer, self.message, self.code, *below])
+        self.widget = ui.VBox([*knobs, *near, footer, self.message, self.code, *below])
         self.widget.add_class("wb-panel")
         self.method.observe(lambda _: self._show_method(), "value")
         self.target.observe(lambda _: self._relisting or self._changed(), "value")
@@ -210,13 +210,12 @@ class Panel:
         self._made = name
         self.onward.description = f"Go on from {name}"
         self.onward.tooltip = f"Apply the next step, of any family, to {name}"
-        self.onward.layout.display = None
+        ui.show(self.onward, True)
 
     def _go_on(self) -> None:
-        self.onward.layout.display = "none"
-        for panel in self.bench.panels:
-            if self._made in self.bench.variants:
-                panel.target.value = self._made
+        ui.show(self.onward, False)
+        if self._made in self.bench.variants:
+            self.bench.go_on(self._made)
 
     def _list_targets(self) -> None:
         names = tuple(name for name in self.bench.variants if name not in self.bench.archived)
@@ -228,7 +227,7 @@ class Panel:
             self._forecasts.clear()
             self._changed()
         if self._made not in names:
-            self.onward.layout.display = "none"
+            ui.show(self.onward, False)
         if self.target.options != newest:
             before = self.target.value
             kept = before if before in names else self.bench.base.name
@@ -244,7 +243,7 @@ class Panel:
         self.explanation.value = html.explanation(kind, summed_up=isinstance(self.method, ipw.Dropdown))
         self.form_place.children = [self.form.widget]
         for tool in self.tools.values():
-            tool.widget.layout.display = None if tool.fits(kind) else "none"
+            ui.show(tool.widget, tool.fits(kind))
         self._changed()
 
     def _changed(self) -> None:

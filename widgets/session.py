@@ -36,6 +36,8 @@ class Session(Shelf, Jobs):
         task: what steps calibrate on and comparisons measure, or None.
         comparison: the last one measured, or None.
         sensitivity: the last one measured, or None.
+        panels: those that were opened.
+        knobs: what the others stood at in an earlier record, by family.
         journal: where all of it is recorded as it changes.
         kept: what else is recorded, by its name in the record: the conversation.
         weights: what was learned, in the record.
@@ -49,6 +51,8 @@ class Session(Shelf, Jobs):
         self.comparison: Comparison | None = None
         self.sensitivity: Sensitivity | None = None
         self.panels: list[Any] = []
+        self.knobs: dict[str, dict[str, Any]] = {}
+        self._start = base.name
         record.forget(base, task)
         self.journal = record.journal(base, task)
         self.kept: dict[str, Callable[[], Any]] = {}
@@ -133,6 +137,19 @@ class Session(Shelf, Jobs):
         start = shlex.quote(str(place / "run.sh"))
         return f"Deployed to {place}, {units.size(found.bytes)}; {found.tried}. Start it with: sh {start}"
 
+    @property
+    def start(self) -> str:
+        """The variant that the next step starts from, unless its panel says another."""
+        known = self._start in self.variants and self._start not in self.archived
+        return self._start if known else self.base.name
+
+    def go_on(self, name: str) -> None:
+        """Let the next step, of any family, start from a variant."""
+        with self.lock:
+            self._start = name
+            for panel in self.panels:
+                panel.target.value = name
+
     def turn_to(self, step: Step) -> None:
         """Set the panels of a step's family to it."""
         for panel in self.panels:
@@ -166,7 +183,8 @@ class Session(Shelf, Jobs):
                 variants=variants,
                 weights=tuple(each for each in self.weights if any(map(each.serves, variants))),
                 runs=tuple(self.comparison.runs) if self.comparison else (),
-                knobs={panel.family: panel.step.to_json() for panel in self.panels if panel.settings[0] is not None},
+                knobs=self.knobs
+                | {panel.family: panel.step.to_json() for panel in self.panels if panel.settings[0] is not None},
                 **{name: get() for name, get in self.kept.items()},
             )
 

@@ -146,7 +146,7 @@ def test_the_bench(base: wb.Variant, tiny_task: wb.Task, tmp_path: Path, monkeyp
             "finetune": finetune.LoRA(epochs=1.0),
             "prompt": prompt.FewShot(examples=2),
         }.items():
-            panel = bench.family_panels[family]
+            panel = bench.panel(family)
             panel.set(step)
             panel.button.click()
             assert bench.wait(TIMEOUT)

@@ -26,11 +26,11 @@ def bare(shown: str) -> str:
 
 
 def tool(bench: Bench, family: str) -> Asked:
-    return bench.family_panels[family].tools[Asked]
+    return bench.panel(family).tools[Asked]
 
 
 def test_the_prompt_follows_the_knobs(bench: Bench) -> None:
-    panel, asked = bench.family_panels["prompt"], tool(bench, "prompt")
+    panel, asked = bench.panel("prompt"), tool(bench, "prompt")
     panel.set(prompt.System(text="Be brief."))
     assert bench.wait(TIMEOUT)
     shown = bare(asked.prompt.value)
@@ -46,7 +46,7 @@ def test_the_prompt_follows_the_knobs(bench: Bench) -> None:
 
 def test_undo_and_redo_walk_through_the_settings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("widgets.tools.question.TOGETHER", 0.0)
-    panel, asked = bench.family_panels["prompt"], tool(bench, "prompt")
+    panel, asked = bench.panel("prompt"), tool(bench, "prompt")
     steps = [prompt.System(text="One."), prompt.Constrain(form="words", rule="7"), prompt.Template(text="Q {question}")]
     for each in steps:
         panel.set(each)
@@ -61,7 +61,7 @@ def test_undo_and_redo_walk_through_the_settings(bench: Bench, monkeypatch: pyte
 
 
 def test_a_dragged_slider_is_undone_at_once(bench: Bench) -> None:
-    panel, asked = bench.family_panels["prompt"], tool(bench, "prompt")
+    panel, asked = bench.panel("prompt"), tool(bench, "prompt")
     before = panel.step
     for answers in range(2, 9):
         panel.set(prompt.SelfConsistency(answers=answers))
@@ -73,7 +73,7 @@ def test_a_dragged_slider_is_undone_at_once(bench: Bench) -> None:
 
 
 def test_answers_stand_side_by_side_and_are_scored(bench: Bench) -> None:
-    panel, asked = bench.family_panels["prompt"], tool(bench, "prompt")
+    panel, asked = bench.panel("prompt"), tool(bench, "prompt")
     panel.set(prompt.Constrain(form="pattern", rule=r"It has 3 seats\."))
     asked.trial.click()
     assert bench.wait(TIMEOUT)
@@ -97,7 +97,7 @@ def test_answers_stand_side_by_side_and_are_scored(bench: Bench) -> None:
 
 
 def test_a_typed_question_is_answered_before_and_after(bench: Bench) -> None:
-    panel, asked = bench.family_panels["prompt"], tool(bench, "prompt")
+    panel, asked = bench.panel("prompt"), tool(bench, "prompt")
     panel.set(prompt.Constrain(form="choices", rule="yes\nno"))
     asked.question.value = XSS
     asked.answer.click()
@@ -113,7 +113,7 @@ def test_a_typed_question_is_answered_before_and_after(bench: Bench) -> None:
 
 def test_what_fails_is_said_and_nothing_is_lost(bench: Bench) -> None:
     bench.task = bench.task.model_copy(update={"documents": ""})
-    panel, asked = bench.family_panels["retrieve"], tool(bench, "retrieve")
+    panel, asked = bench.panel("retrieve"), tool(bench, "retrieve")
     asked.show.click()
     assert bench.wait(TIMEOUT)
     assert "No documents are named" in asked.message.value
@@ -140,7 +140,7 @@ def test_passages_are_shown_and_measured(base: wb.Variant, tmp_path: Path) -> No
     (home / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
     bench = Bench(base, wb.read_task(home))
     try:
-        panel, asked = bench.family_panels["retrieve"], tool(bench, "retrieve")
+        panel, asked = bench.panel("retrieve"), tool(bench, "retrieve")
         panel.set(retrieve.Retrieve(top_k=2))
         asked.show.click()
         assert bench.wait(TIMEOUT)
@@ -182,7 +182,7 @@ def test_marks_stand_on_whole_words_of_escaped_text() -> None:
 
 
 def test_what_is_removed_is_struck_through(bench: Bench) -> None:
-    panel, asked = bench.family_panels["context"], tool(bench, "context")
+    panel, asked = bench.panel("context"), tool(bench, "context")
     asked.question.value = f"Rain. Rain. {XSS}\n\nWhat?"
     panel.set(context.Filter())
     asked.show.click()

@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from page import SECONDS, SHOTS, Page, errors, note, opened, playwright_api, row, run_all, show, tab
+from page import SECONDS, SHOTS, TABS, Page, errors, note, opened, playwright_api, row, run_all, show, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 MANY = 40
@@ -61,7 +61,7 @@ def test_own_model_and_own_data_are_compared_without_a_line_of_code(
     click(page.locator(".wb-panel:visible").get_by_role("button", name="Apply", exact=True))
     row(page, "NF4").wait_for()
     click(page.locator(".wb-tabs").get_by_role("tab", name="Compare"))
-    panel = page.locator(".wb-tabs > .widget-tab-contents > .wb-panel:visible")
+    panel = page.locator(".wb-tabs > .widget-tab-contents .wb-panel:visible")
     click(panel.get_by_role("button", name="Compare", exact=True))
     panel.locator(".wb-done", has_text="Measured").wait_for()
     assert panel.locator(".wb-report tbody tr").count() == 3
@@ -178,6 +178,97 @@ def test_the_list_needs_no_mouse(
     assert page.evaluate(focused) != first
     page.keyboard.press("ArrowUp")
     assert page.evaluate(focused) == first
+    assert errors(page) == []
+    page.close()
+
+
+def press_until(page: Page, there: str, key: str = "Tab", most: int = 60) -> None:
+    """Press a key until the page says yes; fails with where the focus went."""
+    went = []
+    while not page.evaluate(there):
+        assert len(went) < most, "the focus went to:\n" + "\n".join(went)
+        page.keyboard.press(key)
+        went.append(page.evaluate("document.activeElement.outerHTML.slice(0, 100)"))
+
+
+def opened_by_keys(page: Page, name: str) -> None:
+    """Go to a tab from another one that is focused."""
+    page.locator(".wb-tabs [role=tab][aria-selected=true]").focus()
+    press_until(page, f"document.activeElement.textContent.trim() === {name!r}", "ArrowRight")
+    page.keyboard.press("Enter")
+    page.wait_for_function(SHOWN)
+
+
+def pressed(page: Page, name: str) -> None:
+    """Tab to a button and press it."""
+    press_until(
+        page, f"document.activeElement.matches('button') && document.activeElement.textContent.trim() === {name!r}"
+    )
+    page.keyboard.press("Enter")
+
+
+def typed(page: Page, label: str, text: str) -> None:
+    """Tab to a box with this label and type over what is in it."""
+    press_until(page, f"document.activeElement.labels?.[0]?.textContent.trim() === {label!r}")
+    page.keyboard.press("Control+a")
+    page.keyboard.type(text)
+    page.keyboard.press("Tab")
+
+
+SHOWN = "[...document.querySelectorAll('.wb-tabs .wb-panel')].some((each) => each.checkVisibility())"
+
+
+def test_keys_alone_load_apply_compare_search_and_serve(
+    site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
+) -> None:
+    page = opened(window, site[1], "keysalone", site[0], load(folders).replace("test=2", "test=12"), "bench")
+    opened_by_keys(page, "Load")
+    typed(page, "File or hub id", str(folders["gpt2"]))
+    page.get_by_text("free of").wait_for()
+    pressed(page, "Load")
+    page.locator(".wb-done", has_text="Loaded").wait_for()
+    opened_by_keys(page, "Quantize")
+    press_until(page, "document.activeElement.labels?.[0]?.textContent.trim() === 'Step'")
+    press_until(page, "document.activeElement.selectedOptions[0].text.trim().startsWith('Int8:')", "ArrowDown")
+    pressed(page, "Apply")
+    row(page, "Int8").wait_for()
+    page.keyboard.type("dd")
+    assert page.evaluate("window.jupyterapp.shell.currentWidget.content.model.cells.length") == 2
+    opened_by_keys(page, "Compare")
+    pressed(page, "Compare")
+    page.locator(".wb-panel:visible .wb-done", has_text="Measured").wait_for()
+    opened_by_keys(page, "Search")
+    typed(page, "Budget", "5s")
+    pressed(page, "Search")
+    page.locator(".wb-panel:visible .wb-done", has_text="Tried").wait_for()
+    opened_by_keys(page, "Serve")
+    press_until(page, "document.activeElement.textContent.trim() === 'Start'")
+    assert errors(page) == []
+    page.close()
+
+
+def test_the_tab_key_reaches_every_control_of_every_tab(
+    site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
+) -> None:
+    page = opened(window, site[1], "reached", site[0], load(folders), "bench")
+    for name in TABS:
+        opened_by_keys(page, name)
+        page.wait_for_function("!document.querySelector('[data-pending]')")
+        left = page.evaluate(
+            """() => {
+              const panel = [...document.querySelectorAll(".wb-tabs .wb-panel")].find((each) => each.checkVisibility());
+              const all = [...panel.querySelectorAll("button, input, select, textarea, [tabindex='0']")];
+              const open = all.filter((each) => each.checkVisibility() && !each.disabled && each.tabIndex >= 0);
+              window.left = new Set(open);
+              document.addEventListener("focusin", (event) => window.left.delete(event.target));
+              return window.left.size;
+            }"""
+        )
+        assert left > 0
+        for _ in range(left + 20):
+            page.keyboard.press("Tab")
+        said = "[...window.left].filter((each) => each.checkVisibility()).map((each) => each.outerHTML.slice(0, 120))"
+        assert page.evaluate(said) == [], name
     assert errors(page) == []
     page.close()
 

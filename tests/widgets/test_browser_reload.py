@@ -5,7 +5,22 @@ from pathlib import Path
 
 import pytest
 from lab import free_port, lab, workspace
-from page import SECONDS, SHOTS, Page, browsing, command, errors, idle, opened, playwright_api, row, run_all, show, tab
+from page import (
+    KERNEL,
+    SHOTS,
+    Page,
+    browsing,
+    command,
+    errors,
+    idle,
+    opened,
+    playwright_api,
+    reload,
+    row,
+    run_all,
+    show,
+    tab,
+)
 
 RELOADS = 5
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
@@ -51,10 +66,7 @@ def test_a_page_reloaded_again_and_again_keeps_its_bench(tmp_path: Path, folders
         rows = panel.locator(".wb-report tbody tr").all_inner_texts()
         saved(page)
         for _ in range(RELOADS):
-            page.reload()
-            # On a busy machine a kernel may need longer than the 4 s that ipywidgets waits for all models at once; it
-            # then asks for one after another, which takes some 20 s where nothing else runs.
-            page.locator(".wb-bench .wb-panel:visible").wait_for(timeout=180 * SECONDS)
+            reload(page)
             row(page, "NF4").wait_for()
             assert compared(page).locator(".wb-report tbody tr").all_inner_texts() == rows
             assert page.locator(".wb-bench .wb-card").count() == 1
@@ -79,9 +91,7 @@ def test_a_restarted_server_loses_nothing(tmp_path: Path, folders: dict[str, Pat
         with lab(folder, "lab", *place):
             page.reload()
             page.wait_for_selector(".jp-Notebook .jp-Cell")
-            page.wait_for_function(
-                "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-            )
+            page.wait_for_function(f"{KERNEL}?.status === 'idle'")
             page.screenshot(path=SHOTS / "server-back.png")
             run_all(page, 90)
             page.locator(".wb-restore .wb-message", has_text="left 2 variants (NF4, System)").wait_for()

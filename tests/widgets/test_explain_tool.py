@@ -23,7 +23,7 @@ def explained(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(
         tool, "explain", lambda variant, progress: explain(variant, 1, 2, context=16, rounds=1, progress=progress)
     )
-    found = bench.family_panels["runtime"].tools[Explain]
+    found = bench.panel("runtime").tools[Explain]
     found.button.click()
     assert bench.wait(TIMEOUT)
     assert "wb-done" in found.message.value, found.message.value
@@ -44,7 +44,7 @@ def test_a_suggestion_sets_the_panel_of_its_family(bench: Bench, explained: Expl
         explained.choices, [each for each in explained.result.suggestions if each.step], strict=True
     ):
         button.click()
-        panel = bench.family_panels[suggestion.step.family()]
+        panel = bench.panel(suggestion.step.family())
         assert panel.step == suggestion.step
         assert bench.recipe == bench.base.recipe.then(suggestion.step)
 
@@ -68,7 +68,7 @@ def test_an_edited_device_counts_at_once(explained: Explain) -> None:
 
 
 def test_what_memory_holds(bench: Bench, base: wb.Variant) -> None:
-    found = bench.family_panels["runtime"].tools[Explain]
+    found = bench.panel("runtime").tools[Explain]
     found.memory_button.click()
     assert bench.wait(TIMEOUT)
     assert "this process holds" in found.held.value

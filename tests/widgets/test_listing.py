@@ -55,7 +55,7 @@ def test_what_is_archived_stays_and_is_not_offered(bench: Bench) -> None:
     for bits in (4, 3):
         added(bench, quantize.RTN(bits=bits))
     bench.listing.heard({"do": "archive", "names": ["RTN"], "on": True})
-    panel = bench.family_panels["prompt"]
+    panel = bench.panel("prompt")
     assert "RTN" in bench.variants
     assert (bench.archived, bench.chosen) == ({"RTN"}, (bench.base.name, "RTN 3 bit"))
     assert bench.listing.rows["RTN"]["archived"]

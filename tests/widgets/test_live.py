@@ -109,7 +109,7 @@ def test_live_says_why_it_has_nothing(base: wb.Variant, panel: Panel) -> None:
     assert "cannot be tried" in live.status.value
     assert "set sparsity to 0.5" in panel.forecast.value
     bench = Bench(base)
-    panel = bench.family_panels["prune"]
+    panel = bench.panel("prune")
     panel.tools[Live].switch.value = True
     assert bench.wait(TIMEOUT)
     assert "no divergence" in panel.tools[Live].view.value

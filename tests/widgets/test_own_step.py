@@ -65,7 +65,7 @@ def test_it_has_a_panel_is_applied_saved_and_read_back(module: Path, base: wb.Va
     import mine
 
     bench = Bench(base)
-    panel = bench.family_panels["mine"]
+    panel = bench.panel("mine")
     assert "Mine" in bench.tabs.titles
     panel.set(mine.Shout(marks=3))
     assert panel.code.value == "shout = base.apply(mine.Shout(marks=3))"

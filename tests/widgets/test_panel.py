@@ -11,7 +11,7 @@ from screen import TIMEOUT, Gate
 import widgets
 import workbench as wb
 from widgets import Bench, Panel
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.code import call, variable
 from widgets.parts.fields import Form, control
 from widgets.parts.number import Number
@@ -43,7 +43,7 @@ def knob(kind: Any, **bounds: Any) -> ipw.Widget:
 
 @every_step
 def test_a_panel_is_derived_from_every_steps_fields(bench: Bench, step: type[Step]) -> None:
-    panel = bench.family_panels[step.family()]
+    panel = bench.panel(step.family())
     panel.set(step())
     assert panel.step == step()
     assert list(panel.form.controls) == list(step.model_fields)
@@ -80,20 +80,20 @@ def test_a_panel_is_derived_from_every_steps_fields(bench: Bench, step: type[Ste
 )
 def test_each_kind_of_knob_has_its_control(kind: Any, bounds: dict, expected: type) -> None:
     made = knob(kind, **bounds)
-    assert type(made) is expected
+    assert isinstance(made, expected)
     assert made.value == bounds["default"]
 
 
 @pytest.mark.parametrize(
     ("kind", "bounds", "slider"),
     [
-        (int, {"default": 2, "ge": 1, "le": 9}, (ipw.FloatSlider, 1, 9)),
-        (int, {"default": 2, "gt": 1, "lt": 9}, (ipw.FloatSlider, 2, 8)),
+        (int, {"default": 2, "ge": 1, "le": 9}, (ui.FloatSlider, 1, 9)),
+        (int, {"default": 2, "gt": 1, "lt": 9}, (ui.FloatSlider, 2, 8)),
         (int, {"default": 2, "ge": 0, "le": 10**9}, None),
         (int, {"default": 2}, None),
-        (float, {"default": 0.5, "ge": 0.0, "le": 1.0}, (ipw.FloatSlider, 0.0, 1.0)),
-        (float, {"default": 0.5, "gt": 0.0, "lt": 1.0}, (ipw.FloatSlider, 0.005, 0.995)),
-        (float, {"default": 0.001, "ge": 1e-6, "le": 1.0}, (ipw.FloatLogSlider, -6, 0)),
+        (float, {"default": 0.5, "ge": 0.0, "le": 1.0}, (ui.FloatSlider, 0.0, 1.0)),
+        (float, {"default": 0.5, "gt": 0.0, "lt": 1.0}, (ui.FloatSlider, 0.005, 0.995)),
+        (float, {"default": 0.001, "ge": 1e-6, "le": 1.0}, (ui.FloatLogSlider, -6, 0)),
         (float, {"default": 0.5}, None),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_slider_that_is_moved_sets_the_number() -> None:
 
 
 def test_what_cannot_be_is_refused_and_not_changed_into_what_can(bench: Bench) -> None:
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.set(quantize.RTN(bits=4))
     for typed, said in ((3.7, "valid integer"), (9.0, "less than or equal to 8"), (-1.0, "greater than or equal to 2")):
         panel.form.controls["bits"].box.value = typed
@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused_and_not_changed_into_what_can(bench: Bench) -
 
 
 def test_a_panel_refuses_in_the_words_of_the_code(bench: Bench) -> None:
-    panel = bench.family_panels["prompt"]
+    panel = bench.panel("prompt")
     panel.form.controls["text"].value = "x" * 20_001
     with pytest.raises(InvalidInput) as refused:
         prompt.System(text="x" * 20_001)
@@ -171,7 +171,7 @@ def test_a_panel_refuses_in_the_words_of_the_code(bench: Bench) -> None:
 
 
 def test_apply_makes_the_variant_that_the_code_makes(bench: Bench) -> None:
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.set(quantize.Int8(head=False))
     assert panel.code.value == "int8 = base.apply(quantize.Int8(head=False))"
     panel.button.click()
@@ -195,7 +195,7 @@ def test_what_a_note_lists_opens_below_the_message() -> None:
 
 def test_code_of_a_second_step_starts_from_the_base(bench: Bench) -> None:
     bench.add(bench.base.apply(prompt.System(text="Be brief.")))
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.target.value = "System"
     panel.set(quantize.NF4(block_size=32))
     wanted = "nf4 = base.apply(prompt.System(text='Be brief.')).apply(quantize.NF4(block_size=32))"
@@ -206,7 +206,7 @@ def test_code_of_a_second_step_starts_from_the_base(bench: Bench) -> None:
 def test_code_of_a_stranger_starts_from_the_list(bench: Bench, load_tiny: Any) -> None:
     """Another model, another copy of the same one, or one made from before the base: none is `base.apply(...)`."""
     others = {"gpt2": load_tiny("gpt2"), "again": load_tiny("llama").apply(prompt.System(text="Hm."))}
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.set(quantize.Int8())
     for name, variant in others.items():
         bench.add(variant.renamed(name))
@@ -226,14 +226,14 @@ def test_labels_as_variables() -> None:
 
 def test_recipe_is_what_the_open_panel_is_set_to(bench: Bench) -> None:
     bench.open("Quantize")
-    bench.family_panels["quantize"].set(quantize.LLMInt8(threshold=4.0))
+    bench.panel("quantize").set(quantize.LLMInt8(threshold=4.0))
     assert repr(bench.recipe) == "Recipe([quantize.LLMInt8(threshold=4.0)])"
     bench.open("Chat")  # the chat has no recipe of its own
     assert bench.recipe == Recipe([quantize.LLMInt8(threshold=4.0)])
 
 
 def test_forecast_arrives_without_being_waited_for(bench: Bench) -> None:
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     gate = Gate(bench)
     panel.set(quantize.NF4(block_size=128))
     assert "when the worker is free" in panel.forecast.value
@@ -245,7 +245,7 @@ def test_forecast_arrives_without_being_waited_for(bench: Bench) -> None:
 
 def test_a_step_that_does_not_fit_says_why(bench: Bench) -> None:
     bench.add(bench.base.apply(quantize.Int8()))
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.target.value = "Int8"
     panel.button.click()
     assert bench.wait(TIMEOUT)
@@ -259,7 +259,7 @@ def test_a_bug_in_a_step_is_shown_folded_and_escaped(bench: Bench, monkeypatch: 
         raise KeyError(XSS)
 
     monkeypatch.setattr(quantize.NF4, "apply", fail)
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.button.click()
     assert bench.wait(TIMEOUT)
     assert "<details>" in panel.message.value

@@ -30,7 +30,7 @@ def worked(bench: Bench) -> None:
     """Two variants, one renamed and one not ticked; a question; a comparison."""
     for step in (quantize.RTN(bits=4, group_size=32), prune.Magnitude(sparsity=0.3)):
         bench.turn_to(step)
-        bench.family_panels[step.family()].apply()
+        bench.panel(step.family()).apply()
         assert bench.wait(TIMEOUT)
     four, thin = list(bench.variants)[1:]
     bench.rename(four, "four bits")
@@ -62,7 +62,7 @@ def test_a_restart_loses_nothing(bench: Bench, base: wb.Variant, bench_task: wb.
     assert again.comparison is not None
     assert found is not None
     assert again.comparison.runs == found.runs
-    assert again.family_panels["prune"].step == prune.Magnitude(sparsity=0.3)
+    assert again.panel("prune").step == prune.Magnitude(sparsity=0.3)
     assert "Restored: 2 variants" in again.restore.message.value
     again.close()
 
@@ -72,7 +72,7 @@ def test_what_was_learned_comes_back_from_its_weights(
 ) -> None:
     """A training is not repeated; what was made of it is, from its export."""
     bench.turn_to(finetune.Full(epochs=1))
-    bench.family_panels["finetune"].apply()
+    bench.panel("finetune").apply()
     assert bench.wait(TIMEOUT)
     tuned = list(bench.variants)[1]
     bench.add(bench.variants[tuned].apply(quantize.Int8(), bench_task))
@@ -100,7 +100,7 @@ def test_what_was_learned_is_learned_again_when_its_export_is_gone(
 ) -> None:
     """A folder that somebody renamed or removed takes nothing away but time."""
     bench.turn_to(finetune.Full(epochs=1))
-    bench.family_panels["finetune"].apply()
+    bench.panel("finetune").apply()
     assert bench.wait(TIMEOUT)
     wanted, place = [logits(each) for each in bench.variants.values()], bench.journal.folder
     bench.close()
@@ -235,7 +235,7 @@ def test_an_export_on_its_way_is_left_alone(bench: Bench) -> None:
 def test_a_saved_bench_has_what_was_learned(bench: Bench, bench_task: wb.Task, tmp_path: Path) -> None:
     """Its weights go along though only what was made of it is still on the list."""
     bench.turn_to(finetune.Full(epochs=1))
-    bench.family_panels["finetune"].apply()
+    bench.panel("finetune").apply()
     assert bench.wait(TIMEOUT)
     tuned = list(bench.variants)[1]
     bench.add(bench.variants[tuned].apply(quantize.Int8(), bench_task))

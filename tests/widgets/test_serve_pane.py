@@ -55,7 +55,7 @@ def test_a_service_from_start_to_end(bench: Any, cluster: None) -> None:
     assert bench.wait(60)
     first, second = bench.chat.turns[-1].answers.values()
     assert (second.state, second.text) == ("done", first.text)
-    assert name not in bench.family_panels["quantize"].target.options
+    assert name not in bench.panel("quantize").target.options
     bench.compare.show_changes()
     assert "weights are elsewhere" in bench.compare.message.value
     bench.rename(name, "far")

@@ -32,7 +32,7 @@ def bench_task(tiny_text: wb.Text) -> wb.Text:
 
 def test_the_same_click_again_is_refused_and_another_is_queued(bench: Bench) -> None:
     gate = Gate(bench)
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.button.click()
     panel.button.click()
     assert "under way already" in panel.message.value
@@ -50,7 +50,7 @@ def test_a_full_queue_is_said(bench: Bench) -> None:
     gate = Gate(bench)
     for number in range(QUEUE_LIMIT - 1):
         bench.submit(f"Job {number}", lambda progress: None)
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.button.click()
     assert "jobs are waiting" in panel.message.value
     gate.opened.set()
@@ -58,7 +58,7 @@ def test_a_full_queue_is_said(bench: Bench) -> None:
 
 
 def test_twenty_clicks_and_the_api_at_once(bench: Bench) -> None:
-    panel = bench.family_panels["prompt"]
+    panel = bench.panel("prompt")
     troubles: list[Exception] = []
 
     def api(whose: str) -> None:
@@ -98,7 +98,7 @@ def test_cancel_in_the_middle_of_a_step_leaves_nothing(bench: Bench, monkeypatch
             reached.wait(0.01)
 
     monkeypatch.setattr(quantize.NF4, "apply", slow)
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.button.click()
     assert reached.wait(TIMEOUT)
     assert not bench.stop.disabled
@@ -130,11 +130,11 @@ def test_names_are_kept_apart_and_the_base_stays(bench: Bench) -> None:
     assert bench.add(kept) == "System"
     assert bench.add(bench.base.renamed("Elsewhere")) == "Original", "the same variant, whatever it is called"
     assert next(iter(bench.variants)) == bench.base.name == "Original"
-    assert bench.family_panels["quantize"].target.options[-1] == "Original"
+    assert bench.panel("quantize").target.options[-1] == "Original"
 
 
 def test_removing_gives_the_memory_back(bench: Bench) -> None:
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     panel.set(quantize.Int8())
     panel.button.click()
     assert bench.wait(TIMEOUT)

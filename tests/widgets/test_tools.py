@@ -34,7 +34,7 @@ def bench_task(tiny_text: wb.Text) -> wb.Text:
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.full_name())
 def test_tools_are_shown_where_the_method_has_them(bench: Bench, step: type[wb.Step]) -> None:
-    panel = bench.family_panels[step.family()]
+    panel = bench.panel(step.family())
     panel.method.value = step
     shown = {kind for kind, tool in panel.tools.items() if tool.widget.layout.display != "none"}
     by_layer = issubclass(step, LayerStep) and bool(step.strength)
@@ -47,7 +47,7 @@ def test_tools_are_shown_where_the_method_has_them(bench: Bench, step: type[wb.S
 
 def test_quantized_targets_are_refused_in_words(bench: Bench) -> None:
     bench.add(bench.base.apply(quantize.Int8()))
-    panel = bench.family_panels["quantize"]
+    panel = bench.panel("quantize")
     turn(panel, quantize.RTN(bits=3))
     panel.tools[Live].switch.value = True
     panel.target.value = "Int8"
@@ -69,7 +69,7 @@ def test_nothing_from_outside_is_run(
     monkeypatch.chdir(tmp_path)
     base = wb.load(folders["llama"], device="cpu", dtype="float32", name=f"mine {XSS}")
     bench = Bench(base, wb.Text(name=XSS, text=tiny_text.text, window=32, calibration=4, test=4))
-    panel = bench.family_panels["prune"]
+    panel = bench.panel("prune")
     panel.tools[Live].switch.value = True
     panel.tools[Live].prompt.value = XSS
     panel.button.click()
@@ -89,7 +89,7 @@ def test_nothing_from_outside_is_run(
 def test_closing_takes_everything_away(base: wb.Variant, tiny_text: wb.Text) -> None:
     def build() -> int:
         bench = Bench(base, tiny_text)
-        panel = bench.family_panels["prune"]
+        panel = bench.panel("prune")
         panel.tools[Live].switch.value = True
         for kind in (prune.Magnitude, prune.Wanda):
             panel.method.value = kind
@@ -107,8 +107,8 @@ def test_closing_takes_everything_away(base: wb.Variant, tiny_text: wb.Text) -> 
 
 
 def test_every_control_has_a_name(bench: Bench) -> None:
-    for panel in bench.family_panels.values():
-        for each in everything(panel.widget):
+    for family in families():
+        for each in everything(bench.panel(family).widget):
             if hasattr(each, "description") and not hasattr(each, "children"):
                 assert getattr(each, "description", "") or isinstance(each, ipw.HTML | ipw.FloatText)
 

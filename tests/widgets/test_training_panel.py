@@ -15,7 +15,7 @@ LONG = finetune.LoRA(epochs=100.0, batch_size=4, learning_rate=1e-3)
 
 def started(bench: Bench, step: finetune.LoRA) -> tuple[Training, threading.Event]:
     """The tool of a panel whose training has begun to show itself."""
-    panel = bench.family_panels["finetune"]
+    panel = bench.panel("finetune")
     tool, seen = panel.tools[Training], threading.Event()
     tool.place.observe(lambda _: seen.set(), "children")
     panel.set(step)
@@ -67,7 +67,7 @@ def test_the_panel_has_its_name() -> None:
 
 def test_a_comparison_and_a_training_of_one_variant_take_turns(bench: Bench) -> None:
     before = bench.base.generate("How many seats?", max_new_tokens=4).token_ids
-    panel = bench.family_panels["finetune"]
+    panel = bench.panel("finetune")
     panel.set(finetune.LoRA(epochs=2.0, batch_size=4))
     bench.submit("comparing", lambda progress: wb.compare([bench.base], bench.task, rounds=2, store=False))
     panel.button.click()
@@ -78,7 +78,7 @@ def test_a_comparison_and_a_training_of_one_variant_take_turns(bench: Bench) -> 
 
 
 def test_a_teacher_is_suggested(bench: Bench) -> None:
-    panel = bench.family_panels["distil"]
+    panel = bench.panel("distil")
     assert panel.form.controls["teacher"].options == (bench.base.name,)
     bench.add(bench.base.apply(prompt.System(text="Hm.")).renamed("tutor"))
     assert "tutor" in panel.form.controls["teacher"].options
@@ -87,7 +87,7 @@ def test_a_teacher_is_suggested(bench: Bench) -> None:
 def test_what_a_training_noted_is_said(bench: Bench) -> None:
     leaked = tuple(each.model_copy(update={"id": f"again {each.id}"}) for each in bench.task.test)
     bench.task = bench.task.model_copy(update={"train": leaked})
-    panel = bench.family_panels["finetune"]
+    panel = bench.panel("finetune")
     panel.set(finetune.LoRA(epochs=1.0, batch_size=4))
     panel.button.click()
     assert bench.wait(TIMEOUT)
@@ -95,7 +95,7 @@ def test_what_a_training_noted_is_said(bench: Bench) -> None:
 
 
 def test_knobs_of_the_method_stand_first_and_rare_ones_are_folded(bench: Bench) -> None:
-    form = bench.family_panels["finetune"].form
+    form = bench.panel("finetune").form
     shown, more = form.widget.children
     names = [row.children[0].description for row in shown.children]
     assert names[:3] == ["Rank", "Alpha", "Dropout"]

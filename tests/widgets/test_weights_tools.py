@@ -27,8 +27,8 @@ def test_blocks_are_ranked_and_follow_the_knob(panel: Panel) -> None:
     turn(panel, prune.DropBlocks(share=0.0))
     assert not any(blocks.ranking.dropped)
     bench = Bench(panel.bench.base)
-    bench.family_panels["prune"].method.value = prune.DropBlocks
-    blocks = bench.family_panels["prune"].tools[Blocks]
+    bench.panel("prune").method.value = prune.DropBlocks
+    blocks = bench.panel("prune").tools[Blocks]
     blocks.button.click()
     assert bench.wait(TIMEOUT)
     assert "pass a task" in blocks.message.value

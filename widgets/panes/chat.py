@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.asked import Asked
 from widgets.parts.number import Number
 from widgets.record import KeptAnswer, KeptTurn
@@ -135,12 +133,12 @@ class Chat:
         self.bench = bench
         self.turns: list[Turn] = []
         self._job: Job | None = None
-        self.past, self.live, self.message = ipw.HTML(), ipw.HTML(), ipw.HTML()
+        self.past, self.live, self.message = ui.HTML(), ui.HTML(), ui.HTML()
         self.past.value = EMPTY
-        talk = ipw.VBox([self.past, self.live])
-        scroll = ipw.VBox([talk])
+        talk = ui.VBox([self.past, self.live])
+        scroll = ui.VBox([talk])
         scroll.add_class("wb-scroll")
-        self.prompt = ipw.Textarea(
+        self.prompt = ui.Textarea(
             description="Prompt", placeholder="Ask something", tooltip="What to ask", rows=3, continuous_update=False
         )
         self.length = Number(
@@ -154,15 +152,15 @@ class Chat:
             description="Temperature",
             tooltip="0 takes the most likely token; more is freer",
         )
-        self.send = ipw.Button(description="Send", button_style="primary", tooltip="Ask the chosen variants")
-        self.stop = ipw.Button(description="Stop", tooltip="Stop answering and keep what was said", disabled=True)
-        self.fresh = ipw.Button(description="New conversation", tooltip="Forget what was said")
-        self.to = ipw.HTML()
-        settings = ipw.HBox([self.length, self.temperature])
+        self.send = ui.Button(description="Send", button_style="primary", tooltip="Ask the chosen variants")
+        self.stop = ui.Button(description="Stop", tooltip="Stop answering and keep what was said", disabled=True)
+        self.fresh = ui.Button(description="New conversation", tooltip="Forget what was said")
+        self.to = ui.HTML()
+        settings = ui.HBox([self.length, self.temperature])
         settings.add_class("wb-grid")
-        buttons = ipw.HBox([self.send, self.stop, self.fresh, self.to])
+        buttons = ui.HBox([self.send, self.stop, self.fresh, self.to])
         buttons.add_class("wb-footer")
-        self.widget = ipw.VBox([scroll, self.prompt, settings, buttons, self.message])
+        self.widget = ui.VBox([scroll, self.prompt, settings, buttons, self.message])
         self.widget.add_class("wb-panel")
         self.send.on_click(lambda _: self.ask())
         self.stop.on_click(lambda _: self._job and self._job.cancel())

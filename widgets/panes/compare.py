@@ -3,10 +3,8 @@
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-import ipywidgets as ipw
-
 from widgets.panes.guess import Guess
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.figure import Plot, draw, empty
 from widgets.parts.message import Message
 from widgets.parts.number import Number
@@ -50,20 +48,20 @@ class Compare:
         self.examples = _count("Examples", min(most, FEW_EXAMPLES), 1, most, "Test examples that are scored")
         self.rounds = _count("Rounds", ROUNDS, 1, 50, "Timed requests of every variant")
         self.tokens = _count("New tokens", NEW_TOKENS, 2, 128, "Length of a timed answer")
-        self.button = ipw.Button(description="Compare", button_style="primary", tooltip="Measure the chosen variants")
-        self.diff = ipw.Button(
+        self.button = ui.Button(description="Compare", button_style="primary", tooltip="Measure the chosen variants")
+        self.diff = ui.Button(
             description="What changed", tooltip="Heat map of how far each weight matrix is from the first variant's"
         )
-        self.estimate, self.who, self.message, self.report = ipw.HTML(), ipw.HTML(), Message(bench), ipw.HTML()
-        self.place, self.changes_place = ipw.VBox(), ipw.VBox()
+        self.estimate, self.who, self.message, self.report = ui.HTML(), ui.HTML(), Message(bench), ui.HTML()
+        self.place, self.changes_place = ui.VBox(), ui.VBox()
         self.presenting = False
         self.guess = Guess(bench, self._reveal)
-        self.results = ipw.VBox([self.place, self.report])
-        knobs = ipw.HBox([self.examples, self.rounds, self.tokens])
+        self.results = ui.VBox([self.place, self.report])
+        knobs = ui.HBox([self.examples, self.rounds, self.tokens])
         knobs.add_class("wb-grid")
-        footer = ipw.HBox([self.button, self.diff, self.estimate])
+        footer = ui.HBox([self.button, self.diff, self.estimate])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox(
+        self.widget = ui.VBox(
             [self.who, knobs, footer, self.message, self.guess.widget, self.results, self.changes_place]
         )
         self.widget.add_class("wb-panel")
@@ -79,12 +77,12 @@ class Compare:
     def present(self, presenting: bool) -> None:
         """Take a guess before results are shown, or show them at once."""
         self.presenting = presenting
-        self.guess.widget.layout.display = None if presenting else "none"
+        ui.show(self.guess.widget, presenting)
         self._hide(presenting)
 
     def _hide(self, hidden: bool) -> None:
         """Keep the results from the screen until a guess was taken."""
-        self.results.layout.display = "none" if hidden else None
+        ui.show(self.results, not hidden)
         if hidden:
             self.guess.ask(self.bench.chosen)
 

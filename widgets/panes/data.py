@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.code import Snippet
 from widgets.parts.drop import Drop
 from widgets.parts.message import Message
@@ -51,7 +51,7 @@ class Data:
         self.seen: Glance | None = None
         self._read: tuple[str, Task | Text] | None = None  # the newest, by the code that reads it
         self.drop = Drop(check, self._arrived, ",".join([*READERS, ".gz", *PROSE]))
-        self.source = ipw.Combobox(
+        self.source = ui.Combobox(
             description="File or hub id",
             placeholder="A .csv, .jsonl, .parquet, .txt or .md file, a folder, or a hub id",
             options=near(),
@@ -60,26 +60,26 @@ class Data:
             tooltip="What to measure on",
         )
         self.columns = {ours: _column(ours) for ours in OURS}
-        self.scorer = ipw.Dropdown(
+        self.scorer = ui.Dropdown(
             options=sorted(SCORERS), value="exact", description="Scored by", tooltip="How an answer is compared"
         )
-        self.instruction = ipw.Text(
+        self.instruction = ui.Text(
             description="Instruction", continuous_update=False, tooltip="Put before every question; may stay empty"
         )
         self.window = Number(128, 2, 4096, whole=True, description="Window", tooltip="Tokens in a window")
-        self.rows, self.splits, self.code, self.message = ipw.HTML(), ipw.HTML(), Snippet(), Message(bench)
-        self.button = ipw.Button(
+        self.rows, self.splits, self.code, self.message = ui.HTML(), ui.HTML(), Snippet(), Message(bench)
+        self.button = ui.Button(
             description="Use",
             button_style="primary",
             tooltip="Calibrate and measure on this from now on",
             disabled=True,
         )
-        self.mapped = ipw.HBox([*self.columns.values(), self.scorer, self.instruction])
+        self.mapped = ui.HBox([*self.columns.values(), self.scorer, self.instruction])
         self.mapped.add_class("wb-grid")
-        footer = ipw.HBox([self.button, self.splits])
+        footer = ui.HBox([self.button, self.splits])
         footer.add_class("wb-footer")
         parts = [self.drop, self.source, self.rows, self.mapped, self.window, footer, self.message, self.code]
-        self.widget = ipw.VBox([ipw.HTML("<h3>Your data</h3>"), *parts])
+        self.widget = ui.VBox([ui.HTML("<h3>Your data</h3>"), *parts])
         self.widget.add_class("wb-part")
         self._show_knobs()
         self.source.observe(lambda _: self.look(), "value")
@@ -177,10 +177,10 @@ class Data:
     def _show_knobs(self) -> None:
         plain = self.seen is not None and not self.seen.shape
         for knob in self.columns.values():
-            knob.layout.display = None if plain else "none"
+            ui.show(knob, plain)
         for knob in (self.scorer, self.instruction):
-            knob.layout.display = None if self.seen else "none"
-        self.window.layout.display = None if self.prose else "none"
+            ui.show(knob, self.seen)
+        ui.show(self.window, self.prose)
 
 
 def check(path: Path) -> None:
@@ -214,4 +214,4 @@ def near(folder: Path = Path()) -> tuple[str, ...]:
 
 
 def _column(ours: str) -> ipw.Dropdown:
-    return ipw.Dropdown(options=[("(none)", NONE)], description=LABELS.get(ours, html.words(ours)), tooltip=HELP[ours])
+    return ui.Dropdown(options=[("(none)", NONE)], description=LABELS.get(ours, html.words(ours)), tooltip=HELP[ours])

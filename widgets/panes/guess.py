@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.number import Number
 from workbench.core.errors import InvalidInput
 from workbench.core.estimate import Estimate
@@ -31,22 +29,23 @@ class Guess:
         self.bench = bench
         self.taken: tuple[str, float] | None = None
         self._reveal = reveal
-        self.who = ipw.Dropdown(description="Variant", tooltip="Whose speed is guessed")
+        self.who = ui.Dropdown(description="Variant", tooltip="Whose speed is guessed")
         self.times = Number(
             1.0, 0.1, 10.0, notch=0.05, by_factors=True, description="Times as fast", tooltip="As the baseline"
         )
-        self.button = ipw.Button(description="Take the guess", button_style="primary", tooltip="Then show the result")
-        self.said = ipw.HTML()
-        asked = ipw.HBox([self.who, self.times])
+        self.button = ui.Button(description="Take the guess", button_style="primary", tooltip="Then show the result")
+        self.said = ui.HTML()
+        asked = ui.HBox([self.who, self.times])
         asked.add_class("wb-grid")
-        self.asked = ipw.VBox([ipw.HTML(html.help_line(QUESTION)), asked, self.button])
-        self.widget = ipw.VBox([self.asked, self.said])
+        self.asked = ui.VBox([ui.HTML(html.help_line(QUESTION)), asked, self.button])
+        self.widget = ui.VBox([self.asked, self.said])
         self.widget.add_class("wb-guess")
         self.button.on_click(lambda _: self._take())
 
     def ask(self, names: tuple[str, ...]) -> None:
         """Ask anew, of any of these variants but the first."""
-        self.taken, self.said.value, self.asked.layout.display = None, "", None
+        self.taken, self.said.value = None, ""
+        ui.show(self.asked, True)
         self.who.options = names[1:]
         self.who.value = next(iter(names[1:]), None)
         self.button.disabled = len(names) < 2
@@ -77,7 +76,7 @@ class Guess:
         except InvalidInput as error:
             self.said.value = html.message(str(error), "error")
             return
-        self.asked.layout.display = "none"
+        ui.show(self.asked, False)
         self.said.value = html.message(f"Guessed: '{self.taken[0]}' is {self.taken[1]:.3g} times as fast.")
         self._reveal()
 

@@ -5,9 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.page import Page
 from workbench.answering.speaker import Respondent
 from workbench.core.errors import WorkbenchError
@@ -39,10 +37,10 @@ class Listing:
 
     def __init__(self, bench: "Session") -> None:
         self.bench = bench
-        self.message, self.memory = ipw.HTML(), ipw.HTML()
+        self.message, self.memory = ui.HTML(), ui.HTML()
         self.page = Rows()
         self.page.on_msg(self._answer)
-        self.widget = ipw.VBox([self.page, self.memory, self.message])
+        self.widget = ui.VBox([self.page, self.memory, self.message])
         self.widget.add_class("wb-list")
         self.draw()
         bench.watch(self.draw)

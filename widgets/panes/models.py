@@ -4,9 +4,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.code import Snippet, variable
 from widgets.parts.message import Message
 from workbench.analysis.memory import fits
@@ -31,7 +29,7 @@ class Models:
 
     def __init__(self, bench: "Session") -> None:
         self.bench = bench
-        self.source = ipw.Combobox(
+        self.source = ui.Combobox(
             description="File or hub id",
             placeholder="A .gguf file, a folder, or a hub id such as Qwen/Qwen3-0.6B",
             options=near(),
@@ -39,25 +37,25 @@ class Models:
             continuous_update=False,
             tooltip="What to load",
         )
-        self.device = ipw.Dropdown(
+        self.device = ui.Dropdown(
             options=[("fastest", OWN), ("cpu", "cpu"), ("cuda", "cuda")],
             description="Runs on",
             tooltip="Where the model shall run",
         )
-        self.dtype = ipw.Dropdown(
+        self.dtype = ui.Dropdown(
             options=[("usual there", OWN), *((each, each) for each in ("float32", "bfloat16", "float16"))],
             description="Computes in",
             tooltip="The type of its numbers",
         )
-        self.button = ipw.Button(
+        self.button = ui.Button(
             description="Load", button_style="primary", tooltip="Load it as a further variant", disabled=True
         )
-        self.size, self.code, self.message = ipw.HTML(), Snippet(), Message(bench)
-        how = ipw.HBox([self.device, self.dtype])
+        self.size, self.code, self.message = ui.HTML(), Snippet(), Message(bench)
+        how = ui.HBox([self.device, self.dtype])
         how.add_class("wb-grid")
-        footer = ipw.HBox([self.button, self.size])
+        footer = ui.HBox([self.button, self.size])
         footer.add_class("wb-footer")
-        self.widget = ipw.VBox([ipw.HTML("<h3>Another model</h3>"), self.source, how, footer, self.message, self.code])
+        self.widget = ui.VBox([ui.HTML("<h3>Another model</h3>"), self.source, how, footer, self.message, self.code])
         self.widget.add_class("wb-part")
         for knob in (self.source, self.device, self.dtype):
             knob.observe(lambda _: self.look(), "value")
@@ -101,9 +99,7 @@ class Models:
             def work(progress: Progress) -> str:
                 made = load(source, progress=progress, **settings)
                 name = self.bench.add(made)
-                with self.bench.lock:
-                    for panel in self.bench.panels:
-                        panel.target.value = name
+                self.bench.go_on(name)
                 return self.loaded(name, made)
 
             self.message.submit(f"Load {Path(source).name[:60]}", work, key="load")

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ipywidgets as ipw
-
 from widgets import record
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.message import Message
 from widgets.parts.style import close_tree
 from widgets.record import KeptVariant, Record
@@ -33,14 +31,14 @@ class Restore:
     def __init__(self, bench: "Bench") -> None:
         self.bench = bench
         self.found = record.earlier(bench.base, bench.task)
-        self.said, self.message = ipw.HTML(), Message(bench)
-        self.take = ipw.Button(
+        self.said, self.message = ui.HTML(), Message(bench)
+        self.take = ui.Button(
             description="Restore", button_style="primary", tooltip="Make these variants again and show what was said"
         )
-        self.leave = ipw.Button(description="Start anew", tooltip="Leave the earlier record on disk, and begin afresh")
-        buttons = ipw.HBox([self.take, self.leave])
+        self.leave = ui.Button(description="Start anew", tooltip="Leave the earlier record on disk, and begin afresh")
+        buttons = ui.HBox([self.take, self.leave])
         buttons.add_class("wb-footer")
-        self.widget = ipw.VBox([self.said, buttons, self.message])
+        self.widget = ui.VBox([self.said, buttons, self.message])
         self.widget.add_class("wb-restore")
         self.take.on_click(lambda _: self.run())
         self.leave.on_click(lambda _: self.hide())
@@ -51,7 +49,8 @@ class Restore:
 
     def open(self, folder: Path, kept: Record) -> None:
         """Bring this record back, instead of an offer."""
-        self.found, self.said.value, self.widget.layout.display = (folder, kept), "", None
+        self.found, self.said.value = (folder, kept), ""
+        ui.show(self.widget, True)
         self.run()
 
     def run(self) -> None:
@@ -64,7 +63,8 @@ class Restore:
             def work(progress: Progress) -> str:
                 said = restore(self.bench, folder, kept, progress)
                 with self.bench.lock:
-                    self.take.layout.display = self.leave.layout.display = "none"
+                    ui.show(self.take, False)
+                    ui.show(self.leave, False)
                     self.said.value = ""
                 return said
 
@@ -72,7 +72,7 @@ class Restore:
 
     def hide(self) -> None:
         """Take the offer away."""
-        self.widget.layout.display = "none"
+        ui.show(self.widget, False)
 
     def close(self) -> None:
         """Remove it from the page."""
@@ -139,9 +139,7 @@ def _recall(bench: "Bench", kept: Record) -> None:
         bench.chat.recall(kept.turns)
         if kept.runs:
             bench.compare.recall(Comparison(list(kept.runs)))
-        for family, knobs in kept.knobs.items():
-            if family in bench.family_panels:
-                bench.family_panels[family].recall(knobs)
+        bench.recall(kept.knobs)
 
 
 def _many(count: int, what: str) -> str:

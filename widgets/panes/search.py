@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets as ipw
 
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.code import Snippet
 from widgets.parts.figure import Plot, draw
 from widgets.parts.message import Message
@@ -41,39 +41,39 @@ class Search:
         self.found: Found | None = None
         self._asked: dict[str, Any] = {}
         self.plot: Plot | None = None
-        self.goal = ipw.Dropdown(options=GOALS, value="weight_bytes", description="Best", tooltip="What to be best at")
+        self.goal = ui.Dropdown(options=GOALS, value="weight_bytes", description="Best", tooltip="What to be best at")
         self.bounds = [_bound(number) for number in range(1, BOUNDS + 1)]
         self.bounds[0][0].value, self.bounds[0][1].value = "perplexity", "<= 1.2 * baseline"
-        self.families = ipw.SelectMultiple(
+        self.families = ui.SelectMultiple(
             options=[(html.family(each), each) for each in families()],
             value=USUAL,
             rows=4,
             description="Combine",
             tooltip="Families of steps; of each one step or none",
         )
-        self.budget = ipw.Text(value="10min", description="Budget", tooltip="Time for all of it, such as 20min")
-        self.start = ipw.Button(
+        self.budget = ui.Text(value="10min", description="Budget", tooltip="Time for all of it, such as 20min")
+        self.start = ui.Button(
             description="Search", button_style="primary", tooltip="Try combinations until the budget is spent"
         )
         self.trial = Number(0, 0, 10_000, whole=True, description="Trial", tooltip="Of which the variant is made")
-        self.take = ipw.Button(
+        self.take = ui.Button(
             description="Add to the list", tooltip="Make this trial's variant, to talk to and compare", disabled=True
         )
         self.points = Number(2, 0, 100, description="Give up", tooltip="By how much a bound on the score is loosened")
-        self.give = ipw.Button(
+        self.give = ui.Button(
             description="What would I gain?", tooltip="The best trial if the score may be lower", disabled=True
         )
-        self.message, self.answer, self.place = Message(bench), ipw.HTML(), ipw.VBox()
-        self.gain, self.code = ipw.HTML(), Snippet()
-        wanted = ipw.HBox([self.goal, self.budget])
+        self.message, self.answer, self.place = Message(bench), ui.HTML(), ui.VBox()
+        self.gain, self.code = ui.HTML(), Snippet()
+        wanted = ui.HBox([self.goal, self.budget])
         wanted.add_class("wb-grid")
-        footer, after = ipw.HBox([self.start]), ipw.HBox([self.trial, self.take, self.points, self.give])
+        footer, after = ui.HBox([self.start]), ui.HBox([self.trial, self.take, self.points, self.give])
         for box in (footer, after):
             box.add_class("wb-footer")
-        rows = [ipw.HBox(list(each)) for each in self.bounds]
+        rows = [ui.HBox(list(each)) for each in self.bounds]
         for row in rows:
             row.add_class("wb-grid")
-        self.widget = ipw.VBox(
+        self.widget = ui.VBox(
             [wanted, *rows, self.families, footer, self.message, self.place, self.answer, after, self.gain, self.code]
         )
         self.widget.add_class("wb-panel")
@@ -164,13 +164,13 @@ class Search:
 
 def _bound(number: int) -> tuple[ipw.Dropdown, ipw.Text]:
     """A metric and the words of its bound."""
-    metric = ipw.Dropdown(
+    metric = ui.Dropdown(
         options=[("no bound", NO_BOUND), *GOALS],
         value=NO_BOUND,
         description=f"Bound {number}",
         tooltip="A metric that must keep to a bound",
     )
-    words = ipw.Text(
+    words = ui.Text(
         value="<= 1.1 * baseline", description="is", tooltip="Such as <= 100 MB, <= 30 ms or >= 0.98 * baseline"
     )
     return metric, words

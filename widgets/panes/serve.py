@@ -4,9 +4,7 @@ import threading
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.code import Snippet
 from widgets.parts.figure import Plot, draw
 from widgets.parts.message import Message
@@ -56,19 +54,19 @@ class Serve:
         self.load: LoadTest | None = None
         self.plot: Plot | None = None
         self._over = threading.Event()
-        self.target = ipw.Dropdown(options=tuple(bench.respondents), description="Serve", tooltip="What answers")
-        self.policy = ipw.Dropdown(options=tuple(POLICIES), description="Policy", tooltip="How a replica is chosen")
+        self.target = ui.Dropdown(options=tuple(bench.respondents), description="Serve", tooltip="What answers")
+        self.policy = ui.Dropdown(options=tuple(POLICIES), description="Policy", tooltip="How a replica is chosen")
         self.replicas = Number(1, 1, 8, notch=1, whole=True, description="Replicas", tooltip="Processes that answer")
         self.port = Number(0, 0, 65535, whole=True, description="Port", tooltip="Of HTTP; 0 takes one that is free")
-        self.start = ipw.Button(
+        self.start = ui.Button(
             description="Start", button_style="primary", tooltip="Start it as a service that only this machine reaches"
         )
-        self.stop = ipw.Button(description="Stop", tooltip="End the service", disabled=True)
-        self.list = ipw.Button(description="Add to the list", tooltip="Talk to it and compare it", disabled=True)
-        self.kill = ipw.Button(
+        self.stop = ui.Button(description="Stop", tooltip="End the service", disabled=True)
+        self.list = ui.Button(description="Add to the list", tooltip="Talk to it and compare it", disabled=True)
+        self.kill = ui.Button(
             description="Kill a replica", tooltip="End one process at once, to see what becomes of it", disabled=True
         )
-        self.kind = ipw.ToggleButtons(
+        self.kind = ui.ToggleButtons(
             options=[("Requests a second", "rate"), ("Requests at once", "concurrency")],
             description="Load",
             tooltip="Requests that come at random, or so many at once",
@@ -77,25 +75,25 @@ class Serve:
         self.seconds = Number(
             10, 1, 600, notch=1, whole=True, description="Seconds", tooltip="That requests are sent for"
         )
-        self.test = ipw.Button(description="Put under load", tooltip="Ask it the task's questions", disabled=True)
-        self.slow = ipw.Button(
+        self.test = ui.Button(description="Put under load", tooltip="Ask it the task's questions", disabled=True)
+        self.slow = ui.Button(
             description="If one were slow",
             tooltip="Simulate policies with one replica at a third of its speed, at the load of the last test",
             disabled=True,
         )
-        self.message, self.where, self.seats, self.report = Message(bench), ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self.costs = ipw.HTML()
-        self.code, self.place, self.times = Snippet(), ipw.VBox(), ipw.VBox()
-        knobs = ipw.HBox([self.policy, self.replicas, self.port])
-        loads = ipw.HBox([self.level, self.seconds])
+        self.message, self.where, self.seats, self.report = Message(bench), ui.HTML(), ui.HTML(), ui.HTML()
+        self.costs = ui.HTML()
+        self.code, self.place, self.times = Snippet(), ui.VBox(), ui.VBox()
+        knobs = ui.HBox([self.policy, self.replicas, self.port])
+        loads = ui.HBox([self.level, self.seconds])
         for box in (knobs, loads):
             box.add_class("wb-grid")
-        footer = ipw.HBox([self.start, self.stop, self.list, self.kill])
-        under = ipw.HBox([self.test, self.slow])
+        footer = ui.HBox([self.start, self.stop, self.list, self.kill])
+        under = ui.HBox([self.test, self.slow])
         for box in (footer, under):
             box.add_class("wb-footer")
         shown = [self.where, self.seats, self.kind, loads, under, self.place, self.times, self.report, self.costs]
-        self.widget = ipw.VBox([self.target, knobs, footer, self.message, *shown, self.code])
+        self.widget = ui.VBox([self.target, knobs, footer, self.message, *shown, self.code])
         self.widget.add_class("wb-panel")
         self.start.on_click(lambda _: self.run())
         self.stop.on_click(lambda _: self.end())

@@ -28,10 +28,18 @@ function render({ model, el }) {
     event.stopPropagation();
     allKnown().then(() => { ready.add(button); button.click(); });
   };
+  // A plain key that is pressed in the bench is the bench's: to Jupyter an arrow key on a drop-down would mean another
+  // cell, "d" twice that this one is to go, and Shift and Enter that the bench is to be made anew. Lumino looks for the
+  // attribute when it hears of the key, after this, and on what has the focus first of all.
+  const keys = (event) => {
+    const plain = !(event.ctrlKey || event.metaKey || event.altKey);
+    if (root.contains(event.target)) event.target.toggleAttribute("data-lm-suppress-shortcuts", plain);
+  };
   const begin = () => {
     root = el.closest(".wb-bench");
     if (!root) return;
     root.addEventListener("click", hold, true);
+    window.addEventListener("keydown", keys, true);
     observer = new MutationObserver(() => name(root));
     observer.observe(root, { childList: true, subtree: true });
     name(root);
@@ -41,6 +49,7 @@ function render({ model, el }) {
     cancelAnimationFrame(frame);
     observer?.disconnect();
     root?.removeEventListener("click", hold, true);
+    window.removeEventListener("keydown", keys, true);
   };
 }
 export default { render };

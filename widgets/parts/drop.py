@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import anywidget
 import traitlets
 
+from widgets.parts import ui
 from workbench.core import units
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.files import LONGEST_NAME, write_refused
@@ -16,7 +17,7 @@ PLACE = Path("uploads")
 MOST = 500_000_000  # bytes: what is larger goes through a notebook's connection too slowly
 
 
-class Drop(anywidget.AnyWidget):
+class Drop(ui.Control, anywidget.AnyWidget):
     """A place to drop a file on; it is written whole to `uploads/`, under a name that nothing there has.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import ipywidgets as ipw
 from pydantic.fields import FieldInfo
 
+from widgets.parts import ui
 from widgets.parts.html import help_line, words
 from widgets.parts.number import Number
 from workbench.step import Step
@@ -28,19 +29,19 @@ class Form:
         self.controls = {name: control(name, field) for name, field in step.model_fields.items()}
         short, long, folded = [], [], []  # what is typed at length stands below the rest
         for name in sorted(step.model_fields, key=lambda name: _inherited(step, name)):
-            row = ipw.VBox([self.controls[name], ipw.HTML(help_line(step.model_fields[name].description or ""))])
+            row = ui.VBox([self.controls[name], ui.HTML(help_line(step.model_fields[name].description or ""))])
             row.add_class("wb-field")
             if isinstance(self.controls[name], ipw.Textarea):
                 row.add_class("wb-long")
             at = folded if name in step.folded else long if isinstance(self.controls[name], ipw.Textarea) else short
             at.append(row)
-        shown = ipw.VBox([*short, *long])
+        shown = ui.VBox([*short, *long])
         shown.add_class("wb-form")
-        self.widget = ipw.VBox([shown])
+        self.widget = ui.VBox([shown])
         if folded:
-            more = ipw.VBox(folded)
+            more = ui.VBox(folded)
             more.add_class("wb-form")
-            self.widget.children = [shown, ipw.Accordion([more], titles=["More settings"])]
+            self.widget.children = [shown, ui.Accordion([more], titles=["More settings"])]
 
     def step(self) -> Step:
         """The step as set.
@@ -73,20 +74,20 @@ def control(name: str, field: FieldInfo) -> ipw.Widget:
     common: dict[str, Any] = {"description": words(name), "tooltip": field.description, "value": field.default}
     if get_origin(field.annotation) is Literal:
         choices = get_args(field.annotation)
-        kind = ipw.ToggleButtons if len(choices) <= 6 else ipw.Dropdown
+        kind = ui.ToggleButtons if len(choices) <= 6 else ui.Dropdown
         return kind(options=[(str(choice), choice) for choice in choices], **common)
     if field.annotation is bool:
-        return ipw.Checkbox(indent=False, **common)
+        return ui.Checkbox(indent=False, **common)
     if field.annotation is int:
         return _whole(field, common)
     if field.annotation is float:
         return _real(field, common)
     if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("names") == "variants":
-        return ipw.Combobox(continuous_update=False, ensure_option=False, **common)
+        return ui.Combobox(continuous_update=False, ensure_option=False, **common)
     longest = max((bound.max_length for bound in field.metadata if hasattr(bound, "max_length")), default=None)
     if longest is None or longest > 200:
-        return ipw.Textarea(rows=3, continuous_update=False, **common)
-    return ipw.Text(continuous_update=False, **common)
+        return ui.Textarea(rows=3, continuous_update=False, **common)
+    return ui.Text(continuous_update=False, **common)
 
 
 def _whole(field: FieldInfo, common: dict[str, Any]) -> Number:

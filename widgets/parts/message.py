@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from workbench.core.errors import WorkbenchError
 from workbench.core.jobs import Job
 from workbench.core.progress import Progress
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
     from widgets.session import Session
 
 
-class Message(ipw.HTML):
+class Message(ui.HTML):
     """Where a tool says what its buttons did."""
 
     def __init__(self, bench: "Session") -> None:

@@ -3,13 +3,13 @@
 import math
 from typing import Any
 
-import ipywidgets as ipw
 import traitlets
 
+from widgets.parts import ui
 from workbench.core.errors import InvalidInput
 
 
-class Number(ipw.HBox):
+class Number(ui.HBox):
     """A box to type in, beside a slider that stands at the notch nearest to what was typed.
 
     A slider's own readout moves what is typed, or set by code, to the nearest notch without a word.
@@ -39,11 +39,11 @@ class Number(ipw.HBox):
         self.low, self.high, self.whole = low, high, whole
         self._notch, self._by_factors = notch, by_factors
         self.slider: Any = None
-        self.box = ipw.FloatText(value, step=1 if whole else None, tooltip=tooltip)
+        self.box = ui.FloatText(value, step=1 if whole else None, tooltip=tooltip)
         if notch is None:
             self.box.description = description
         else:
-            kind = ipw.FloatLogSlider if by_factors else ipw.FloatSlider
+            kind = ui.FloatLogSlider if by_factors else ui.FloatSlider
             ends = {"min": self._place(low), "max": self._place(high), "step": notch}
             self.slider = kind(value, description=description, tooltip=tooltip, readout=False, **ends)
             self.slider.observe(lambda change: self._slid(change["new"]), "value")

@@ -6,6 +6,8 @@ import anywidget
 import ipywidgets as ipw
 import traitlets
 
+from widgets.parts import ui
+
 
 class Text(ipw.Widget):
     """A text, in a model of ipywidgets' own."""
@@ -13,7 +15,7 @@ class Text(ipw.Widget):
     value = traitlets.Unicode().tag(sync=True)
 
 
-class Page(anywidget.AnyWidget):
+class Page(ui.Control, anywidget.AnyWidget):
     """A widget whose code draws `value` anew whenever it changes, and whole in a page that comes late or once more.
 
     The value is in a model beside it. To a widget of its own anywidget passes nothing on, then or later, if the page

@@ -7,12 +7,14 @@ from typing import Any
 import anywidget
 import ipywidgets as ipw
 
+from widgets.parts import ui
+
 FOLDER = Path(__file__).parent
 CSS = "".join((FOLDER / name).read_text(encoding="utf-8") for name in ("bench.css", "theme.css"))
 VIEW = "application/vnd.jupyter.widget-view+json"
 
 
-class Care(anywidget.AnyWidget):
+class Care(ui.Control, anywidget.AnyWidget):
     """Nothing to see: gives a name to every slider beside it, and lets no click overtake a change."""
 
     _esm = FOLDER / "care.js"
@@ -35,7 +37,7 @@ class Frame(ipw.VBox):
 
 def framed(widget: ipw.Widget) -> ipw.Box:
     """A widget in the bench's look, ready to be displayed alone."""
-    sheet = ipw.HTML(f"<style>{CSS}</style>")
+    sheet = ui.HTML(f"<style>{CSS}</style>")
     sheet.add_class("wb-sheet")
     care = Care()
     care.add_class("wb-sheet")
@@ -45,12 +47,12 @@ def framed(widget: ipw.Widget) -> ipw.Box:
 
 
 def close_tree(widget: Any) -> None:
-    """Close a widget, everything in it, and the layouts and styles that ipywidgets made for them, outermost first."""
+    """Close a widget, everything in it, and the layouts and styles that are theirs alone, outermost first."""
     children = getattr(widget, "children", ())
     parts = [getattr(widget, name, None) for name in ("layout", "style")]
     widget.close()
     for part in parts:
-        if isinstance(part, ipw.Widget):
+        if isinstance(part, ipw.Widget) and not ui.is_shared(part):
             part.close()
     for child in children:
         close_tree(child)

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.figure import draw
 from widgets.parts.message import Message
 from widgets.tool import Host, Tool
@@ -28,11 +26,11 @@ class Blocks(Tool):
         super().__init__(panel)
         self.ranking: Any = None
         self._ranked = ""
-        self.button = ipw.Button(description="Rank blocks", tooltip="How much each block changes what flows through it")
-        self.message, self.table, self.place = Message(self.bench), ipw.HTML(), ipw.VBox()
-        head = ipw.HBox([self.button, ipw.HTML(html.help_line("How much each block changes its input, and which go."))])
+        self.button = ui.Button(description="Rank blocks", tooltip="How much each block changes what flows through it")
+        self.message, self.table, self.place = Message(self.bench), ui.HTML(), ui.VBox()
+        head = ui.HBox([self.button, ui.HTML(html.help_line("How much each block changes its input, and which go."))])
         head.add_class("wb-footer")
-        self.widget = ipw.VBox([head, self.message, self.place, self.table])
+        self.widget = ui.VBox([head, self.message, self.place, self.table])
         self.widget.add_class("wb-section")
         self.button.on_click(lambda _: self.rank())
 

@@ -3,9 +3,7 @@
 from math import isnan
 from typing import Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.figure import draw
 from widgets.parts.message import Message
 from widgets.tool import Host, Tool
@@ -29,17 +27,17 @@ class Changes(Tool):
         super().__init__(panel)
         self.result: Diff | None = None
         self._pairs: dict[str, str] = {}
-        self.button = ipw.Button(description="What changed", tooltip="Compare every weight matrix with the one before")
-        self.variant = ipw.Dropdown(options=[], description="Variant", tooltip="The variant whose last step is shown")
-        self.value = ipw.ToggleButtons(options=VALUES, description="Show", tooltip="What the colours say")
-        self.layer = ipw.Dropdown(options=[], description="Layer", tooltip="The matrix shown in detail")
-        self.message, self.hint, self.table = Message(self.bench), ipw.HTML(), ipw.HTML()
-        self.map, self.histogram, self.closeup = ipw.VBox(), ipw.VBox(), ipw.VBox()
-        head = ipw.HBox([self.button, self.variant, self.hint])
+        self.button = ui.Button(description="What changed", tooltip="Compare every weight matrix with the one before")
+        self.variant = ui.Dropdown(options=[], description="Variant", tooltip="The variant whose last step is shown")
+        self.value = ui.ToggleButtons(options=VALUES, description="Show", tooltip="What the colours say")
+        self.layer = ui.Dropdown(options=[], description="Layer", tooltip="The matrix shown in detail")
+        self.message, self.hint, self.table = Message(self.bench), ui.HTML(), ui.HTML()
+        self.map, self.histogram, self.closeup = ui.VBox(), ui.VBox(), ui.VBox()
+        head = ui.HBox([self.button, self.variant, self.hint])
         head.add_class("wb-footer")
-        self.found = ipw.VBox([self.value, self.map, self.table, self.layer, self.histogram, self.closeup])
-        self.found.layout.display = "none"
-        self.widget = ipw.VBox([head, self.message, self.found])
+        self.found = ui.VBox([self.value, self.map, self.table, self.layer, self.histogram, self.closeup])
+        ui.show(self.found, False)
+        self.widget = ui.VBox([head, self.message, self.found])
         self.widget.add_class("wb-section")
         self.button.on_click(lambda _: self.compare())
         self.value.observe(lambda _: self._wanted(self._draw_map), "value")
@@ -75,7 +73,7 @@ class Changes(Tool):
                     self.layer.options = found.paths
                     self.layer.value = most[0].path
                     self.table.value = html.changed(most)
-                    self.found.layout.display = None
+                    ui.show(self.found, True)
                 self._draw_map()
                 self._draw_layer()
 
@@ -128,7 +126,7 @@ class Changes(Tool):
                 if parent is not None:
                     pairs[name] = parent
         self.hint.value = "" if pairs else HINT
-        self.variant.layout.display = None if pairs else "none"
+        ui.show(self.variant, pairs)
         if pairs != self._pairs:
             self._pairs = pairs
             self.variant.options = tuple(pairs)

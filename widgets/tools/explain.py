@@ -4,7 +4,7 @@ from typing import Any
 
 import ipywidgets as ipw
 
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.figure import draw
 from widgets.parts.message import Message
 from widgets.parts.number import Number
@@ -49,16 +49,16 @@ class Explain(Tool):
         self.result: Explanation | None = None
         self.rows: dict[str, dict[str, Number]] = {}
         self.choices: list[ipw.Button] = []
-        self.button = ipw.Button(
+        self.button = ui.Button(
             description="Why is it slow", tooltip="What a token's time goes into, predicted and measured"
         )
-        self.memory_button = ipw.Button(description="What memory holds", tooltip="Weights, caches and what is free")
-        self.message, self.said, self.table, self.held = Message(self.bench), ipw.HTML(), ipw.HTML(), ipw.HTML()
-        self.advice, self.place, self.devices = ipw.VBox(), ipw.VBox(), ipw.VBox()
-        head = ipw.HBox([self.button, self.memory_button])
+        self.memory_button = ui.Button(description="What memory holds", tooltip="Weights, caches and what is free")
+        self.message, self.said, self.table, self.held = Message(self.bench), ui.HTML(), ui.HTML(), ui.HTML()
+        self.advice, self.place, self.devices = ui.VBox(), ui.VBox(), ui.VBox()
+        head = ui.HBox([self.button, self.memory_button])
         head.add_class("wb-footer")
         self.advice.add_class("wb-advice")
-        self.widget = ipw.VBox(
+        self.widget = ui.VBox(
             [head, self.message, self.held, self.said, self.advice, self.place, self.table, self.devices]
         )
         self.widget.add_class("wb-section")
@@ -119,24 +119,24 @@ class Explain(Tool):
             close_tree(each)
         self.choices, lines = [], []
         for suggestion in found.suggestions:
-            line = [ipw.HTML(html.help_line(str(suggestion)))]
+            line = [ui.HTML(html.help_line(str(suggestion)))]
             if suggestion.step is not None:
                 line.insert(0, self._choice(suggestion))
-            lines.append(ipw.HBox(line))
+            lines.append(ui.HBox(line))
             lines[-1].add_class("wb-footer")
         self.advice.children = lines
 
     def _choice(self, suggestion: Suggestion) -> ipw.Button:
         step = suggestion.step
         assert isinstance(step, Step)
-        button = ipw.Button(description=f"Set {step.label}", tooltip=f"Set the panel of its family to {step!r}")
+        button = ui.Button(description=f"Set {step.label}", tooltip=f"Set the panel of its family to {step!r}")
         button.on_click(lambda _: self.bench.turn_to(step))
         self.choices.append(button)
         return button
 
     def _list_devices(self, found: Explanation) -> None:
         """A row of numbers a device, which open on a click."""
-        lines = [ipw.HTML(html.help_line(EDITED))]
+        lines = [ui.HTML(html.help_line(EDITED))]
         for device in found.devices:
             self.rows[device.name] = {
                 name: Number(_shown(device, name), 0, most, description=unit, tooltip=f"{device.name}: {unit}")
@@ -144,9 +144,9 @@ class Explain(Tool):
             }
             for number in self.rows[device.name].values():
                 number.observe(lambda _: self._recompute(), "value")
-            lines.append(ipw.HBox([ipw.HTML(html.help_line(device.name)), *self.rows[device.name].values()]))
+            lines.append(ui.HBox([ui.HTML(html.help_line(device.name)), *self.rows[device.name].values()]))
             lines[-1].add_class("wb-device")
-        self.devices.children = [ipw.Accordion([ipw.VBox(lines)], titles=["Other numbers for these devices"])]
+        self.devices.children = [ui.Accordion([ui.VBox(lines)], titles=["Other numbers for these devices"])]
 
     def _recompute(self) -> None:
         """Follow an edited number; nothing is measured again."""

@@ -1,8 +1,6 @@
 """What the settings would do, tried out anew after every change of a knob."""
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.tool import Host, Tool
 from workbench.analysis.preview import PROMPT, Preview, preview
 from workbench.answering.request import Request
@@ -29,21 +27,21 @@ class Live(Tool):
         super().__init__(panel)
         self.result: Preview | None = None
         self._progress = Progress()
-        self.switch = ipw.Checkbox(
+        self.switch = ui.Checkbox(
             description="Live preview", indent=False, tooltip="Try the settings out after every change of a knob"
         )
         task = self.bench.task
-        self.prompt = ipw.Textarea(
+        self.prompt = ui.Textarea(
             value=task.test[0].prompt if isinstance(task, Task) else PROMPT,
             description="Ask",
             tooltip="What is asked before and after, with the instruction of the task if there is one",
             rows=2,
             continuous_update=False,
         )
-        self.status, self.view = ipw.HTML(), ipw.HTML()
-        head = ipw.HBox([self.switch, self.status])
+        self.status, self.view = ui.HTML(), ui.HTML()
+        head = ui.HBox([self.switch, self.status])
         head.add_class("wb-footer")
-        self.widget = ipw.VBox([head, self.prompt, self.view])
+        self.widget = ui.VBox([head, self.prompt, self.view])
         self.widget.add_class("wb-section")
         self.switch.observe(lambda _: self._switched(), "value")
         self.prompt.observe(lambda _: self.follow(*panel.settings), "value")
@@ -101,7 +99,7 @@ class Live(Tool):
 
     def _show(self) -> None:
         for each in (self.prompt, self.view):
-            each.layout.display = None if self.switch.value else "none"
+            ui.show(each, self.switch.value)
         self.status.value = OFF
 
     def _tell(self, progress: Progress) -> None:

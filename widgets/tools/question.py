@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html, transcript
+from widgets.parts import html, transcript, ui
 from widgets.parts.message import Message
 from widgets.parts.number import Number
 from widgets.tool import Host, Tool
@@ -50,29 +48,29 @@ class Asked(Tool):
         self._tried: tuple[str, Step, list[Generation]] | None = None
         self._scored: tuple[str, Step, list[float]] | None = None
         task = self.bench.task
-        self.question = ipw.Textarea(
+        self.question = ui.Textarea(
             value=task.test[0].prompt if isinstance(task, Task) else PROMPT,
             description="Ask",
             tooltip="What is asked, with the instruction of the task if there is one",
             rows=2,
             continuous_update=False,
         )
-        self.undo = ipw.Button(description="Undo", tooltip="Back to the settings before", disabled=True)
-        self.redo = ipw.Button(description="Redo", tooltip="Forward again", disabled=True)
-        self.show = ipw.Button(description="Show prompt", tooltip="The prompt that the model reads with these settings")
-        self.answer = ipw.Button(description="Answer", tooltip="The answer to the question, before and after")
-        self.trial = ipw.Button(
+        self.undo = ui.Button(description="Undo", tooltip="Back to the settings before", disabled=True)
+        self.redo = ui.Button(description="Redo", tooltip="Forward again", disabled=True)
+        self.show = ui.Button(description="Show prompt", tooltip="The prompt that the model reads with these settings")
+        self.answer = ui.Button(description="Answer", tooltip="The answer to the question, before and after")
+        self.trial = ui.Button(
             description=f"Try on {TRIED} examples", tooltip="Answers before and after, and with the settings tried last"
         )
-        self.score = ipw.Button(
+        self.score = ui.Button(
             description="Score",
             tooltip="Scores and times to the first token, before and after, on test examples",
         )
         self.count = Number(40, 2, 10_000, whole=True, description="Examples", tooltip="Test examples that are scored")
-        self.message, self.prompt, self.answers = Message(self.bench), ipw.HTML(), ipw.HTML()
-        buttons = ipw.HBox([self.undo, self.redo, self.show, self.answer, self.trial, self.score, self.count])
+        self.message, self.prompt, self.answers = Message(self.bench), ui.HTML(), ui.HTML()
+        buttons = ui.HBox([self.undo, self.redo, self.show, self.answer, self.trial, self.score, self.count])
         buttons.add_class("wb-footer")
-        self.widget = ipw.VBox([self.question, buttons, self.message, self.prompt, self.answers])
+        self.widget = ui.VBox([self.question, buttons, self.message, self.prompt, self.answers])
         self.widget.add_class("wb-section")
         self.undo.on_click(lambda _: self._move(self.past, self.future))
         self.redo.on_click(lambda _: self._move(self.future, self.past))

@@ -1,8 +1,6 @@
 """How often the right document is found: by words, by meaning, by both; and whether documents have changed."""
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.message import Message
 from widgets.tool import Host, Tool
 from workbench.core.errors import InvalidInput, WorkbenchError
@@ -30,17 +28,17 @@ class Recall(Tool):
     def __init__(self, panel: Host) -> None:
         super().__init__(panel)
         self.results: dict[str, Found] = {}
-        self.button = ipw.Button(
+        self.button = ui.Button(
             description="Measure retrieval",
             tooltip="How often the document that a test question names is found, with each method",
         )
-        self.check = ipw.Button(
+        self.check = ui.Button(
             description="Check documents", tooltip="Whether they are still what the variants of this bench look up"
         )
-        self.message, self.table = Message(self.bench), ipw.HTML()
-        head = ipw.HBox([self.button, self.check])
+        self.message, self.table = Message(self.bench), ui.HTML()
+        head = ui.HBox([self.button, self.check])
         head.add_class("wb-footer")
-        self.widget = ipw.VBox([head, self.message, self.table])
+        self.widget = ui.VBox([head, self.message, self.table])
         self.widget.add_class("wb-section")
         self.button.on_click(lambda _: self.measure())
         self.check.on_click(lambda _: self.find_changes())

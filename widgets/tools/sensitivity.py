@@ -8,7 +8,7 @@ import ipywidgets as ipw
 import numpy as np
 from transformers import PreTrainedModel
 
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.figure import Plot, draw
 from widgets.parts.message import Message
 from widgets.parts.number import Number
@@ -41,23 +41,23 @@ class Layers(Tool):
         self.results: dict[type[Step], Sensitivity] = {}
         self.plots: dict[type[Step], Plot] = {}
         self._measured: dict[type[Step], ref[PreTrainedModel]] = {}
-        self.button = ipw.Button(
+        self.button = ui.Button(
             description="Measure sensitivity", tooltip="How far the model moves if one layer alone is changed"
         )
-        self.leave_out = ipw.Button(
+        self.leave_out = ui.Button(
             description="Exclude the most sensitive", tooltip="Add them to the field Exclude, most sensitive first"
         )
         self.count = Number(FEW, 1, 10_000, whole=True, description="Layers", tooltip="How many to exclude")
-        self.message, self.excluded, self.table = Message(self.bench), ipw.HTML(), ipw.HTML()
-        self.place = ipw.VBox()
+        self.message, self.excluded, self.table = Message(self.bench), ui.HTML(), ui.HTML()
+        self.place = ui.VBox()
         self._places: dict[type[Step], ipw.Box] = {}
-        head = ipw.HBox([self.button, ipw.HTML(html.help_line("For every layer, what changing it alone would do."))])
+        head = ui.HBox([self.button, ui.HTML(html.help_line("For every layer, what changing it alone would do."))])
         head.add_class("wb-footer")
-        choose = ipw.HBox([self.leave_out, self.count, self.excluded])
+        choose = ui.HBox([self.leave_out, self.count, self.excluded])
         choose.add_class("wb-footer")
-        self.found = ipw.VBox([self.place, choose, self.table])
-        self.found.layout.display = "none"
-        self.widget = ipw.VBox([head, self.message, self.found])
+        self.found = ui.VBox([self.place, choose, self.table])
+        ui.show(self.found, False)
+        self.widget = ui.VBox([head, self.message, self.found])
         self.widget.add_class("wb-section")
         self.button.on_click(lambda _: self.measure())
         self.leave_out.on_click(lambda _: self.exclude_most())
@@ -95,9 +95,9 @@ class Layers(Tool):
     def follow(self, step: Step | None, variant: Variant | None) -> None:
         """Show what is known of the chosen method, its excluded layers marked."""
         found = self.result
-        self.found.layout.display = None if found else "none"
+        ui.show(self.found, found)
         for kind, place in self._places.items():
-            place.layout.display = None if kind is self.panel.kind else "none"
+            ui.show(place, kind is self.panel.kind)
         if found is None or variant is None or not isinstance(step, LayerStep):
             return
         try:
@@ -119,7 +119,7 @@ class Layers(Tool):
             self.results[kind] = self.bench.sensitivity = found
             self._measured[kind] = ref(variant.model)
             if kind not in self._places:
-                self._places[kind] = ipw.VBox()
+                self._places[kind] = ui.VBox()
                 self.place.children = (*self.place.children, self._places[kind])
             self.plots[kind] = draw(self._places[kind], figure, self.toggle)
             self.follow(*self.panel.settings)

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import ipywidgets as ipw
-
-from widgets.parts import html
+from widgets.parts import html, ui
 from widgets.parts.figure import draw
 from widgets.tool import Host, Tool
 from workbench.core.jobs import Job
@@ -28,18 +26,18 @@ class Training(Tool):
         super().__init__(panel)
         self.job: Job | None = None
         self._plot: Any = None
-        self.pause = ipw.Button(description="Pause", tooltip="Hold the training after this step, or go on")
-        self.finish = ipw.Button(
+        self.pause = ui.Button(description="Pause", tooltip="Hold the training after this step, or go on")
+        self.finish = ui.Button(
             description="Finish now", tooltip="End the training and keep what it has learned so far"
         )
-        self.cancel = ipw.Button(description="Cancel", tooltip="End the training and keep nothing")
-        self.status, self.place, self.answers = ipw.HTML(), ipw.VBox(), ipw.HTML()
-        head = ipw.HBox([self.pause, self.finish, self.cancel, self.status])
+        self.cancel = ui.Button(description="Cancel", tooltip="End the training and keep nothing")
+        self.status, self.place, self.answers = ui.HTML(), ui.VBox(), ui.HTML()
+        head = ui.HBox([self.pause, self.finish, self.cancel, self.status])
         head.add_class("wb-footer")
-        self.shown = ipw.VBox([head, self.place, self.answers])
-        self.shown.layout.display = "none"
+        self.shown = ui.VBox([head, self.place, self.answers])
+        ui.show(self.shown, False)
         self.shown.add_class("wb-section")
-        self.widget = ipw.VBox([self.shown])
+        self.widget = ui.VBox([self.shown])
         self.pause.on_click(lambda _: self._hold())
         self.finish.on_click(lambda _: self.job and self.job.progress.stop())
         self.cancel.on_click(lambda _: self.job and self.job.cancel())
@@ -61,7 +59,7 @@ class Training(Tool):
             return
         if job is not self.job:
             self.job, self._plot = job, draw(self.place, curve_figure(curve, transparent=True))
-            self.shown.layout.display = None
+            ui.show(self.shown, True)
         for button in (self.pause, self.finish, self.cancel):
             button.disabled = job.ended
         self.pause.description = "Resume" if job.progress.paused else "Pause"
