@@ -4,25 +4,29 @@ ipywidgets makes both for every control, and a page that is loaded again waits f
 all that it waits for. Looks come from the style sheet, so nothing is lost; never set anything on a shared one.
 """
 
+import threading
 from typing import Any
 
 import ipywidgets as ipw
 import traitlets
 
 _shared: dict[str, Any] = {}
+_lock = threading.Lock()
 
 
 def shared(kind: type[ipw.Widget], **traits: str) -> Any:
     """The layout or style that all have in common."""
     key = f"{kind.__name__} {traits}"
-    if key not in _shared or _shared[key].comm is None:  # `Widget.close_all` was called
-        _shared[key] = kind(**traits)
-    return _shared[key]
+    with _lock:
+        if key not in _shared or _shared[key].comm is None:  # `Widget.close_all` was called
+            _shared[key] = kind(**traits)
+        return _shared[key]
 
 
 def is_shared(widget: ipw.Widget) -> bool:
     """Whether it is a layout or style that others use too."""
-    return any(widget is each for each in _shared.values())
+    with _lock:
+        return any(widget is each for each in _shared.values())
 
 
 def show(widget: ipw.DOMWidget, shown: bool) -> None:
