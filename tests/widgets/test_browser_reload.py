@@ -50,6 +50,14 @@ def compared(page: Page) -> "playwright_api.Locator":
     return panel
 
 
+def measured(page: Page) -> list[str]:
+    """The rows of a comparison."""
+    panel = tab(page, "Compare")
+    panel.get_by_role("button", name="Compare").click()
+    panel.locator(".wb-done", has_text="Measured").wait_for()
+    return panel.locator(".wb-report tbody tr").all_inner_texts()
+
+
 def saved(page: Page) -> None:
     command(page, "docmanager:save")
     page.wait_for_function("!window.jupyterapp.shell.currentWidget.context.model.dirty")
@@ -60,10 +68,7 @@ def test_a_page_reloaded_again_and_again_keeps_its_bench(tmp_path: Path, folders
     with lab(folder) as address, browsing() as window:
         page = opened(window, address, "reloaded", folder, *cells(folders))
         apply(page, "Quantize", "NF4")
-        panel = tab(page, "Compare")
-        panel.get_by_role("button", name="Compare").click()
-        panel.locator(".wb-done", has_text="Measured").wait_for()
-        rows = panel.locator(".wb-report tbody tr").all_inner_texts()
+        rows = measured(page)
         saved(page)
         for _ in range(RELOADS):
             reload(page)
@@ -84,6 +89,7 @@ def test_a_restarted_server_loses_nothing(tmp_path: Path, folders: dict[str, Pat
             page = opened(window, address, "restarted", folder, *cells(folders))
             apply(page, "Quantize", "NF4")
             apply(page, "Prompt", "System")
+            rows = measured(page)
             saved(page)
         assert row(page, "NF4").is_visible()
         show(page)
@@ -99,3 +105,4 @@ def test_a_restarted_server_loses_nothing(tmp_path: Path, folders: dict[str, Pat
             page.locator(".wb-done", has_text="Restored: 2 variants").wait_for()
             assert row(page, "NF4").is_visible()
             assert row(page, "System").is_visible()
+            assert compared(page).locator(".wb-report tbody tr").all_inner_texts() == rows

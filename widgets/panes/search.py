@@ -47,7 +47,7 @@ class Search:
         self.families = ui.SelectMultiple(
             options=[(html.family(each), each) for each in families()],
             value=USUAL,
-            rows=4,
+            rows=len(families()),
             description="Combine",
             tooltip="Families of steps; of each one step or none",
         )
