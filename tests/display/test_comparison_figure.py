@@ -4,6 +4,7 @@ import pytest
 
 from workbench.core.estimate import Estimate
 from workbench.display import COLOURS, comparison_figure
+from workbench.display.labels import sides
 from workbench.display.style import LONGEST_LABEL, ROW, SYMBOLS, label, symbol
 from workbench.measurement.comparison import Comparison
 from workbench.measurement.runs import Run
@@ -64,3 +65,18 @@ def test_a_label_is_never_longer_than_it_may_be(length: int, longest: int) -> No
     assert short == name if length <= longest else len(short) == longest
     assert name.startswith(short.partition("…")[0])
     assert name.endswith(short.rpartition("…")[2])
+
+
+def test_names_of_near_points_stand_on_different_sides() -> None:
+    together = sides([(100, 100)] * 4, ["NF4", "Int8", "GPTQ", "AWQ"], [10] * 4)
+    assert together == ["top center", "bottom center", "middle right", "middle left"]
+    assert sides([(100, 100), (300, 100)], ["NF4", "Int8"], [10, 10]) == ["top center", "top center"]
+    below = sides([(100, 100), (100, 140)], ["NF4", "Int8"], [10, 20])  # its own name would stand in the other bubble
+    assert below == ["bottom center", "top center"]
+
+
+def test_names_of_a_comparison_do_not_hide_each_other() -> None:
+    same = compared("base", "NF4", "Int8")
+    runs = [run.model_copy(update={"estimates": same.runs[0].estimates}) for run in same.runs]
+    figure = comparison_figure(Comparison(runs))
+    assert len(set(figure.data[2].textposition)) == 3

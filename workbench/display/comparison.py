@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.core import units
 from workbench.core.drawn import draws
 from workbench.core.estimate import Estimate
+from workbench.display.labels import sides
 from workbench.display.style import COLOURS, NEUTRAL, ROW, label, plain, styled, symbol
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison
@@ -20,6 +21,7 @@ LEAST = (200, 232)  # pixels of the two rows of figures where there are few vari
 BETWEEN, MARGINS = 88, {"l": 20, "r": 20, "t": 50, "b": 50}
 NAMED = 12  # bubbles; among more, names would hide one another
 LARGEST = (46, 26)  # pixels across the largest bubble, where they are named and where they are many
+WIDE = 800  # pixels, about, that the trade-off has from side to side
 ROOM = 1.35  # of the largest value, on the axes of the trade-off
 
 
@@ -81,13 +83,23 @@ def comparison_figure(
     for axis, metric in ((figure.update_xaxes, "inter_token_latency"), (figure.update_yaxes, quality)):
         found = [scales.shown(metric, run[metric].value) for run in runs if metric in run.estimates]
         # From zero, so that a small difference looks small; with room for the labels.
-        axis(range=[0, ROOM * (max(found, default=0) or 1)], row=2, col=1)
+        axis(range=[0, _end(found)], row=2, col=1)
     figure.update_layout(height=inside + MARGINS["t"] + MARGINS["b"], showlegend=False, margin=MARGINS)
     figure.update_layout(uirevision="comparison")  # zoomed, it stays so while more is measured
     if comparison.partial:
         title = {"text": f"<b>Partial: {plain(comparison.partial)}</b>, not a result", "x": 0, "xref": "paper"}
         figure.update_layout(title=title, margin_t=90)
     return styled(figure, transparent)
+
+
+def _end(values: Sequence[float]) -> float:
+    """Where an axis of the trade-off ends."""
+    return ROOM * (max(values, default=0) or 1)
+
+
+def _shares(values: Sequence[float]) -> list[float]:
+    """How far along an axis of the trade-off each value is, from 0 to 1."""
+    return [each / _end(values) for each in values]
 
 
 def _looks(count: int, colours: Sequence[str], symbols: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -164,19 +176,24 @@ def _bubbles(
         if {"inter_token_latency", quality, "weight_bytes"} <= run.estimates.keys()
     ]
     sizes = [run["weight_bytes"].value for _, run in shown]
+    across = LARGEST[len(shown) > NAMED]
+    x = [scales.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown]
+    y = [scales.shown(quality, run[quality].value) for _, run in shown]
+    text = [labels[index] for index, _ in shown]
+    drawn = [(WIDE * left, LEAST[1] * up) for left, up in zip(_shares(x), _shares(y), strict=True)]
     return go.Scatter(
-        x=[scales.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown],
-        y=[scales.shown(quality, run[quality].value) for _, run in shown],
+        x=x,
+        y=y,
         name=f"{scales.title(quality)} over {scales.title('inter_token_latency')}",
         mode="markers+text" if len(shown) <= NAMED else "markers",
-        text=[labels[index] for index, _ in shown],
+        text=text,
         hovertext=[names[index] for index, _ in shown],
-        textposition="top center",
+        textposition=sides(drawn, text, [across / 2 * math.sqrt(each / (max(sizes) or 1)) for each in sizes]),
         cliponaxis=False,
         marker={
             "size": sizes,
             "sizemode": "area",
-            "sizeref": 2 * max(sizes, default=1) / LARGEST[len(shown) > NAMED] ** 2,
+            "sizeref": 2 * max(sizes, default=1) / across**2,
             "sizemin": 6,
             "opacity": 0.75,
         }
