@@ -1,4 +1,6 @@
-"""Runs lessons and solved labs into static pages in a folder, with an index; readable without a kernel or a network.
+"""Runs lessons and solved labs into static pages in a folder, with an index; readable without a kernel.
+
+Figures are in the pages; the formulas of the labs are set by MathJax, which a browser fetches.
 
     python scripts/demo.py out 00_quickstart 01_wanda    # these; all without names
 
@@ -94,6 +96,7 @@ def heading(path: Path) -> str:
 def main(folder: Path, names: list[str]) -> None:
     """Make the pages and the index."""
     folder.mkdir(parents=True, exist_ok=True)
+    os.environ["WORKBENCH_PROGRESS"] = "off"  # lines that are gone at the end of a cell
     os.environ["PLOTLY_RENDERER"] = "plotly_mimetype+notebook"  # figures that need no network
     for path in chosen(names):
         print(f"{path.stem} ...", flush=True)

@@ -10,6 +10,7 @@ from lab import ROOT
 import workbench as wb
 from workbench.recipe import REGISTRY
 from workbench.steps import finetune, prune, quantize
+from workbench.teaching import contract
 from workbench.teaching.labs import cells_of
 
 WANDA = {"reference": prune.Wanda(sparsity=0.5)}
@@ -208,6 +209,23 @@ def test_the_contract_is_checked(lab: Lab, base: wb.Variant, tiny_text: wb.Text,
 def test_lots_without_a_seed_are_not_repeatable(lab: Lab, tiny: wb.Variant, tiny_text: wb.Text) -> None:
     made = lab("01_wanda", words={", generator=torch.Generator().manual_seed(0)": ""})
     assert "draw from a generator with a seed" in named(wb.check(made["ByChance"], tiny, tiny_text))
+    assert "draw from a generator with a seed" in named(
+        wb.check(made["MyWanda"], tiny, tiny_text, **WANDA, ablation=made["ByChance"])
+    )
+
+
+def test_what_spoils_the_parent_the_same_way_each_time_is_seen(lab: Lab, base: wb.Variant, tiny_text: wb.Text) -> None:
+    """Zeros in place of the same weights again change nothing more; all of the model is then left alone."""
+    whole, spoilt = "weight * keep_mask(score, self.sparsity, group=0, rows=True)", "weight.mul_(keep_mask(score, "
+    made = lab("01_wanda", words={f"return {whole}": f"return {spoilt}self.sparsity, group=0, rows=True))"})
+    found = wb.check(made["MyWanda"], base, tiny_text, **WANDA, ablation=made["ByChance"])
+    assert "writes into the parent's" in " ".join(found.mistakes)
+    assert found.numbers == ()
+
+
+def test_without_data_a_step_is_tried_on_a_tenth(tiny: wb.Variant) -> None:
+    blocks = len(contract.shortened(tiny, None).model.model.layers)
+    assert 0 < blocks < len(tiny.model.model.layers)
 
 
 def test_hostile_names_are_text(lab: Lab, tiny: wb.Variant) -> None:

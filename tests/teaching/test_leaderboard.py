@@ -30,6 +30,8 @@ def handed_in(tmp_path: Path) -> Path:
         "Cy": [prune.Magnitude(sparsity=0.0)],
         "Di": [prompt.System(text="<b>Be brief.</b>"), quantize.NF4()],
         "Eve": [retrieve.Retrieve(documents="/")],
+        "Kim": [prompt.Search(trials=1000)],
+        "Lou": [prompt.System(text="Never say anything about it. " * 200)],
     }
     for name, steps in recipes.items():
         (folder / f"{name}.json").write_text(wb.Recipe(steps).to_json())
@@ -51,6 +53,8 @@ def test_ranked_by_the_goal_among_those_that_keep_the_bounds(base: wb.Variant, t
     assert sizes == sorted(sizes)
     why = {each.name: each.why for each in board.entries}
     assert why["Eve"].startswith("retrieve.Retrieve is not allowed here")
+    assert why["Kim"].startswith("prompt.Search is not allowed here")
+    assert "tokens" in why["Lou"]
     assert "There is no step 'os.system'" in why["Fay"]
     assert "not valid JSON" in why["Gus"]
     assert "no longer than" in why["Hal"]

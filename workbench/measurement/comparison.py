@@ -220,10 +220,11 @@ def compare(
 
     timed: list[list[Timing]] = [[] for _ in variants]
 
-    def tell(updated: list[Run]) -> list[Run]:
+    def tell(updated: list[Run], answered: int | None = None) -> None:
         if on_update:
-            on_update(Comparison(updated, f"{len(timed[0])} of {rounds} rounds"))
-        return updated
+            timing = f"{len(timed[0])} of {rounds} rounds"
+            answers = f"answers of {answered} of {len(variants)} scored"
+            on_update(Comparison(updated, timing if answered is None else answers))
 
     with progress.whole(_expected(variants, task, examples, rounds, new_tokens)) as following:
         places = [index for index, each in enumerate(variants) if isinstance(each, Variant)]
@@ -250,10 +251,10 @@ def compare(
         if isinstance(task, Task):
             for index, variant in enumerate(variants):
                 following()
+                tell(runs, index)
                 marks = scored(variant, task, examples, progress, asked.get(index))
                 prices = getattr(variant, "prices", None)
                 runs[index] = metrics.with_scores(runs[index], marks, runs[0], prices)
-                tell(runs)
     if store is not False:
         _keep(runs, RunStore() if store is True else store)
     return Comparison(runs)

@@ -20,7 +20,8 @@ READABLE = "a .jsonl, .csv or .parquet file, or .json or .tsv, or one of them wi
 INSTEAD = {  # what people bring and cannot be read, and what to do about it
     **dict.fromkeys((".xlsx", ".xls", ".ods", ".numbers"), "is a spreadsheet: save its sheet as CSV"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar", ".bz2", ".xz"), "is an archive: unpack it first"),
-    **dict.fromkeys((".gguf", ".safetensors", ".bin", ".pt"), "is a model, not data: load it with wb.load"),
+    ".gguf": "is a model, not data: load it with wb.load",
+    **dict.fromkeys((".safetensors", ".bin", ".pt"), "is part of a model, not data: load its folder with wb.load"),
     **dict.fromkeys((".pkl", ".pickle", ".npy", ".npz"), "may run code when it is read: save it as Parquet or JSONL"),
 }
 SHARD = re.compile(r"[-_.](?:part[-_]?)?\d{1,6}(?:[-_]of[-_]\d{1,6})?(?:-[0-9a-f]{16})?$")  # train-00000-of-00003

@@ -7,6 +7,7 @@ from dataclasses import replace
 from workbench.core import estimate
 from workbench.core.errors import Cancelled, InvalidInput, OutOfMemory, WorkbenchError
 from workbench.core.estimate import Estimate
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.measurement.likelihood import Likelihood, likelihoods, task_spans
 from workbench.step import Step
@@ -21,8 +22,10 @@ from workbench.teaching.weights import WITHIN, first_apart
 from workbench.variant import Variant
 
 Steps = Step | type[Step]
+HOPELESS = ("works", "parent untouched")  # without these there is nothing to measure: it would damage all of the model
 
 
+@watched
 def check(
     step: Steps | Calculator | type[Calculator],
     variant: Variant,
@@ -72,7 +75,7 @@ def check(
     except Exception as error:
         return found(kind.__name__, [*findings, contract.refused(kind, error)])
     findings += [contract.recorded(mine), *_tried(mine, variant, task, reference, progress)]
-    if any(each.point == "works" and not each.passed for each in findings):
+    if any(each.point in HOPELESS and not each.passed for each in findings):
         return found(kind.__name__, findings)
     if task is None:
         return found(kind.__name__, findings, notes=["Pass a task or a text to measure it, too."])
@@ -97,9 +100,10 @@ def _tried(
     """What is seen on the shortened variant."""
     start, step = contract.shortened(variant, task), contract.quick(mine)
     twin = None if reference is None else contract.quick(reference)
+    before = contract.hashes(start)
     try:
         child = start.apply(step, task, progress)
-        yield from contract.kept(step, start, child, task, twin)
+        yield from contract.kept(step, start, before, child, task, twin, progress)
     except (Cancelled, OutOfMemory):
         raise
     except Exception as error:
@@ -126,7 +130,7 @@ def _same_weights(
     for says, wrong in mistaken(reference):
         progress.check()
         try:
-            same = first_apart(child, start.apply(wrong, task), start) is None
+            same = first_apart(child, start.apply(wrong, task, progress), start) is None
         except (Cancelled, OutOfMemory):
             raise
         except WorkbenchError:  # this mistake cannot even be applied here
@@ -156,6 +160,7 @@ def _measured(
         made["yours"] = variant.apply(mine, task, progress)
         lacking = None if ablation is None else _made(ablation, reference or mine)
         if lacking is not None:
+            findings += _by_seed(lacking, variant, task, progress)
             made["without the idea"] = variant.apply(lacking, task, progress)
     except (Cancelled, OutOfMemory):
         raise
@@ -174,6 +179,13 @@ def _measured(
         how = "An ablation is still wanted: pass `ablation=`, a step without the idea, as one by chance."
         findings.append(Finding("ablation", False, how))
     return findings, numbers
+
+
+def _by_seed(lacking: Step, variant: Variant, task: Task | Text, progress: Progress) -> list[Finding]:
+    """What is wrong with an ablation that draws lots: that they are others each time."""
+    start, step = contract.shortened(variant, task), contract.quick(lacking)
+    again = contract.repeatable(step, start, start.apply(step, task, progress), task, progress)
+    return [] if again.passed else [Finding("ablation", False, again.says)]
 
 
 def _perplexity(read: Likelihood) -> Estimate:
@@ -201,7 +213,7 @@ def _idea(read: dict[str, Likelihood], lacking: Step) -> Finding:
         return Finding("ablation", False, f"{lacking!r} gives the very same: an ablation lacks the idea.")
     ends = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] times the perplexity"
     if ratio.covers(1.0):
-        return Finding("ablation", True, f"Without the idea {ends}: no measurable difference on {ratio.n} windows.")
+        return Finding("ablation", True, f"Without the idea {ends}: no measurable difference on {ratio.n} texts.")
     verdict = "the idea matters" if ratio.value > 1 else "the idea does harm here"
     return Finding("ablation", True, f"Without the idea {ends}: {verdict}.")
 

@@ -46,7 +46,9 @@ class Stopped(Progress):
 def shortened(variant: Variant, task: Task | Text | None) -> Variant:
     """The variant with a tenth of its decoder blocks, which share its tensors; as it is where none can go."""
     with suppress(WorkbenchError):
-        return variant.apply(prune.DropBlocks(share=0.9, order="last"), task)
+        return prune.DropBlocks(share=0.9, order="last").apply(
+            variant, task, Progress()
+        )  # which needs no data for that
     return variant
 
 
@@ -125,35 +127,48 @@ def recorded(step: Step) -> Finding:
     return Finding("JSON", same, "A recipe with it is read back as it was." if same else "It is read back otherwise.")
 
 
-def kept(step: Step, start: Variant, child: Variant, task: Task | Text | None, twin: Step | None) -> Iterator[Finding]:
+def kept(
+    step: Step,
+    start: Variant,
+    before: dict[str, str],
+    child: Variant,
+    task: Task | Text | None,
+    twin: Step | None,
+    progress: Progress,
+) -> Iterator[Finding]:
     """What a step keeps when it is applied.
 
     Args:
         step: applied once already.
         start: what it was applied to.
+        before: hashes of its tensors, taken before that.
         child: what came of it.
         task: the data.
         twin: a step of the same knobs, of which is known where it changes nothing.
+        progress: cancel and progress.
     """
     finite = _finite(child)
     yield Finding("works", finite, "The model answers." if finite else "What it makes of the model are not numbers.")
-    before = hashes(start)
     named = child.recipe == start.recipe.then(step)
     yield Finding("recipe", named, repr(step) if named else "Its variant is made by `variant.derive(self, model)`.")
-    again = hashes(start.apply(step, task)) == hashes(child)
-    yield Finding(
-        "repeatable",
-        again,
-        "The same tensors again." if again else "Applied twice it differs: draw from a generator with a seed.",
-    )
-    yield from _neutral(step, start, task, twin)
+    yield repeatable(step, start, child, task, progress)
+    yield from _neutral(step, start, task, twin, progress)
     yield _cancelled(step, start, task)
     changed = [name for name, each in hashes(start).items() if before.get(name) != each]
     yield Finding(
         "parent untouched",
         not changed,
-        f"It writes into the parent's '{changed[0]}': make a new tensor." if changed else "The parent is as it was.",
+        f"It writes into the parent's '{changed[0]}': make a new tensor, and load the model again, which it damaged."
+        if changed
+        else "The parent is as it was.",
     )
+
+
+def repeatable(step: Step, start: Variant, child: Variant, task: Task | Text | None, progress: Progress) -> Finding:
+    """Whether a step gives the same once more."""
+    again = hashes(start.apply(step, task, progress)) == hashes(child)
+    how = "The same tensors again." if again else "Applied twice it differs: draw from a generator with a seed."
+    return Finding("repeatable", again, how)
 
 
 def _finite(variant: Variant) -> bool:
@@ -162,12 +177,14 @@ def _finite(variant: Variant) -> bool:
         return bool(torch.isfinite(variant.model(ids).logits).all())
 
 
-def _neutral(step: Step, start: Variant, task: Task | Text | None, twin: Step | None) -> Iterator[Finding]:
+def _neutral(
+    step: Step, start: Variant, task: Task | Text | None, twin: Step | None, progress: Progress
+) -> Iterator[Finding]:
     """At its neutral strength a step changes nothing; which that is, is tried at the lower ends of the knobs."""
     for name, value in neutral_knobs(twin or step):
         if name not in type(step).model_fields:
             continue
-        child = start.apply(step.model_copy(update={name: value}), task)
+        child = start.apply(step.model_copy(update={name: value}), task, progress)
         ids = torch.tensor([some_tokens(start.model, TOKENS)], device=start.device)
         with torch.no_grad():
             same = torch.equal(child.model(ids).logits, start.model(ids).logits)

@@ -11,9 +11,11 @@ from workbench.analysis.search import halves
 from workbench.core import files
 from workbench.core.drawn import HTML, drawn
 from workbench.core.errors import Cancelled, InvalidInput, OutOfMemory, WorkbenchError
+from workbench.core.line import watched
 from workbench.core.progress import Progress
 from workbench.measurement import scales
 from workbench.measurement.comparison import Comparison, compare
+from workbench.measurement.likelihood import task_spans
 from workbench.measurement.runs import Run
 from workbench.recipe import Recipe, RecipeStep
 from workbench.tasks.task import Task, Text
@@ -23,6 +25,7 @@ MOST_BYTES = 100_000  # of a submission
 MOST_STEPS = 10  # of a recipe
 LONGEST, SHOWN = 60, 300  # characters of a name, and of a recipe's code in the table
 FAMILIES = ("prompt", "context", "output", "prune", "quantize")  # which read no files, and answer anew each time
+SLOW = ("prompt.Search",)  # of these, what takes hours if somebody wants it to
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ class Leaderboard:
         return "\n".join(lines)
 
 
+@watched
 def leaderboard(
     submissions: str | Path | Mapping[str, str],
     base: Variant,
@@ -137,7 +141,7 @@ def leaderboard(
         goal: a metric, such as "weight_bytes" or "inter_token_latency".
         constraints: bounds by metric, as `search` reads them, such as ``{"score": ">= 0.95 * baseline"}``.
         families: of steps that may be used. `retrieve` would read files of this machine, `runtime` can give answers
-            again, and `finetune` and `distil` take minutes: allow them knowingly.
+            again, `finetune` and `distil` take minutes, and `prompt.Search`, to be named so, as long as it is told.
         progress: cancel and progress.
         settings: others of `compare`: examples, rounds, new_tokens.
 
@@ -154,7 +158,9 @@ def leaderboard(
         entry = _read(name, text, families)
         if not entry.why:
             try:
-                made.append(replace(entry.recipe.apply(base, task, progress), name=entry.name))
+                variant = entry.recipe.apply(base, task, progress)
+                task_spans(variant, held, settings.get("examples"))  # too long a prompt would end it for all
+                made.append(replace(variant, name=entry.name))
             except (Cancelled, OutOfMemory):
                 raise
             except WorkbenchError as error:
@@ -209,9 +215,13 @@ def _read(name: str, text: str, families: Sequence[str]) -> Entry:
         return Entry(name, why=str(error))
     if not 1 <= len(recipe) <= MOST_STEPS:
         return Entry(name, why=f"A recipe here has 1 to {MOST_STEPS} steps, not {len(recipe)}.")
-    if others := [each for each in recipe if each.family() not in families]:
+    if others := [each for each in recipe if not _allowed(each, families)]:
         return Entry(name, recipe, why=f"{_called(others[0])} is not allowed here: use steps of {', '.join(families)}.")
     return Entry(name, recipe)
+
+
+def _allowed(step: RecipeStep, families: Sequence[str]) -> bool:
+    return _called(step) in families or (step.family() in families and _called(step) not in SLOW)
 
 
 def _called(step: RecipeStep) -> str:

@@ -1,5 +1,6 @@
 """How long a training will take, from a few of its own steps on a copy that is thrown away."""
 
+import math
 import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -10,7 +11,7 @@ from workbench.tasks.task import Task, Text
 from workbench.training.curve import Curve
 from workbench.training.loss import LIKELIHOOD
 from workbench.training.sequences import Sample, read_samples
-from workbench.training.trainer import Run
+from workbench.training.trainer import Run, plan
 from workbench.variant import Variant
 
 if TYPE_CHECKING:
@@ -42,17 +43,19 @@ def expected_seconds(
     samples = read_samples(variant, task, "train").samples
     known = _known.setdefault(variant, {})
     key = repr((step.model_copy(update=SAME), task.fingerprint))
-    with memory_guard(step.label):
-        model = step.prepare(variant)
-        run = Run(step, variant.derive(step, model), variant.model, samples, watched, LIKELIHOOD, prompts)
-        if key not in known:
+    if key not in known:
+        with memory_guard(step.label):
+            model = step.prepare(variant)
+            run = Run(step, variant.derive(step, model), variant.model, samples, watched, LIKELIHOOD, prompts)
             known[key] = _tried(run)
     each, evaluation = known[key]
-    return run.total * each + (1 + run.evaluations) * evaluation
+    total, every = plan(step, samples, watched)
+    return total * each + (1 + math.ceil(total / every)) * evaluation
 
 
 def _tried(run: Run) -> tuple[float, float]:
     """Seconds of one optimizer step and of one evaluation."""
+    run.begin()
     each = run.learn(0, Progress()).seconds
     if each < ENOUGH:
         each = run.learn(1, Progress()).seconds

@@ -59,12 +59,17 @@ class TrainingStep(TrainingKnobs):
         return LIKELIHOOD
 
     def duration(self, variant: Variant, task: Task | Text) -> float | None:
-        """From a trial; of what reads or asks a teacher, or makes its own samples, nothing is known before."""
+        """From a trial; of what reads or asks a teacher, or makes its own samples, nothing is known before.
+
+        Raises:
+            OutOfMemory: it cannot fit.
+        """
         kind = type(self)
         if kind.objective is not TrainingStep.objective or kind.samples is not TrainingStep.samples:
             return None
         if self.neutral or not ends_in_head(variant.model):
             return None
+        check_room(variant, self)
         watched = read_samples(variant, task, "calibration").samples[:VALIDATION]
         return expected_seconds(self, variant, task, _asked(variant, task), list(watched))
 

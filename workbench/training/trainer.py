@@ -65,16 +65,19 @@ class Run:
             self.trained.values(), lr=knobs.learning_rate, weight_decay=knobs.weight_decay, fused=True
         )
         self.per_epoch = math.ceil(len(samples) / knobs.batch_size)
-        self.total = max(1, round(knobs.epochs * self.per_epoch))
+        self.total, self.every = plan(knobs, samples, watched)
         self.best: dict[str, Tensor] = {}
         self.packed = knobs.packing and packs(variant.model)
+
+    def begin(self) -> None:
+        """Make the model ready to learn."""
+        if self.knobs.checkpointing:
+            _keep_activations(self.model, False)
 
     def train(self, curve: Curve, progress: Progress, saved: Path) -> None:
         """Every step, an evaluation now and then, and the weights to keep at the end."""
         curve.total = self.total
-        if self.knobs.checkpointing:
-            _keep_activations(self.model, False)
-        every = self._interval()
+        self.begin()
         progress.start(f"{self.knobs.label}: training", self.total)
         first = self._resume(curve, saved)
         progress.done = first
@@ -88,7 +91,7 @@ class Run:
                 written = time.monotonic()
                 pause = max(checkpoint.SECONDS, checkpoint.SHARE * (written - began))
             curve.points.append(self.learn(number, progress))
-            if (number + 1) % every == 0 or number + 1 == self.total:
+            if (number + 1) % self.every == 0 or number + 1 == self.total:
                 self.evaluate(curve, number + 1)
             progress.advance()
             if progress.stopping or (self.knobs.patience and curve.waited >= self.knobs.patience):
@@ -112,18 +115,6 @@ class Run:
         if self.knobs.checkpointing:
             _keep_activations(self.model, True)
         self.model.eval()
-
-    def _interval(self) -> int:
-        """Steps from one evaluation to the next: a tenth of all, or more where they would take a tenth of the time."""
-        watched = sum(len(sample.ids) for sample in self.watched)
-        learned = self.knobs.batch_size * sum(len(sample.ids) for sample in self.samples) / len(self.samples)
-        costly = 0 if watched < CHEAP_TOKENS else math.ceil(10 * watched / 3 / learned)  # without the way back
-        return max(1, self.total // EVALUATIONS, min(costly, self.total))
-
-    @property
-    def evaluations(self) -> int:
-        """How many there are after the first."""
-        return math.ceil(self.total / self._interval())
 
     def learn(self, number: int, progress: Progress) -> Point:
         """One optimizer step."""
@@ -219,6 +210,18 @@ class Run:
         curve.evaluations.append(Evaluation(number, total / learned, self._answers()))
         if curve.best is not None and curve.best.step == number:
             self.best = {name: each.detach().clone() for name, each in self.trained.items()}
+
+
+def plan(knobs: TrainingKnobs, samples: Sequence[Sample], watched: Sequence[Sample]) -> tuple[int, int]:
+    """How many steps a training has, and after how many it evaluates: a tenth of all, or more where that is costly.
+
+    Costly is what would take a tenth of the time.
+    """
+    total = max(1, round(knobs.epochs * math.ceil(len(samples) / knobs.batch_size)))
+    read = sum(len(sample.ids) for sample in watched)
+    learned = knobs.batch_size * sum(len(sample.ids) for sample in samples) / len(samples)
+    costly = 0 if read < CHEAP_TOKENS else math.ceil(10 * read / 3 / learned)  # without the way back
+    return total, max(1, total // EVALUATIONS, min(costly, total))
 
 
 def _keep_activations(model: Any, keep: bool) -> None:
