@@ -20,6 +20,7 @@ from widgets.parts import html, ui
 from widgets.parts.style import close_tree, framed
 from widgets.session import Session
 from workbench.core import files
+from workbench.core.errors import InvalidInput
 from workbench.core.progress import Progress
 from workbench.recipe import Recipe
 from workbench.step import Step
@@ -126,6 +127,11 @@ class Bench(Session):
             InvalidInput: there is no such family.
         """
         with self.lock:
+            if family not in self._places:
+                raise InvalidInput(
+                    f"There is no step family '{family}' in this bench, which has {', '.join(self._places)}: run its "
+                    "cell again if it is a new one."
+                )
             if family not in self._panels:
                 panel = self._panels[family] = Panel(self, family, visible=False)
                 panel.recall(self.knobs.pop(family, {}))
@@ -189,12 +195,12 @@ class Bench(Session):
     def _opened(self, index: int | None) -> None:
         title = list(self._tabs)[index] if index is not None else ""
         family = next((each for each in self._places if html.family(each) == title), None)
-        if family is not None:
-            self.panel(family)
-            self._open_family = family
-        for name, panel in self._panels.items():
-            panel.show(name == family)
         with self.lock:
+            if family is not None:
+                self.panel(family)
+                self._open_family = family
+            for name, panel in self._panels.items():
+                panel.show(name == family)
             self.compare.visible = title == "Compare"
             self.compare.show_estimate()
 
@@ -213,7 +219,7 @@ class Bench(Session):
         data["text/html"] = "".join(
             [
                 html.static(self.variants.values(), self.base),
-                *(panel.static for panel in self._panels.values()),
+                *(panel.static for panel in list(self._panels.values())),
                 self.comparison._repr_html_() if self.comparison else "",
             ]
         )

@@ -22,7 +22,7 @@ from workbench.step import Step
 from workbench.tasks.task import Task, Text
 from workbench.variant import Variant
 
-VERSION = 2  # 2: variants that were put away, and a task that was chosen in the bench
+VERSION = 3  # 2: variants that were put away, and a task that was chosen in the bench; 3: a type each
 PLACE = Path("runs") / "benches"
 NAME, LOCK, TASK, WEIGHTS = "record.json", "lock", "task.json", "weights"
 KEPT, MOST = 5, 20  # records of one model and task, and of all; older ones go
@@ -38,15 +38,22 @@ class KeptVariant(Value):
         recipe: steps as JSON.
         chosen: whether it was ticked.
         archived: whether it was put away.
+        dtype: of its activations; empty for the base's.
         seconds: that its last step took; 0 where nobody measured it.
     """
 
     name: str
     source: str
     recipe: tuple[dict[str, JsonValue], ...] = ()
+    dtype: str = ""
     chosen: bool = True
     archived: bool = False
     seconds: float = 0.0
+
+    @property
+    def made_of(self) -> tuple[str, str, tuple[dict[str, JsonValue], ...]]:
+        """What was loaded, in which type, and the steps."""
+        return self.source, self.dtype, self.recipe
 
     @property
     def steps(self) -> Recipe:
@@ -60,16 +67,24 @@ class KeptWeights(Value):
     Attributes:
         source: what was loaded.
         recipe: steps as JSON, the last of which learned.
+        dtype: of its activations; empty for the base's.
         folder: of the export, within the record's.
     """
 
     source: str
     recipe: tuple[dict[str, JsonValue], ...]
-    folder: str
+    dtype: str = ""
+    folder: str = Field(pattern=r"^weights/[0-9a-f]{12}$")  # of this record alone: it is removed when nothing needs it
 
     def serves(self, variant: KeptVariant) -> bool:
         """Whether a variant can be made from it."""
-        return self.source == variant.source and variant.recipe[: len(self.recipe)] == self.recipe
+        alike = (self.source, self.dtype) == (variant.source, variant.dtype)
+        return alike and variant.recipe[: len(self.recipe)] == self.recipe
+
+    @property
+    def made_of(self) -> tuple[str, str, tuple[dict[str, JsonValue], ...]]:
+        """What was loaded, in which type, and the steps."""
+        return self.source, self.dtype, self.recipe
 
 
 class KeptAnswer(Value):
@@ -120,13 +135,18 @@ class Record(Value):
     @property
     def seconds(self) -> float:
         """What making all variants again takes, as far as that was measured."""
-        learned = [(each.source, each.recipe) for each in self.weights]
-        return sum(each.seconds for each in self.variants if (each.source, each.recipe) not in learned)
+        learned = [each.made_of for each in self.weights]
+        return sum(each.seconds for each in self.variants if each.made_of not in learned)
 
     @property
     def empty(self) -> bool:
         """Whether there is nothing to bring back."""
         return len(self.variants) < 2 and not self.turns and not self.runs
+
+
+def made_of(variant: Variant) -> tuple[str, str, tuple[dict[str, Any], ...]]:
+    """What was loaded, in which type, and the steps as JSON."""
+    return variant.source, str(variant.dtype).removeprefix("torch."), tuple(each.to_json() for each in variant.recipe)
 
 
 def learned(variant: Variant) -> bool:
@@ -177,8 +197,8 @@ class Journal:
         """
         place = _new_weights()
         variant.save(self.folder / place)
-        recipe = tuple(each.to_json() for each in variant.recipe)
-        return KeptWeights(source=variant.source, recipe=recipe, folder=place)
+        source, dtype, recipe = made_of(variant)
+        return KeptWeights(source=source, dtype=dtype, recipe=recipe, folder=place)
 
     def carry(self, weights: KeptWeights, folder: Path) -> KeptWeights:
         """Take over an export from another record's folder; one that is not there stays what it is.

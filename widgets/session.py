@@ -104,8 +104,9 @@ class Session(Shelf, Jobs):
             raise InvalidInput(f"'{folder}' exists: choose another path, or overwrite=True if it is a saved bench.")
         with self.lock:
             kept = self.record
-            known = [(each.source, each.recipe) for each in kept.weights]
-            variants = [each for each in self.variants.values() if record.learned(each) and _made_of(each) not in known]
+            known = [each.made_of for each in kept.weights]
+            learned = filter(record.learned, self.variants.values())
+            variants = [each for each in learned if record.made_of(each) not in known]
         place = files.sibling(folder)
         journal = record.Journal(place)
         try:
@@ -149,6 +150,19 @@ class Session(Shelf, Jobs):
             self._start = name
             for panel in self.panels:
                 panel.target.value = name
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a variant another name; what stood to be applied to it still does.
+
+        Raises:
+            InvalidInput: the name is taken or unsafe, or there is no such variant.
+        """
+        with self.lock:
+            started, following = self._start == old, [each for each in self.panels if each.target.value == old]
+            super().rename(old, new)
+            self._start = new.strip() if started else self._start
+            for panel in following:
+                panel.target.value = new.strip()
 
     def turn_to(self, step: Step) -> None:
         """Set the panels of a step's family to it."""
@@ -220,7 +234,7 @@ class Session(Shelf, Jobs):
         """Queue an export of what a variant's last step learned."""
         if not isinstance(variant, Variant) or not record.learned(variant):
             return
-        if _made_of(variant) in [(each.source, each.recipe) for each in self.weights]:
+        if record.made_of(variant) in [each.made_of for each in self.weights]:
             return
         todo = [variant]
 
@@ -238,14 +252,10 @@ class Session(Shelf, Jobs):
             self.submit(f"Record {variant.name}", work, show)
 
     def _kept_variant(self, name: str, variant: Variant) -> KeptVariant:
-        source, recipe = _made_of(variant)
+        source, dtype, recipe = record.made_of(variant)
         marks = {"chosen": name in self._chosen, "archived": name in self._archived}
-        return KeptVariant(name=name, source=source, recipe=recipe, seconds=self._seconds.get(name, 0.0), **marks)
+        seconds = self._seconds.get(name, 0.0)
+        return KeptVariant(name=name, source=source, dtype=dtype, recipe=recipe, seconds=seconds, **marks)
 
     def warn(self, sentence: str) -> None:
         """Say something that belongs to no button; the bench overrides it."""
-
-
-def _made_of(variant: Variant) -> tuple[str, tuple[dict[str, Any], ...]]:
-    """What was loaded, and the steps as JSON."""
-    return variant.source, tuple(each.to_json() for each in variant.recipe)

@@ -68,10 +68,15 @@ class Shelf:
         self.choose_all([name], chosen)
 
     def choose_all(self, names: list[str], chosen: bool = True) -> None:
-        """Choose several at once, or no longer."""
+        """Choose several at once, or no longer.
+
+        Raises:
+            InvalidInput: there is no such variant.
+        """
         with self.lock:
             for name in names:
                 self[name]
+            for name in names:
                 self._chosen.pop(name, None)
                 if chosen:
                     self._chosen[name] = None

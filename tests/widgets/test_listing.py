@@ -1,5 +1,6 @@
 """The list of variants: lineage, names that say what differs, what is put away, sizes."""
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import workbench as wb
 from widgets import Bench
 from workbench.core import units
 from workbench.core.errors import InvalidInput
+from workbench.core.estimate import Estimate
 from workbench.steps import prompt, prune, quantize
 
 
@@ -130,3 +132,23 @@ def test_a_page_that_says_nonsense_changes_nothing(bench: Bench, said: dict[str,
     before = bench.listing.page.value
     bench.listing.heard(said)
     assert bench.listing.page.value == before
+
+
+def test_numbers_stay_with_what_was_measured(bench: Bench) -> None:
+    name = added(bench, quantize.RTN(bits=4))
+    bench.measured(wb.compare([bench.base, bench.variants[name]], bench.task, rounds=1, new_tokens=2, store=False))
+    found = bench.listing.rows["RTN"]["measured"]["perplexity"]
+    bench.rename("RTN", "four")
+    assert bench.listing.rows["four"]["measured"]["perplexity"] == found
+    added(bench, quantize.RTN(bits=3))
+    assert "RTN" in bench.variants
+    assert bench.listing.rows["RTN"]["measured"] == {}, "its name was another's"
+
+
+def test_what_is_not_a_number_does_not_stop_the_list(bench: Bench) -> None:
+    found = wb.compare([bench.base], bench.task, rounds=1, new_tokens=2, store=False)
+    broken = Estimate(value=math.nan, low=math.nan, high=math.nan, n=2, unit="ratio")
+    (run,) = found.runs
+    bench.measured(wb.Comparison([run.model_copy(update={"estimates": run.estimates | {"perplexity": broken}})]))
+    assert "NaN" not in bench.listing.page.value
+    assert bench.listing.rows[bench.base.name]["measured"]["perplexity"]["value"] is None

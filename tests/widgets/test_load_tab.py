@@ -1,6 +1,7 @@
 """Models and data chosen in the bench, without a line of code."""
 
 import csv
+import gzip
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,45 @@ def test_a_second_file_of_one_name_does_not_replace_the_first(bench: Bench) -> N
     for content in (b"prompt,answer\na,b\n", b"prompt,answer\nc,d\n"):
         sent(bench.data.drop, "../../t.csv", content)
     assert sorted(each.name for each in Path("uploads").iterdir()) == ["t 2.csv", "t.csv"]
+
+
+def test_a_second_packed_file_keeps_its_endings(bench: Bench) -> None:
+    for _ in range(2):
+        sent(bench.data.drop, "data.jsonl.gz", gzip.compress(b'{"prompt": "a", "answer": "b"}\n'))
+    assert sorted(each.name for each in Path("uploads").iterdir()) == ["data 2.jsonl.gz", "data.jsonl.gz"]
+
+
+def test_a_file_on_its_way_is_dropped_with_the_bench(bench: Bench) -> None:
+    bench.data.drop.heard({"begin": "a.csv", "size": 5}, [])
+    bench.close()
+    assert list(Path("uploads").iterdir()) == []
+
+
+def test_a_number_out_of_range_is_said(bench: Bench) -> None:
+    Path("book.txt").write_text("The tide comes in. " * 500)
+    pane = bench.data
+    pane.source.value = "book.txt"
+    pane.window.box.value = 9000
+    assert "Window is a whole number from 2 to 4096" in pane.splits.value
+    pane.button.click()
+    assert "Window is a whole number from 2 to 4096" in pane.message.value
+    pane.window.box.value = 16
+    assert bench.wait(TIMEOUT)
+    assert "windows of 16 tokens" in pane.splits.value
+
+
+def test_a_file_that_was_changed_is_read_again(bench: Bench) -> None:
+    rows = [f"How many seats has boat {each}?,{each}" for each in range(40)]
+    pane = bench.data
+    for more in (0, 10):
+        lines = [*rows, *(f"And boat {each + 100}?,{each}" for each in range(more))]
+        Path("mine.csv").write_text("\n".join(["prompt,answer", *lines]) + "\n")
+        pane.source.value = "mine.csv"
+        assert bench.wait(TIMEOUT)
+        pane.button.click()
+        assert bench.wait(TIMEOUT)
+        assert bench.task is not None
+        assert sum(len(getattr(bench.task, each)) for each in ("train", "calibration", "test")) == 40 + more
 
 
 @pytest.mark.parametrize(

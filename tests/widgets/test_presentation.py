@@ -1,7 +1,7 @@
 """For a projector: the guess is taken first, then the bar appears."""
 
 import pytest
-from screen import TIMEOUT
+from screen import TIMEOUT, Gate
 
 import workbench as wb
 from widgets import Bench
@@ -56,3 +56,31 @@ def test_a_guess_out_of_range_shows_nothing(bench: Bench) -> None:
 @pytest.mark.parametrize(("guessed", "said"), [(2.0, "too high"), (1.1, "within"), (0.5, "too low")])
 def test_the_guess_is_judged_by_the_interval(guessed: float, said: str) -> None:
     assert said in sentence("Int8", guessed, Estimate(value=1.1, low=1.0, high=1.2, n=10, unit="ratio"))
+
+
+def test_one_variant_is_shown_without_a_guess(bench: Bench) -> None:
+    pane = bench.compare
+    pane.rounds.value, pane.tokens.value, pane.examples.value = 1, 2, 2
+    bench.present.value = True
+    pane.button.click()
+    assert bench.wait(TIMEOUT)
+    assert bench.comparison
+    assert pane.results.layout.display is None
+
+
+def test_a_click_that_is_refused_takes_no_guess_away(bench: Bench) -> None:
+    bench.add(bench.base.apply(quantize.Int8()))
+    pane = bench.compare
+    pane.rounds.value, pane.tokens.value, pane.examples.value = 1, 2, 2
+    bench.present.value = True
+    gate = Gate(bench)
+    pane.button.click()
+    pane.guess.button.click()
+    pane.button.click()
+    assert "under way already" in pane.message.value
+    assert pane.guess.taken is not None
+    gate.opened.set()
+    assert bench.wait(TIMEOUT)
+    assert pane.results.layout.display is None
+    bench.present.value = False
+    assert pane.guess.taken is None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from screen import TIMEOUT
+from screen import TIMEOUT, Gate
 
 import workbench as wb
 from widgets import Bench, record
@@ -244,3 +244,46 @@ def test_a_saved_bench_has_what_was_learned(bench: Bench, bench_task: wb.Task, t
     (weights,) = record.read(place).weights
     assert (place / weights.folder).is_dir()
     assert (bench.journal.folder / bench.weights[0].folder).is_dir()
+
+
+@pytest.mark.parametrize("folder", ["../../elsewhere", "/etc", "weights", "weights/..", "weights/0123456789ab/../.."])
+def test_a_record_names_no_folder_outside_of_its_own(bench: Bench, tmp_path: Path, folder: str) -> None:
+    """What nothing needs is removed: a record from elsewhere must not say what."""
+    worked(bench)
+    place = bench.save(tmp_path / "mine")
+    kept = json.loads((place / record.NAME).read_text())
+    kept["weights"] = [{"source": "x", "recipe": [], "folder": folder}]
+    (place / record.NAME).write_text(json.dumps(kept))
+    with pytest.raises(InvalidInput, match="damaged"):
+        Bench.load(place)
+
+
+def test_a_model_in_another_type_comes_back_in_it(bench: Bench, base: wb.Variant, bench_task: wb.Task) -> None:
+    half = wb.load(base.source, device="cpu", dtype="bfloat16").under("half")
+    bench.add(half)
+    bench.add(half.apply(prune.Magnitude(sparsity=0.3)))
+    bench.close()
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    again.restore.take.click()
+    assert again.wait(TIMEOUT)
+    assert [str(each.dtype) for each in again.variants.values()] == ["torch.float32"] + ["torch.bfloat16"] * 2
+    again.close()
+
+
+def test_a_restore_that_was_cancelled_goes_on(bench: Bench, base: wb.Variant, bench_task: wb.Task) -> None:
+    worked(bench)
+    names, turns = list(bench.variants), len(bench.chat.turns)
+    bench.close()
+    again = Bench(wb.load(base.source, device="cpu", dtype="float32"), bench_task)
+    gate = Gate(again)
+    again.restore.take.click()
+    again.jobs[-1].cancel()
+    gate.opened.set()
+    assert again.wait(TIMEOUT)
+    assert "Restore again" in again.restore.message.value
+    again.restore.take.click()
+    assert again.wait(TIMEOUT)
+    assert list(again.variants) == names
+    assert len(again.chat.turns) == turns
+    assert again.lost == ()
+    again.close()

@@ -133,6 +133,21 @@ def test_names_are_kept_apart_and_the_base_stays(bench: Bench) -> None:
     assert bench.panel("quantize").target.options[-1] == "Original"
 
 
+def test_what_was_chosen_to_go_on_from_keeps_its_place_when_it_is_renamed(bench: Bench) -> None:
+    bench.add(bench.base.apply(quantize.Int8()))
+    bench.go_on("Int8")
+    bench.rename("Int8", " eight ")
+    assert bench.start == bench.panel("prompt").target.value == bench.panel("prune").target.value == "eight"
+
+
+def test_several_are_chosen_or_none(bench: Bench) -> None:
+    bench.add(bench.base.apply(quantize.Int8()))
+    chosen = bench.chosen
+    with pytest.raises(InvalidInput, match="no variant 'gone'"):
+        bench.choose_all(["Int8", "gone"], False)
+    assert bench.chosen == chosen
+
+
 def test_removing_gives_the_memory_back(bench: Bench) -> None:
     panel = bench.panel("quantize")
     panel.set(quantize.Int8())

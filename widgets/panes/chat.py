@@ -170,9 +170,11 @@ class Chat:
         self._show_chosen()
 
     def recall(self, turns: Sequence[KeptTurn]) -> None:
-        """Show an earlier conversation, which goes on from there."""
+        """Show an earlier conversation, which goes on from there; what is shown already stays where it is."""
         with self.bench.lock:
-            self.turns = [Turn.recalled(each, self.bench) for each in turns] + self.turns
+            there = [each.html() for each in self.turns]
+            earlier = [Turn.recalled(each, self.bench) for each in turns]
+            self.turns = [each for each in earlier if each.html() not in there] + self.turns
             self.past.value = "".join(each.html() for each in self.turns) or EMPTY
             self.live.value = ""
 

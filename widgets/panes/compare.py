@@ -42,6 +42,7 @@ class Compare:
         self.plot: Plot | None = None
         self.changes: Plot | None = None
         self._trials: WeakKeyDictionary[Variant, tuple[Timing, int]] = WeakKeyDictionary()
+        self._tried_on = bench.task
         self._newest: Comparison | None = None
         self._show_newest = Throttle(self._draw_newest)
         most = _examples(bench.task) if bench.task else 1
@@ -77,8 +78,10 @@ class Compare:
     def present(self, presenting: bool) -> None:
         """Take a guess before results are shown, or show them at once."""
         self.presenting = presenting
+        if not presenting:
+            self.guess.taken = None  # or it would be marked in what is measured from now on
         ui.show(self.guess.widget, presenting)
-        self._hide(presenting)
+        self._hide(presenting and len(self.bench.chosen) > 1)
 
     def _hide(self, hidden: bool) -> None:
         """Keep the results from the screen until a guess was taken."""
@@ -99,7 +102,6 @@ class Compare:
             if not names:
                 raise InvalidInput("No variant is chosen: tick at least two in the list.")
             variants = [self.bench[name] for name in names]
-            self._hide(self.presenting)
 
             def work(progress: Progress) -> str:
                 self._newest = self.bench.comparison
@@ -115,7 +117,9 @@ class Compare:
                         self._show_newest(force=True)
                 return _keep(self.bench.comparison)
 
-            self.message.submit(f"Compare {html.named(names)}", work, key="compare")
+            with self.bench.lock:  # what is under way is not hidden by a click that is refused
+                self.message.submit(f"Compare {html.named(names)}", work, key="compare")
+                self._hide(self.presenting and len(names) > 1)
 
     def recall(self, comparison: Comparison) -> None:
         """Show one that was measured before."""
@@ -179,9 +183,7 @@ class Compare:
 
     def _task(self) -> Task | Text:
         if self.bench.task is None:
-            raise InvalidInput(
-                "This bench has no task to compare on: choose data in the Load tab, or give Bench a task."
-            )
+            raise InvalidInput(f"This bench has no task to compare on. {html.NO_TASK}")
         return self.bench.task
 
     def _update(self, comparison: Comparison) -> None:
@@ -207,10 +209,13 @@ class Compare:
 
     def _show_chosen(self) -> None:
         names, task = self.bench.chosen, self.bench.task
+        if task is not self._tried_on:
+            self._tried_on = task
+            self._trials.clear()
         if task is not None and self.examples.high != _examples(task):
             self.examples.reach(_examples(task), min(_examples(task), FEW_EXAMPLES))
         if task is None:
-            said = "There is nothing to measure on yet: choose data in the Load tab."
+            said = f"There is nothing to measure on yet. {html.NO_TASK}"
         elif len(names) < 2:
             said = "Tick two or more variants in the list; the first is the baseline."
         else:

@@ -49,7 +49,8 @@ class Data:
     def __init__(self, bench: "Session") -> None:
         self.bench = bench
         self.seen: Glance | None = None
-        self._read: tuple[str, Task | Text] | None = None  # the newest, by the code that reads it
+        self._read: tuple[Any, Task | Text] | None = None  # the newest, by the code that reads it and the file's time
+        self._setting = False
         self.drop = Drop(check, self._arrived, ",".join([*READERS, ".gz", *PROSE]))
         self.source = ui.Combobox(
             description="File or hub id",
@@ -96,25 +97,32 @@ class Data:
                 self.seen = glance(source)
                 self.rows.value = table(self.seen)
         options = [("(none)", NONE), *((each, each) for each in (self.seen.columns if self.seen else ()))]
-        with self.widget.hold_trait_notifications():
-            for ours, knob in self.columns.items():
-                knob.options = options
-                knob.value = self.seen.guess.get(ours, NONE) if self.seen else NONE
+        self._setting = True  # one after another: none of that is a choice
+        for ours, knob in self.columns.items():
+            knob.options = options
+            knob.value = self.seen.guess.get(ours, NONE) if self.seen else NONE
+        self._setting = False
         self._show_knobs()
         self.follow()
 
     def follow(self) -> None:
         """Say what the data would be, with its splits, and the same as code."""
+        if self._setting:
+            return
         source = self.source.value.strip()
         self.button.disabled = not source
         self.splits.value = html.help_line("It is read when the worker is free." if source else "")
-        self.code.value = f"{self._code}\nbench.use(task)" if source else ""
-        code, read = self._code, self._reader()
+        try:
+            code, read = self._code, self._reader()
+        except WorkbenchError as error:  # a number out of range
+            self.splits.value, self.code.value = html.message(str(error), "error"), ""
+            return
+        self.code.value = f"{code}\nbench.use(task)" if source else ""
 
         def work() -> None:
             try:
-                found = read()
-                self._read, said = (code, found), html.help_line(split(found))
+                key, found = (code, changed(source)), read()
+                self._read, said = (key, found), html.help_line(split(found))
             except WorkbenchError as error:
                 said = html.message(str(error), "error")
             with self.bench.lock:
@@ -128,13 +136,15 @@ class Data:
 
     def run(self) -> None:
         """Queue the reading, if that was not done, and use it."""
-        code, read = self._code, self._reader()
+        source = self.source.value.strip()
         with self.message.refusals():
-            if not self.source.value.strip():
+            if not source:
                 raise InvalidInput("No data is named: drop a file, or type a path.")
+            code, read = self._code, self._reader()
 
             def work(progress: Progress) -> str:
-                task = self._read[1] if self._read and self._read[0] == code else read()
+                known = self._read and self._read[0] == (code, changed(source))
+                task, self._read = self._read[1] if known else read(), None  # a folder's files may change unseen
                 self.bench.use(task)
                 return f"From now on '{task.name}' is what steps learn from and comparisons measure."
 
@@ -158,7 +168,7 @@ class Data:
         given = {
             "columns": {ours: theirs for ours, theirs in chosen.items() if ours != theirs},
             "scorer": self.scorer.value if self.seen else None,
-            "instruction": self.instruction.value,
+            "instruction": self.instruction.value if self.seen else "",
         }
         return {name: value for name, value in given.items() if value and value != "exact"}
 
@@ -187,6 +197,15 @@ def check(path: Path) -> None:
     """Refuse a file by its name, if it cannot be read as data."""
     if path.suffix.lower() not in PROSE:
         check_kind(path)
+
+
+def changed(source: str) -> tuple[int, int] | None:
+    """When a file was written last, and its size; None for what is not here."""
+    try:
+        found = home(source).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 def split(found: Task | Text) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from widgets.parts import html, ui
 from widgets.parts.page import Page
 from workbench.answering.speaker import Respondent
 from workbench.core.errors import WorkbenchError
+from workbench.core.estimate import Estimate
 from workbench.core.progress import Progress
 from workbench.display import COLOURS
 from workbench.layers.calibration import kept_bytes
@@ -52,14 +54,14 @@ class Listing:
 
     def draw(self) -> None:
         """Make the page agree with the bench."""
-        measured, sizes = self._measured(), weights()
+        sizes = weights()
         rows = [
-            self._row(name, each, sizes.get(each, (0, 0)), measured.get(name, {}))
+            self._row(name, each, sizes.get(each, (0, 0)), self._measured(name, each))
             for name, each in self.bench.respondents.items()
         ]
         known = {key for row in rows for key in row["measured"]}
         measures = [{"key": key, "title": scales.METRICS[key][0]} for key in scales.METRICS if key in known]
-        shown = json.dumps({"rows": rows, "measures": measures, "targets": TARGETS})
+        shown = json.dumps({"rows": rows, "measures": measures, "targets": TARGETS}, allow_nan=False)
         if self.page.value != shown:
             self.page.value = shown
         self.show_memory()
@@ -114,12 +116,16 @@ class Listing:
     def _submit(self, label: str, work: Callable[[Progress], str], key: str) -> None:
         self.bench.submit(label, work, lambda job: self.say(html.job_message(job, str(job.result))), key=key)
 
-    def _measured(self) -> dict[str, dict[str, Any]]:
-        """What the last comparison found, by variant and metric."""
+    def _measured(self, name: str, variant: Respondent) -> dict[str, Estimate]:
+        """What the last comparison found of a variant, by metric; its name may be another's by now."""
         runs = self.bench.comparison.runs if self.bench.comparison else ()
-        return {run.variant: dict(run.estimates) for run in runs}
+        recipe = [step.to_json() for step in variant.recipe] if isinstance(variant, Variant) else []
+        own = [run for run in runs if (run.source, run.recipe) == (variant.source, recipe)]
+        return dict(next((run for run in own if run.variant == name), own[0]).estimates) if own else {}
 
-    def _row(self, name: str, variant: Respondent, sizes: tuple[int, int], measured: dict[str, Any]) -> dict[str, Any]:
+    def _row(
+        self, name: str, variant: Respondent, sizes: tuple[int, int], measured: dict[str, Estimate]
+    ) -> dict[str, Any]:
         bench, here = self.bench, isinstance(variant, Variant)
         last = list(variant.recipe)[-1:] if here else []
         return {
@@ -136,6 +142,7 @@ class Listing:
             "facts": html.share(*sizes) if here else "answers elsewhere",
             "recipe": html.made_by(variant),
             "measured": {
-                key: {"value": found.value, "text": scales.text(key, found)} for key, found in measured.items()
+                key: {"value": found.value if isfinite(found.value) else None, "text": scales.text(key, found)}
+                for key, found in measured.items()
             },
         }

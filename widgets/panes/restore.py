@@ -1,7 +1,8 @@
 """What an earlier bench on this model and task left: offered, and made again from its recipes or exports."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from widgets import record
 from widgets.parts import html, ui
@@ -12,7 +13,6 @@ from workbench.core import units
 from workbench.core.errors import Cancelled, WorkbenchError
 from workbench.core.progress import Progress
 from workbench.measurement.comparison import Comparison
-from workbench.recipe import Recipe
 from workbench.step import Step
 from workbench.variant import Variant, load
 
@@ -68,7 +68,8 @@ class Restore:
                     self.said.value = ""
                 return said
 
-            self.message.submit("Restore", work, key="restore")
+            cancelled = "Restore: cancelled. What was made until then is on the list; Restore again makes the rest."
+            self.message.submit("Restore", work, key="restore", cancelled=cancelled)
 
     def hide(self) -> None:
         """Take the offer away."""
@@ -101,14 +102,17 @@ def restore(bench: "Bench", folder: Path, kept: Record, progress: Progress) -> s
         Cancelled: the progress was cancelled; what was made until then stays.
         InvalidInput: its task is damaged.
     """
-    made: dict[str, Variant] = {_steps(each.source, each.recipe): each for each in bench.variants.values()}
+    made = {_steps(*record.made_of(each)): each for each in bench.variants.values()}
     failed: list[str] = []
     waiting = list(kept.variants[1:])
     task = record.read_task(folder)
     if task is not None and (bench.task is None or bench.task.fingerprint != task.fingerprint):
         bench.use(task)
     with bench.held():
-        bench.weights = (*bench.weights, *(bench.journal.carry(each, folder) for each in kept.weights))
+        bench.lost = tuple(each for each in bench.lost if each not in kept.variants)  # by a try that was cancelled
+        there = [each.made_of for each in bench.weights]
+        missing = [each for each in kept.weights if each.made_of not in there]
+        bench.weights = (*bench.weights, *(bench.journal.carry(each, folder) for each in missing))
         try:
             while waiting:
                 each = waiting[0]
@@ -146,25 +150,25 @@ def _many(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
 
 
-def _steps(source: str, recipe: Recipe) -> str:
-    return repr((source, recipe))
+def _steps(source: str, dtype: str, recipe: Sequence[dict[str, Any]]) -> str:
+    return repr((source, dtype, list(recipe)))
 
 
 def _again(bench: "Bench", each: KeptVariant, made: dict[str, Variant], progress: Progress) -> Variant:
     """A variant from the longest beginning of its recipe that is there already, or was exported."""
     steps, device = list(each.steps), bench.base.device.type
-    dtype = str(bench.base.dtype).removeprefix("torch.")
+    dtype = each.dtype or str(bench.base.dtype).removeprefix("torch.")
     places = {len(found.recipe): bench.journal.folder / found.folder for found in bench.weights if found.serves(each)}
     exports = {length: place for length, place in places.items() if place.is_dir()}  # else it learns anew
     at = len(steps)
-    while at and at not in exports and _steps(each.source, Recipe(steps[:at])) not in made:
+    while at and at not in exports and _steps(each.source, dtype, each.recipe[:at]) not in made:
         at -= 1
-    key = _steps(each.source, Recipe(steps[:at]))
+    key = _steps(each.source, dtype, each.recipe[:at])
     if key not in made:
         made[key] = load(exports.get(at, each.source), device=device, dtype=dtype, progress=progress)
     variant = made[key]
     for number, step in enumerate(steps[at:], at + 1):
         assert isinstance(step, Step)
         variant = variant.apply(step, bench.task, progress)
-        made[_steps(each.source, Recipe(steps[:number]))] = variant
+        made[_steps(each.source, dtype, each.recipe[:number])] = variant
     return variant

@@ -89,7 +89,7 @@ class Search:
         with self.message.refusals():
             base, task = self.bench.base, self.bench.task
             if task is None:
-                raise InvalidInput("This bench has no task to search on: make it with Bench(base, task).")
+                raise InvalidInput(f"This bench has no task to search on. {html.NO_TASK}")
             settings = self._settings()
 
             def work(progress: Progress) -> str:

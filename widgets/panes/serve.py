@@ -147,7 +147,7 @@ class Serve:
         with self.message.refusals():
             service, task = self._running(), self.bench.task
             if task is None:
-                raise InvalidInput("This bench has no task to take questions from: make it with Bench(base, task).")
+                raise InvalidInput(f"This bench has no task to take questions from. {html.NO_TASK}")
             settings = {self.kind.value: self._level(), "seconds": self.seconds.checked}
 
             def work(progress: Progress) -> str:

@@ -37,6 +37,7 @@ function render({ model, el }) {
     }
   };
   const first = (files) => {
+    if (input.disabled) return; // another is on its way
     if (files.length > 1) said.textContent = "Drop one file at a time: put several into a folder and type its path.";
     else if (files.length) send(files[0]);
   };

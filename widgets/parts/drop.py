@@ -12,6 +12,7 @@ from widgets.parts import ui
 from workbench.core import units
 from workbench.core.errors import InvalidInput, WorkbenchError
 from workbench.core.files import LONGEST_NAME, write_refused
+from workbench.tasks.files import stem_of
 
 PLACE = Path("uploads")
 MOST = 500_000_000  # bytes: what is larger goes through a notebook's connection too slowly
@@ -53,6 +54,11 @@ class Drop(ui.Control, anywidget.AnyWidget):
             self._forget()
             return {"error": str(write_refused(self._path, error))}
         return {}
+
+    def close(self) -> None:
+        """Take it off the page; what was on its way is dropped."""
+        self._forget()
+        super().close()
 
     def _begin(self, name: str, size: int) -> None:
         self._forget()
@@ -103,5 +109,6 @@ def safe(name: str) -> str:
 
 
 def _free(path: Path) -> Path:
-    tried = (path.with_stem(f"{path.stem} {number}") for number in itertools.count(2))
+    stem = stem_of(path)
+    tried = (path.with_name(f"{stem} {number}{path.name[len(stem) :]}") for number in itertools.count(2))
     return next(each for each in itertools.chain([path], tried) if not each.exists())

@@ -20,6 +20,7 @@ from workbench.variant import Variant
 MOST_NAMED = 12  # layers in a list
 MOST_TOLD = 6  # variants in a sentence
 MOST_SHOWN = 200  # characters of a prompt
+NO_TASK = "Choose data in the Load tab, or give Bench a task."
 ENDS = {
     "done": "ended",
     "cancelled": "cancelled, so that nothing was kept",
@@ -46,7 +47,7 @@ def message(text: str, kind: str = "info", details: str = "") -> str:
     return f'<div class="wb-message wb-{kind}" role="{role}">{escape(text)}{folded}</div>'
 
 
-def job_message(job: Job, done: str, notes: Sequence[str] = ()) -> str:
+def job_message(job: Job, done: str, notes: Sequence[str] = (), cancelled: str = "") -> str:
     """How a job is going, or how it ended and what should be known of it; what is listed opens on a click."""
     if job.status == "done":
         said = [each for each in notes if not isinstance(each, Listed)]
@@ -59,7 +60,7 @@ def job_message(job: Job, done: str, notes: Sequence[str] = ()) -> str:
     if job.status == "failed":
         return message(job.error, "error", job.details)
     if job.status == "cancelled":
-        return message(f"{job.label}: cancelled, nothing was changed.")
+        return message(cancelled or f"{job.label}: cancelled, nothing was changed.")
     if job.status == "queued":
         return message(f"{job.label}: queued.")
     return message(f"{job.label}: running.")
@@ -169,7 +170,7 @@ def preview(found: Preview, name: str, step: str, task: str) -> str:
         } | numbers
     facts = "".join(f"<div>{escape(key)}<b>{escape(value)}</b></div>" for key, value in numbers.items())
     scored = f"On {found.tokens} tokens of {task}: enough to turn a knob by; Compare measures." if found.tokens else (
-        "Without a task there is no divergence and no perplexity: make the bench with Bench(base, task)."
+        f"Without a task there is no divergence and no perplexity. {NO_TASK}"
     )  # fmt: skip
     answers = "".join(
         f'<div class="wb-answer"><b>{escape(who)}</b><div class="wb-said">{escape(said)}</div></div>'

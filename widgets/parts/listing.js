@@ -33,6 +33,7 @@ class Row {
     this.swatch = make("span", { className: "wb-swatch" });
     this.menu = button("⋯", `Rename, save, archive or remove ${name}`, () => this.fold());
     this.menu.classList.add("wb-icon");
+    this.menu.setAttribute("aria-expanded", "false");
     this.facts = make("div", { className: "wb-facts" });
     this.steps = make("code");
     this.steps.dir = "ltr";
@@ -174,7 +175,8 @@ class List {
   }
   // Which rows are shown, in which order and how far indented.
   ordered() {
-    const wanted = this.filter.value.trim().toLowerCase(), by = this.sort.value, group = this.tools.hidden ? "lineage" : this.group.value;
+    const [wanted, by, group] = this.tools.hidden ? ["", "made", "lineage"] // nobody could change them
+      : [this.filter.value.trim().toLowerCase(), this.sort.value, this.group.value];
     const rows = this.data.rows.filter((each) => `${each.name} ${each.recipe}`.toLowerCase().includes(wanted));
     const value = (each) => by === "bytes" ? each.bytes : each.measured[by]?.value ?? Infinity;
     if (by === "newest") rows.reverse();

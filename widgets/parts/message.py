@@ -28,7 +28,9 @@ class Message(ui.HTML):
         except WorkbenchError as error:
             self.value = html.message(str(error), "error")
 
-    def submit(self, label: str, work: Callable[[Progress], Any], done: str = "", key: str = "") -> None:
+    def submit(
+        self, label: str, work: Callable[[Progress], Any], done: str = "", key: str = "", cancelled: str = ""
+    ) -> None:
         """Queue work and say how it goes; at its end `done` is said, or else what it returned.
 
         Raises:
@@ -36,7 +38,7 @@ class Message(ui.HTML):
         """
 
         def show(job: Job) -> None:
-            self.value = html.job_message(job, done or str(job.result or ""))
+            self.value = html.job_message(job, done or str(job.result or ""), cancelled=cancelled)
 
         with self._bench.lock:  # so that the worker cannot say "running" before this says "queued"
             self.value = html.message(f"{label}: queued.")

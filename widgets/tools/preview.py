@@ -109,6 +109,6 @@ class Live(Tool):
 
 
 OFF = html.help_line("A short answer, divergence and perplexity, new after every change of a knob.")
-NO_TASK = html.help_line("This method needs a task to calibrate on: make the bench with Bench(base, task).")
+NO_TASK = html.help_line(f"This method needs a task to calibrate on. {html.NO_TASK}")
 HINT = html.help_line("These settings cannot be tried.")
 SEQUENTIAL = html.help_line("Tried without 'sequential', which takes a pass of its own for every setting.")

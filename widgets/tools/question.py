@@ -98,7 +98,7 @@ class Asked(Tool):
             self._remember(self._now)
         self._now = step
         self._arrows()
-        asked = (step, variant.name, self.question.value)
+        asked = (step, variant.name, self.question.value, id(self.bench.task))
         if asked == self._asked:  # the list of variants has changed, nothing else
             return
         self._asked = asked
@@ -177,10 +177,10 @@ class Asked(Tool):
         examples = (task.calibration or task.test)[:count]
         after = variant.apply(step, task, progress)
         said = {"Before": generate_answers(variant, task, examples, progress)}
-        if self._tried and self._tried[0] == variant.name and self._tried[1] != step:
+        if self._tried and self._tried[0] == (variant.name, id(task)) and self._tried[1] != step:
             said["Settings tried last"] = self._tried[2]
         said["With these settings"] = generate_answers(after, task, examples, progress)
-        self._tried = variant.name, step, said["With these settings"]
+        self._tried = (variant.name, id(task)), step, said["With these settings"]
         with self.bench.lock:
             self.answers.value = transcript.side_by_side(task, examples, said)
         return ""
@@ -193,10 +193,10 @@ class Asked(Tool):
             f"Score {mean(now, 'score').value:.3f}, {mean(before, 'score').value:.3f} before: {_gain(now, before)}, on "
             f"{len(now)} test examples."
         ]
-        if self._scored and self._scored[0] == variant.name and self._scored[1] != step:
+        if self._scored and self._scored[0] == (variant.name, id(task)) and self._scored[1] != step:
             last = self._scored[2]
             said += [f"Against the settings scored last: {_gain(now, last)}."] if len(last) == len(now) else []
-        self._scored = variant.name, step, now
+        self._scored = (variant.name, id(task)), step, now
         answers = answer_interleaved([variant, after], task, TIMED, progress)
         said += [
             _times("First token", [[each.ttft for each in found] for found in answers]),
@@ -206,7 +206,7 @@ class Asked(Tool):
 
     def _task(self) -> Task:
         if not isinstance(self.bench.task, Task):
-            raise InvalidInput("There are no examples to try: make the bench with Bench(base, task).")
+            raise InvalidInput(f"There are no examples to try. {html.NO_TASK}")
         return self.bench.task
 
 

@@ -58,7 +58,7 @@ class Recall(Tool):
         with self.message.refusals():
             step, variant, task = self.panel.step, self.panel.variant, self.bench.task
             if not isinstance(task, Task):
-                raise InvalidInput("There are no questions to measure with: make the bench with Bench(base, task).")
+                raise InvalidInput(f"There are no questions to measure with. {html.NO_TASK}")
 
             def work(progress: Progress) -> str:
                 by_words = isinstance(step, Retrieve) and step.method == "bm25"  # its index has no vectors

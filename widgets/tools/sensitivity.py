@@ -81,7 +81,7 @@ class Layers(Tool):
         with self.message.refusals():
             step, variant, task = self.panel.step, self.panel.variant, self.bench.task
             if task is None:
-                raise InvalidInput("This bench has no task to read text from: make it with Bench(base, task).")
+                raise InvalidInput(f"This bench has no task to read text from. {html.NO_TASK}")
             assert isinstance(step, LayerStep)
             whole = step.model_copy(update={"exclude": ""})
             label = f"Sensitivity of {variant.name} to {step.label}"
