@@ -51,6 +51,23 @@ Node.prototype.removeChild = function (child) {
 };"""
 
 
+def bench_cell(folder: Path, more: str = "", test: int = 2) -> str:
+    """A cell that makes a bench on a tiny model.
+
+    Args:
+        folder: of the model.
+        more: lines that follow.
+        test: windows that are scored.
+    """
+    return f"""
+import workbench as wb
+from widgets import Bench
+from workbench.steps import prompt, quantize
+base = wb.load({str(folder)!r}, device="cpu", dtype="float32")
+bench = Bench(base, wb.read_text("data/prose", window=64, calibration=4, test={test}))
+{more}"""
+
+
 @contextmanager
 def browsing() -> Iterator["playwright_api.BrowserContext"]:
     """A Chromium; a test without one is skipped."""

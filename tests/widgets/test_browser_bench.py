@@ -6,22 +6,16 @@ import signal
 from pathlib import Path
 
 import pytest
-from page import SECONDS, SHOTS, TABS, Page, errors, note, opened, playwright_api, row, run_all, show, tab
+from page import SECONDS, SHOTS, TABS, Page, bench_cell, errors, note, opened, playwright_api, row, run_all, show, tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 MANY = 40
 
 
 def load(folders: dict[str, Path], more: str = "") -> str:
-    """A cell that makes a bench on a tiny model."""
-    return f"""
-import workbench as wb
-from widgets import Bench
-from workbench.steps import prompt, quantize
-base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32")
-bench = Bench(base, wb.read_text("data/prose", window=64, calibration=4, test=2))
-bench.compare.rounds.value, bench.compare.tokens.value, bench.compare.examples.value = 2, 2, 2
-{more}"""
+    """A cell that makes a bench on a tiny model, which compares quickly."""
+    quick = "bench.compare.rounds.value, bench.compare.tokens.value, bench.compare.examples.value = 2, 2, 2"
+    return bench_cell(folders["llama"], f"{quick}\n{more}", test=12)
 
 
 def test_own_model_and_own_data_are_compared_without_a_line_of_code(
@@ -221,7 +215,7 @@ SHOWN = "[...document.querySelectorAll('.wb-tabs .wb-panel')].some((each) => eac
 def test_keys_alone_load_apply_compare_search_and_serve(
     site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
 ) -> None:
-    page = opened(window, site[1], "keysalone", site[0], load(folders).replace("test=2", "test=12"), "bench")
+    page = opened(window, site[1], "keysalone", site[0], load(folders), "bench")
     opened_by_keys(page, "Load")
     typed(page, "File or hub id", str(folders["gpt2"]))
     page.get_by_text("free of").wait_for()

@@ -9,6 +9,7 @@ from page import (
     SECONDS,
     SHOTS,
     Page,
+    bench_cell,
     choose,
     errors,
     idle,
@@ -50,13 +51,7 @@ def used(page: Page, variant: str) -> None:
 def test_a_bench_is_used(
     site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
 ) -> None:
-    load = f"""
-import workbench as wb
-from widgets import Bench
-base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32")
-bench = Bench(base, wb.read_text("data/prose", window=64, calibration=4, test=2))
-"""
-    page = opened(window, site[1], "seven", site[0], load, "bench")
+    page = opened(window, site[1], "seven", site[0], bench_cell(folders["llama"]), "bench")
     assert "/notebooks/notebooks/" in page.url
     used(page, "NF4")
     page.locator(".wb-bench").screenshot(path=SHOTS / "notebook7.png")

@@ -9,6 +9,7 @@ from page import (
     KERNEL,
     SHOTS,
     Page,
+    bench_cell,
     browsing,
     command,
     errors,
@@ -24,17 +25,6 @@ from page import (
 
 RELOADS = 5
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
-
-
-def cells(folders: dict[str, Path]) -> tuple[str, str]:
-    """A bench on a tiny model."""
-    load = f"""
-import workbench as wb
-from widgets import Bench
-base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32")
-bench = Bench(base, wb.read_text("data/prose", window=64, calibration=4, test=2))
-"""
-    return load, "bench"
 
 
 def apply(page: Page, family: str, made: str) -> None:
@@ -66,7 +56,7 @@ def saved(page: Page) -> None:
 def test_a_page_reloaded_again_and_again_keeps_its_bench(tmp_path: Path, folders: dict[str, Path]) -> None:
     folder = workspace(tmp_path)
     with lab(folder) as address, browsing() as window:
-        page = opened(window, address, "reloaded", folder, *cells(folders))
+        page = opened(window, address, "reloaded", folder, bench_cell(folders["llama"]), "bench")
         apply(page, "Quantize", "NF4")
         rows = measured(page)
         saved(page)
@@ -86,7 +76,7 @@ def test_a_restarted_server_loses_nothing(tmp_path: Path, folders: dict[str, Pat
     folder, place = workspace(tmp_path), (free_port(), secrets.token_hex(16))
     with browsing() as window:
         with lab(folder, "lab", *place) as address:
-            page = opened(window, address, "restarted", folder, *cells(folders))
+            page = opened(window, address, "restarted", folder, bench_cell(folders["llama"]), "bench")
             apply(page, "Quantize", "NF4")
             apply(page, "Prompt", "System")
             rows = measured(page)

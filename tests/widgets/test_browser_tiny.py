@@ -13,6 +13,7 @@ from page import (
     SHOTS,
     TABS,
     Page,
+    bench_cell,
     choose,
     command,
     errors,
@@ -29,18 +30,6 @@ from page import (
 
 XSS = "<img src=x onerror=window.__xss=1><script>window.__xss=1</script>"
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-
-
-def tiny(folders: dict[str, Path]) -> tuple[str, str]:
-    """Cells that show a bench on a tiny model."""
-    load = f"""
-import workbench as wb
-from widgets import Bench
-from workbench.steps import prompt
-base = wb.load({str(folders["llama"])!r}, device="cpu", dtype="float32")
-bench = Bench(base, wb.read_text("data/prose", window=64, calibration=4, test=2))
-"""
-    return load, "bench"
 
 
 def test_hostile_text_is_shown_and_not_run(
@@ -114,7 +103,7 @@ CELL = """(plot, layer) => {
 @pytest.fixture(scope="module")
 def tuned(site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]) -> Iterator[Page]:
     """A bench on a tiny model, opened at pruning with Wanda."""
-    page = opened(window, site[1], "tune", site[0], *tiny(folders))
+    page = opened(window, site[1], "tune", site[0], bench_cell(folders["llama"]), "bench")
     tab(page, "Prune").get_by_role("button", name="Wanda").click()
     yield page
     assert errors(page) == []
@@ -132,7 +121,9 @@ TRACES = "(plots) => plots.map((plot) => plot.data.map((each) => [each.type, (ea
 def test_a_late_page_draws_figures_and_code(
     site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
 ) -> None:
-    load, _ = tiny(folders)  # a panel alone: what a whole bench takes to come back is ipywidgets' own affair
+    load = bench_cell(
+        folders["llama"]
+    )  # a panel alone: what a whole bench takes to come back is ipywidgets' own affair
     alone = "from widgets import PrunePanel\nfrom widgets.session import Session\nPrunePanel(Session(base, bench.task))"
     page = opened(window, site[1], "late", site[0], f"{load}\nbench.close()", alone, before=LATE)
     panel = page.locator(".wb-panel")
@@ -302,8 +293,7 @@ def test_from_a_goal_to_a_variant(
     site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
 ) -> None:
     """A bad bound is said; a search shows its front; a click on a point puts that variant on the list."""
-    load, shown = tiny(folders)
-    page = opened(window, site[1], "goal", site[0], load.replace("test=2", "test=16"), shown)
+    page = opened(window, site[1], "goal", site[0], bench_cell(folders["llama"], test=16), "bench")
     panel = tab(page, "Search")
     show(page)
     page.locator(".wb-bench").screenshot(path=SHOTS / "search-empty.png")
@@ -344,8 +334,8 @@ def test_a_killed_kernel_loses_nothing(
     site: tuple[Path, str], window: "playwright_api.BrowserContext", folders: dict[str, Path]
 ) -> None:
     """One sentence instead of broken links; what was shown can still be read; the cell run again brings it back."""
-    load, shown = tiny(folders)
-    page = opened(window, site[1], "killed", site[0], f"{load}\nprint('kernel', os.getpid())", shown)
+    load = bench_cell(folders["llama"])
+    page = opened(window, site[1], "killed", site[0], f"{load}\nprint('kernel', os.getpid())", "bench")
     pid = int(page.locator(".jp-OutputArea-output", has_text="kernel").first.inner_text().split()[-1])
     panel = tab(page, "Quantize")
     panel.get_by_role("button", name="Apply").click()
