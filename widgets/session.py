@@ -159,10 +159,11 @@ class Session(Shelf, Jobs):
         """
         with self.lock:
             started, following = self._start == old, [each for each in self.panels if each.target.value == old]
+            new = files.check_name(new.strip())
             super().rename(old, new)
-            self._start = new.strip() if started else self._start
+            self._start = new if started else self._start
             for panel in following:
-                panel.target.value = new.strip()
+                panel.target.value = new
 
     def turn_to(self, step: Step) -> None:
         """Set the panels of a step's family to it."""
