@@ -259,8 +259,9 @@ def test_rebuilding_leaks_nothing(base: wb.Variant, tiny_text: wb.Text, tmp_path
         bench.compare.diff.click()
         assert bench.wait(TIMEOUT)
         workers = [each for each in threading.enumerate() if each.name == "workbench-worker" and each.is_alive()]
-        for worker in workers[:-1]:
-            worker.join(TIMEOUT)
+        waiting = [each for each in threading.enumerate() if isinstance(each, threading.Timer)]  # of throttles
+        for each in (*workers[:-1], *waiting):
+            each.join(TIMEOUT)
         return len(alive), threading.active_count()
 
     counts = [build() for _ in range(5)]
