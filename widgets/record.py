@@ -29,31 +29,40 @@ KEPT, MOST = 5, 20  # records of one model and task, and of all; older ones go
 LEARNED = ("finetune", "distil")  # families whose weights a recipe alone does not give back soon
 
 
-class KeptVariant(Value):
-    """A variant of a record.
+class Made(Value):
+    """What something in a record was made of.
 
     Attributes:
-        name: as the list has it.
         source: what was loaded.
-        recipe: steps as JSON.
-        chosen: whether it was ticked.
-        archived: whether it was put away.
         dtype: of its activations; empty for the base's.
-        seconds: that its last step took; 0 where nobody measured it.
+        recipe: steps as JSON.
     """
 
-    name: str
     source: str
-    recipe: tuple[dict[str, JsonValue], ...] = ()
     dtype: str = ""
-    chosen: bool = True
-    archived: bool = False
-    seconds: float = 0.0
+    recipe: tuple[dict[str, JsonValue], ...]
 
     @property
     def made_of(self) -> tuple[str, str, tuple[dict[str, JsonValue], ...]]:
         """What was loaded, in which type, and the steps."""
         return self.source, self.dtype, self.recipe
+
+
+class KeptVariant(Made):
+    """A variant of a record.
+
+    Attributes:
+        name: as the list has it.
+        chosen: whether it was ticked.
+        archived: whether it was put away.
+        seconds: that its last step took; 0 where nobody measured it.
+    """
+
+    name: str
+    recipe: tuple[dict[str, JsonValue], ...] = ()
+    chosen: bool = True
+    archived: bool = False
+    seconds: float = 0.0
 
     @property
     def steps(self) -> Recipe:
@@ -61,30 +70,19 @@ class KeptVariant(Value):
         return Recipe(step_from_json(dict(each)) for each in self.recipe)
 
 
-class KeptWeights(Value):
-    """What was learned, as an export in the record's folder.
+class KeptWeights(Made):
+    """What was learned by the last step, as an export in the record's folder.
 
     Attributes:
-        source: what was loaded.
-        recipe: steps as JSON, the last of which learned.
-        dtype: of its activations; empty for the base's.
         folder: of the export, within the record's.
     """
 
-    source: str
-    recipe: tuple[dict[str, JsonValue], ...]
-    dtype: str = ""
     folder: str = Field(pattern=r"^weights/[0-9a-f]{12}$")  # of this record alone: it is removed when nothing needs it
 
     def serves(self, variant: KeptVariant) -> bool:
         """Whether a variant can be made from it."""
         alike = (self.source, self.dtype) == (variant.source, variant.dtype)
         return alike and variant.recipe[: len(self.recipe)] == self.recipe
-
-    @property
-    def made_of(self) -> tuple[str, str, tuple[dict[str, JsonValue], ...]]:
-        """What was loaded, in which type, and the steps."""
-        return self.source, self.dtype, self.recipe
 
 
 class KeptAnswer(Value):

@@ -81,10 +81,11 @@ class Compare:
         if not presenting:
             self.guess.taken = None  # or it would be marked in what is measured from now on
         ui.show(self.guess.widget, presenting)
-        self._hide(presenting and len(self.bench.chosen) > 1)
+        self._hide(presenting)
 
     def _hide(self, hidden: bool) -> None:
-        """Keep the results from the screen until a guess was taken."""
+        """Keep the results from the screen until a guess was taken, where there is something to guess."""
+        hidden = hidden and len(self.bench.chosen) > 1
         ui.show(self.results, not hidden)
         if hidden:
             self.guess.ask(self.bench.chosen)
@@ -119,7 +120,7 @@ class Compare:
 
             with self.bench.lock:  # what is under way is not hidden by a click that is refused
                 self.message.submit(f"Compare {html.named(names)}", work, key="compare")
-                self._hide(self.presenting and len(names) > 1)
+                self._hide(self.presenting)
 
     def recall(self, comparison: Comparison) -> None:
         """Show one that was measured before."""

@@ -99,7 +99,8 @@ def _end(values: Sequence[float]) -> float:
 
 def _shares(values: Sequence[float]) -> list[float]:
     """How far along an axis of the trade-off each value is, from 0 to 1."""
-    return [each / _end(values) for each in values]
+    end = _end(values)
+    return [each / end for each in values]
 
 
 def _looks(count: int, colours: Sequence[str], symbols: Sequence[str] | None) -> list[tuple[str, str]]:
@@ -176,19 +177,21 @@ def _bubbles(
         if {"inter_token_latency", quality, "weight_bytes"} <= run.estimates.keys()
     ]
     sizes = [run["weight_bytes"].value for _, run in shown]
-    across = LARGEST[len(shown) > NAMED]
+    named = len(shown) <= NAMED
+    across = LARGEST[not named]
     x = [scales.shown("inter_token_latency", run["inter_token_latency"].value) for _, run in shown]
     y = [scales.shown(quality, run[quality].value) for _, run in shown]
     text = [labels[index] for index, _ in shown]
     drawn = [(WIDE * left, LEAST[1] * up) for left, up in zip(_shares(x), _shares(y), strict=True)]
+    radii = [across / 2 * math.sqrt(each / (max(sizes) or 1)) for each in sizes]
     return go.Scatter(
         x=x,
         y=y,
         name=f"{scales.title(quality)} over {scales.title('inter_token_latency')}",
-        mode="markers+text" if len(shown) <= NAMED else "markers",
+        mode="markers+text" if named else "markers",
         text=text,
         hovertext=[names[index] for index, _ in shown],
-        textposition=sides(drawn, text, [across / 2 * math.sqrt(each / (max(sizes) or 1)) for each in sizes]),
+        textposition=sides(drawn, text, radii) if named else None,
         cliponaxis=False,
         marker={
             "size": sizes,
