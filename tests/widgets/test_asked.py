@@ -96,6 +96,18 @@ def test_answers_stand_side_by_side_and_are_scored(bench: Bench) -> None:
     assert "Against the settings scored last: +0.000 [" in asked.message.value
 
 
+def test_results_of_another_task_are_not_set_beside_these(bench: Bench) -> None:
+    panel, asked = bench.panel("prompt"), tool(bench, "prompt")
+    for seats in (3, 5):
+        panel.set(prompt.Constrain(form="pattern", rule=rf"It has {seats} seats\."))
+        asked.trial.click()
+        asked.score.click()
+        assert bench.wait(TIMEOUT)
+        assert "Settings tried last" not in asked.answers.value
+        assert "scored last" not in asked.message.value
+        bench.use(bench.task.model_copy(update={"instruction": "Answer in one word."}))
+
+
 def test_a_typed_question_is_answered_before_and_after(bench: Bench) -> None:
     panel, asked = bench.panel("prompt"), tool(bench, "prompt")
     panel.set(prompt.Constrain(form="choices", rule="yes\nno"))

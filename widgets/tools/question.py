@@ -42,11 +42,11 @@ class Asked(Tool):
         self.past: list[Step] = []
         self.future: list[Step] = []
         self._now: Step | None = None
-        self._asked: tuple[Step, str, str] | None = None
+        self._asked: tuple[Step, str, str, str] | None = None  # with the task, as in the next two
         self._changed = 0.0
         self._moving = False
-        self._tried: tuple[str, Step, list[Generation]] | None = None
-        self._scored: tuple[str, Step, list[float]] | None = None
+        self._tried: tuple[tuple[str, str], Step, list[Generation]] | None = None
+        self._scored: tuple[tuple[str, str], Step, list[float]] | None = None
         task = self.bench.task
         self.question = ui.Textarea(
             value=task.test[0].prompt if isinstance(task, Task) else PROMPT,
@@ -98,7 +98,8 @@ class Asked(Tool):
             self._remember(self._now)
         self._now = step
         self._arrows()
-        asked = (step, variant.name, self.question.value, id(self.bench.task))
+        task = self.bench.task
+        asked = (step, variant.name, self.question.value, task.fingerprint if task is not None else "")
         if asked == self._asked:  # the list of variants has changed, nothing else
             return
         self._asked = asked
@@ -177,10 +178,11 @@ class Asked(Tool):
         examples = (task.calibration or task.test)[:count]
         after = variant.apply(step, task, progress)
         said = {"Before": generate_answers(variant, task, examples, progress)}
-        if self._tried and self._tried[0] == (variant.name, id(task)) and self._tried[1] != step:
+        on = (variant.name, task.fingerprint)
+        if self._tried and self._tried[0] == on and self._tried[1] != step:
             said["Settings tried last"] = self._tried[2]
         said["With these settings"] = generate_answers(after, task, examples, progress)
-        self._tried = (variant.name, id(task)), step, said["With these settings"]
+        self._tried = on, step, said["With these settings"]
         with self.bench.lock:
             self.answers.value = transcript.side_by_side(task, examples, said)
         return ""
@@ -193,10 +195,11 @@ class Asked(Tool):
             f"Score {mean(now, 'score').value:.3f}, {mean(before, 'score').value:.3f} before: {_gain(now, before)}, on "
             f"{len(now)} test examples."
         ]
-        if self._scored and self._scored[0] == (variant.name, id(task)) and self._scored[1] != step:
+        on = (variant.name, task.fingerprint)
+        if self._scored and self._scored[0] == on and self._scored[1] != step:
             last = self._scored[2]
             said += [f"Against the settings scored last: {_gain(now, last)}."] if len(last) == len(now) else []
-        self._scored = (variant.name, id(task)), step, now
+        self._scored = on, step, now
         answers = answer_interleaved([variant, after], task, TIMED, progress)
         said += [
             _times("First token", [[each.ttft for each in found] for found in answers]),
